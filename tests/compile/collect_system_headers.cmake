@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+# cmake -D "HEADERS=<files>" -D OUTPUT=<file> -P: writes every <...> include of the given headers, each once.
+set(names "")
+foreach(header IN LISTS HEADERS)
+  file(STRINGS "${header}" lines REGEX "^ *# *include +<[^>]+>")
+  foreach(line IN LISTS lines)
+    string(REGEX REPLACE "^ *# *include +<([^>]+)>.*" "\\1" name "${line}")
+    list(APPEND names "${name}")
+  endforeach()
+endforeach()
+list(REMOVE_DUPLICATES names)
+list(SORT names)
+set(text "#pragma once\n")
+foreach(name IN LISTS names)
+  string(APPEND text "#if __has_include(<${name}>)\n#include <${name}>\n#endif\n")
+endforeach()
+file(WRITE "${OUTPUT}" "${text}")

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT
+#include "all_headers.hpp"
+#include "link.hpp"
+
+symbols symbols_of_first() { return here(); }
