@@ -25,6 +25,7 @@
 #include "../core/status.hpp"
 #include "../core/view.hpp"
 #include "../quant/codebook.hpp"
+#include "../quant/codebook_rounding.hpp"
 #include "../quant/geometry.hpp"
 #include "../quant/rope.hpp"
 
@@ -34,17 +35,13 @@ inline namespace v0 {
 /// Tokens of one code block: the unit of layout, paging and skipping, and one machine word of validity bits.
 inline constexpr std::size_t block_tokens = 64;
 
+/// Most blocks of one tile: attention programs are called with at most this many blocks at a time.
+inline constexpr std::size_t max_tile_blocks = 64;
+
 /// Blocks that cover `tokens` slots.
 [[nodiscard]] constexpr std::size_t blocks_for(std::size_t tokens) noexcept {
   return (tokens + block_tokens - 1) / block_tokens;
 }
-
-/// How a bank keeps the numbers of a codebook.
-enum class codebook_storage : std::uint8_t {
-  f32,  ///< 4 bytes a number, exactly as trained
-  f16,  ///< 2 bytes, rounded to nearest even; must fit the range of binary16
-  i8,   ///< 1 byte and an affine scale per (group, channel): see quant/codebook_rounding.hpp
-};
 
 /// A codebook in a bank's memory.
 template <class Address>
@@ -106,8 +103,9 @@ struct query_rows {
 };
 
 /// Scores or probabilities of a tile: element (row, slot) at data + row * stride + (slot - range.first).
-/// Rows are padded: each has room for a whole number of blocks (stride is a multiple of block_tokens and
-/// data is aligned to 64 bytes), and programs may write the padding.
+/// Programs over codes run on whole blocks: range.first is a multiple of block_tokens, data is aligned to 64
+/// bytes, and each row has room for a whole number of blocks (stride is a multiple of block_tokens). Score programs
+/// may write anything into the padding, softmax_part fills it with 0.
 struct score_tile {
   float* data = nullptr;
   std::size_t rows = 0;

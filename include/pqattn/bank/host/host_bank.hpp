@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+// The first bank: the host's SIMD units over ordinary memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../core/memory.hpp"
+#include "../bank.hpp"
+#include "exact.hpp"
+#include "isa.hpp"
+#include "nearest.hpp"
+#include "rotary_score.hpp"
+#include "score.hpp"
+#include "softmax.hpp"
+#include "values.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// Host bank. Addresses are pointers aligned to 64 bytes: level-0 callers may pass memory of their own wherever an
+/// address is asked for; reserve() uses the memory_resource given at construction. All programs are const, keep no
+/// state and may run concurrently. `Isa` is a tag of bank/host/isa.hpp.
+template <class Isa = isa::native>
+class host_bank {
+ public:
+  using address = std::byte*;
+  static constexpr bool concurrent = true;
+
+  host_bank() = default;
+  explicit host_bank(const memory_resource& memory) noexcept : memory_(memory) {}
+
+  [[nodiscard]] const char* name() const noexcept { return "host"; }
+  [[nodiscard]] const char* arch_name() const noexcept { return detail::isa_traits<Isa>::name; }
+
+  // Memory
+  status reserve(std::size_t bytes, address& place) const {
+    auto* got = static_cast<std::byte*>(bytes == 0 ? nullptr : memory_.allocate(memory_.self, bytes));
+    if (bytes != 0 && got == nullptr) {
+      return failure(status_code::out_of_memory, "host_bank memory", "refused an allocation", bytes, 0);
+    }
+    place = got;
+    return {};
+  }
+  void release(address place, std::size_t bytes) const noexcept {
+    if (place != nullptr) {
+      memory_.deallocate(memory_.self, place, bytes);
+    }
+  }
+
+  // Layout
+  [[nodiscard]] std::size_t codebook_bytes(const geometry& shape, codebook_storage storage) const noexcept {
+    return detail::host_codebook{resident_codebook<address>{shape, storage, nullptr}}.bytes();
+  }
+  [[nodiscard]] std::size_t code_block_bytes(const geometry& shape) const noexcept {
+    return detail::host_block_bytes(shape);
+  }
+  status store_codebook(const codebook_view& book, const resident_codebook<address>& resident) const noexcept {
+    return detail::store_planes(book, resident);
+  }
+  status load_codebook(const resident_codebook<address>& resident, float* centroids) const noexcept {
+    detail::load_planes(resident, centroids);
+    return {};
+  }
+  status store_codes(const code_span<address>& codes, slot_range slots, const std::uint16_t* in) const noexcept {
+    const std::uint32_t groups = codes.shape.groups();
+    for (std::size_t i = 0; i < slots.count; ++i) {
+      put_slot(codes, slots.first + i, in + i * groups);
+    }
+    return {};
+  }
+  status load_codes(const code_span<address>& codes, slot_range slots, std::uint16_t* out) const noexcept {
+    const std::uint32_t groups = codes.shape.groups();
+    for (std::size_t i = 0; i < slots.count; ++i) {
+      get_slot(codes, slots.first + i, out + i * groups);
+    }
+    return {};
+  }
+
+  // Training
+  [[nodiscard]] std::size_t point_bytes(std::size_t count, std::uint32_t width) const noexcept {
+    return detail::point_stride(count) * width * sizeof(float);
+  }
+  status store_points(const float* values, std::size_t count, std::uint32_t width, address points) const noexcept {
+    const std::size_t stride = detail::point_stride(count);
+    auto* target = reinterpret_cast<float*>(points);
+    for (std::uint32_t c = 0; c < width; ++c) {
+      for (std::size_t i = 0; i < stride; ++i) {
+        target[c * stride + i] = i < count ? values[i * width + c] : 0.0f;
+      }
+    }
+    return {};
+  }
+  status assign(address points, std::size_t count, std::uint32_t width, const float* centroids,
+                std::uint32_t centroid_count, std::uint16_t* codes, float* distances) const noexcept {
+    detail::assign_points<Isa>(as_points(points, count), count, width, centroids, centroid_count, codes, distances);
+    return {};
+  }
+  status centroid_sums(address points, std::size_t count, std::uint32_t width, const float* weights,
+                       const std::uint16_t* codes, std::uint32_t centroid_count, double* sums,
+                       double* mass) const noexcept {
+    const detail::point_block block = as_points(points, count);
+    for (std::size_t i = 0; i < std::size_t{centroid_count} * width; ++i) {
+      sums[i] = 0.0;
+    }
+    for (std::uint32_t k = 0; k < centroid_count; ++k) {
+      mass[k] = 0.0;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      const double weight = weights == nullptr ? 1.0 : static_cast<double>(weights[i]);
+      double* sum = sums + std::size_t{codes[i]} * width;
+      for (std::uint32_t c = 0; c < width; ++c) {
+        sum[c] += weight * static_cast<double>(block.values[c * block.stride + i]);
+      }
+      mass[codes[i]] += weight;
+    }
+    return {};
+  }
+
+  // Coding
+  status encode(const rows_view& rows, const resident_codebook<address>& book, const code_span<address>& codes,
+                slot_range slots) const noexcept {
+    alignas(64) float row[max_dim];
+    alignas(64) float ordered[max_dim];
+    std::uint16_t row_codes[max_dim * max_stages];
+    for (std::size_t i = 0; i < slots.count; ++i) {
+      load_row(rows, i, row);
+      detail::encode_row<Isa>(detail::host_codebook{book}, row, ordered, row_codes);
+      put_slot(codes, slots.first + i, row_codes);
+    }
+    return {};
+  }
+  status decode(const resident_codebook<address>& book, const code_span<address>& codes, slot_range slots,
+                const rows_ref& decoded) const noexcept {
+    const detail::host_codebook planes{book};
+    const geometry& shape = book.shape;
+    float row[max_dim];
+    std::uint16_t row_codes[max_dim * max_stages];
+    for (std::size_t i = 0; i < slots.count; ++i) {
+      get_slot(codes, slots.first + i, row_codes);
+      for (std::uint32_t group = 0; group < shape.groups(); ++group) {
+        for (std::uint32_t c = 0; c < shape.width(group); ++c) {
+          const float value = planes.entry(planes.plane_of(group, c), row_codes[group]);
+          float& target = row[shape.channel(shape.first_channel(group) + c)];
+          target = group < shape.subvectors ? value : target + value;
+        }
+      }
+      store_row(decoded, i, row);
+    }
+    return {};
+  }
+
+  // Attention over codes
+  [[nodiscard]] std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation) const noexcept {
+    return sizeof(float) * (rotation.enabled() ? detail::rotary_table_floats(shape, rows, rotation)
+                                               : detail::score_table_floats(shape, rows));
+  }
+  status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
+                        address tables) const noexcept {
+    auto* floats = reinterpret_cast<float*>(tables);
+    if (rotation.enabled()) {
+      detail::prepare_rotary<Isa>(queries, book.shape, rotation, floats);
+    } else {
+      detail::build_score_tables<Isa>(queries, detail::host_codebook{book}, floats);
+    }
+    return {};
+  }
+  status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
+               const slot_positions& positions, const code_span<address>& codes, slot_range slots,
+               const score_tile& tile) const noexcept {
+    const auto* floats = reinterpret_cast<const float*>(tables);
+    if (rotation.enabled()) {
+      detail::score_rotary<Isa>(floats, detail::host_codebook{book}, rotation, positions, codes, slots, tile);
+    } else {
+      detail::score_by_tables<Isa>(floats, rows, codes, slots, tile);
+    }
+    return {};
+  }
+  status softmax_part(const score_tile& tile, std::size_t count, const softmax_state& state) const noexcept {
+    for (std::size_t row = 0; row < tile.rows; ++row) {
+      detail::softmax_row<Isa>(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
+    }
+    return {};
+  }
+  status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
+                           const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
+                           std::size_t stride) const noexcept {
+    std::uint64_t skipped[max_tile_blocks / 64] = {};
+    const std::size_t blocks = blocks_for(slots.count);
+    for (std::size_t block = 0; options.skip_below != nullptr && block < blocks; ++block) {
+      if (detail::negligible_block<Isa>(tile, block * block_tokens, options.skip_below)) {
+        skipped[block / 64] |= std::uint64_t{1} << (block % 64);
+      }
+    }
+    const bool histogram = options.method == value_method::histogram &&
+                           book.shape.code_limit() <= detail::max_histogram_entries;
+    const detail::host_codebook planes{book};
+    if (histogram) {
+      detail::add_values_by_histogram<Isa>(tile, planes, codes, slots, skipped, out, stride);
+    } else {
+      detail::add_values_reconstructed<Isa>(tile, planes, codes, slots, skipped, out, stride);
+    }
+    return {};
+  }
+
+  // Attention over exact rows
+  status score_rows(const query_rows& queries, const rows_view& rows, const score_tile& tile) const noexcept {
+    detail::score_exact<Isa>(queries, rows, tile);
+    return {};
+  }
+  status accumulate_rows(const score_tile& tile, const rows_view& rows, float* out, std::size_t stride) const noexcept {
+    detail::add_values_exact<Isa>(tile, rows, out, stride);
+    return {};
+  }
+
+ private:
+  static detail::point_block as_points(address points, std::size_t count) noexcept {
+    return {reinterpret_cast<const float*>(points), detail::point_stride(count)};
+  }
+  static void put_slot(const code_span<address>& codes, std::size_t slot, const std::uint16_t* row) noexcept {
+    for (std::uint32_t group = 0; group < codes.shape.groups(); ++group) {
+      detail::put_code<Isa>(detail::group_codes(codes, slot / block_tokens, group), codes.shape.code_bits(),
+                            slot % block_tokens, row[group]);
+    }
+  }
+  static void get_slot(const code_span<address>& codes, std::size_t slot, std::uint16_t* row) noexcept {
+    for (std::uint32_t group = 0; group < codes.shape.groups(); ++group) {
+      row[group] = static_cast<std::uint16_t>(detail::get_code(detail::group_codes(codes, slot / block_tokens, group),
+                                                               codes.shape.code_bits(), slot % block_tokens));
+    }
+  }
+
+  memory_resource memory_;
+};
+
+static_assert(bank_policy<host_bank<>>);
+
+}  // namespace v0
+}  // namespace pqattn

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+// What becomes of centroids when a codebook is stored in fewer bits. Training rounds once; every bank that stores
+// the rounded codebook in the same format gives back the same numbers, so codes agree between banks.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "../core/half.hpp"
+#include "../core/status.hpp"
+#include "codebook.hpp"
+#include "geometry.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// How the numbers of a codebook are kept.
+enum class codebook_storage : std::uint8_t {
+  f32,  ///< 4 bytes a number, exactly as trained
+  f16,  ///< 2 bytes, rounded to nearest even; numbers must fit the range of binary16
+  i8,   ///< 1 byte and an affine scale per (stage, channel): offset + scale * q, q in [-127, 127]
+};
+
+[[nodiscard]] constexpr std::size_t size_of(codebook_storage storage) noexcept {
+  return storage == codebook_storage::f32 ? 4 : storage == codebook_storage::f16 ? 2 : 1;
+}
+
+/// Bytes a codebook occupies where it is stored densely, scales included: what memory reports quote.
+[[nodiscard]] constexpr std::size_t stored_codebook_bytes(const geometry& shape, codebook_storage storage) noexcept {
+  const std::size_t scales =
+      storage == codebook_storage::i8 ? std::size_t{2} * sizeof(float) * shape.stages * shape.dim : 0;
+  return shape.codebook_values() * size_of(storage) + scales;
+}
+
+/// Affine map of one channel's centroids to bytes.
+struct channel_scale {
+  float scale = 0.0f;
+  float offset = 0.0f;
+
+  [[nodiscard]] std::int8_t quantize(float value) const noexcept {
+    return scale == 0.0f ? std::int8_t{0} : static_cast<std::int8_t>(std::lrintf((value - offset) / scale));
+  }
+  [[nodiscard]] float restore(std::int8_t level) const noexcept {
+    return std::fma(scale, static_cast<float>(level), offset);
+  }
+};
+
+/// The i8 map of channel `channel` of a group: its centroids' range onto [-127, 127].
+[[nodiscard]] inline channel_scale scale_of_channel(const codebook_view& book, std::uint32_t group,
+                                                    std::uint32_t channel) noexcept {
+  const std::uint32_t width = book.shape.width(group);
+  const float* centroids = book.group(group);
+  float low = centroids[channel];
+  float high = low;
+  for (std::uint32_t k = 1; k < book.shape.centroids; ++k) {
+    const float value = centroids[static_cast<std::size_t>(k) * width + channel];
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+  }
+  // Halve before subtracting: high - low may overflow when both are huge.
+  return {(0.5f * high - 0.5f * low) / 127.0f, 0.5f * high + 0.5f * low};
+}
+
+/// Rounds all centroids in place to what `storage` can hold.
+/// Errors: a number that binary16 cannot hold (its index is named). O(codebook_values).
+inline status round_codebook(const geometry& shape, codebook_storage storage, float* centroids) noexcept {
+  if (storage == codebook_storage::f16) {
+    for (std::size_t i = 0; i < shape.codebook_values(); ++i) {
+      const float rounded = to_float(to_half(centroids[i]));
+      if (!is_finite(rounded)) {
+        return failure(status_code::unsupported, "codebook", "has a number outside binary16 at index", 0, i);
+      }
+    }
+    for (std::size_t i = 0; i < shape.codebook_values(); ++i) {
+      centroids[i] = to_float(to_half(centroids[i]));
+    }
+  } else if (storage == codebook_storage::i8) {
+    const codebook_view book{shape, centroids};
+    for (std::uint32_t group = 0; group < shape.groups(); ++group) {
+      const std::uint32_t width = shape.width(group);
+      float* values = centroids + shape.codebook_offset(group);
+      for (std::uint32_t channel = 0; channel < width; ++channel) {
+        const channel_scale map = scale_of_channel(book, group, channel);
+        for (std::uint32_t k = 0; k < shape.centroids; ++k) {
+          float& value = values[static_cast<std::size_t>(k) * width + channel];
+          value = map.restore(map.quantize(value));
+        }
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace v0
+}  // namespace pqattn
