@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// The caches a user can ask for by name. A new cache is one line here and one file of its own.
+#pragma once
+
+#include "kv_cache.hpp"
+#include "outcome.hpp"
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tiny_lm {
+
+/// Makes the cache called `name`: "exact", or "window-N" (the first 8 and the last N - 8 tokens in f32, the rest
+/// dropped).
+outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_ptr<kv_cache>& cache);
+
+/// Names the demo runs, the exact cache first.
+std::vector<std::string> demo_caches();
+
+/// One line for `--help`.
+std::string cache_help();
+
+}  // namespace tiny_lm

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// The three things the program does, apart from reading its command line.
+#pragma once
+
+#include "engine.hpp"
+#include "evaluate.hpp"
+#include "outcome.hpp"
+
+#include <cstddef>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace tiny_lm {
+
+struct demo_options {
+  std::filesystem::path data;
+  std::filesystem::path output;
+  int context = 0;
+  std::vector<std::string> caches;  ///< after the exact one, which always runs first
+  std::size_t sample_tokens = 0;    ///< each cache goes on with the first half of the context by this many tokens
+};
+
+struct generate_options {
+  std::filesystem::path data;
+  std::string prompt;
+  std::string cache = "exact";
+  std::size_t tokens = 64;
+  sampling choice;
+};
+
+struct evaluate_options {
+  std::filesystem::path data;
+  std::filesystem::path tokens;  ///< a .npy file of ids; empty takes `text` or the built-in context
+  std::filesystem::path text;    ///< a text file, cut at the model's context
+  int context = 0;
+  std::string cache = "exact";
+  target_range targets{0, 0};  ///< 0, 0: all
+};
+
+/// Runs every cache over one context, prints the table, writes the report.
+outcome run_demo(const demo_options& options);
+
+/// Prints the prompt and what the model goes on with.
+outcome run_generate(const generate_options& options);
+
+/// Prints loss, KL and top-1 agreement of one cache over one text.
+outcome run_evaluate(const evaluate_options& options);
+
+}  // namespace tiny_lm
