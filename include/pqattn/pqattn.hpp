@@ -1,7 +1,32 @@
 // SPDX-License-Identifier: MIT
-// Everything in one include. Opt-in headers that need further libraries are not part of it.
+// Umbrella header: the whole library except the opt-in parts (interop/eigen.hpp, study/, JSON readers).
 #pragma once
 
 #include "config.hpp"
-#include "core/status.hpp"
 #include "version.hpp"
+
+#include "core/executor.hpp"
+#include "core/half.hpp"
+#include "core/memory.hpp"
+#include "core/progress.hpp"
+#include "core/random.hpp"
+#include "core/status.hpp"
+#include "core/view.hpp"
+
+#include "quant/code_rows.hpp"
+#include "quant/codebook.hpp"
+#include "quant/codebook_rounding.hpp"
+#include "quant/geometry.hpp"
+#include "quant/rope.hpp"
+
+#include "bank/bank.hpp"
+#include "bank/host/host_bank.hpp"
+
+#include "train/codebook_trainer.hpp"
+#include "train/kmeans.hpp"
+
+#include "encode/encode.hpp"
+
+#include "attend/attend.hpp"
+#include "attend/partial_state.hpp"
+#include "attend/score_modifiers.hpp"

@@ -56,14 +56,18 @@ struct [[nodiscard]] status {
   [[nodiscard]] constexpr bool ok() const noexcept { return code == status_code::ok; }
   constexpr explicit operator bool() const noexcept { return ok(); }
 
-  /// Writes "subject problem: expected E, got G (code)" into `text` (always terminated when size > 0).
+  /// Writes "subject problem: expected E, got G (code)" into `text` (always terminated when size > 0); for
+  /// not_finite the two numbers are a position, "subject problem: row E, column G (code)".
   /// Returns the length the full message needs, without the terminator.
   std::size_t format(char* text, std::size_t size) const noexcept {
     const int length =
         ok() ? std::snprintf(text, size, "ok")
         : has_values
-            ? std::snprintf(text, size, "%s %s: expected %lld, got %lld (%s)", subject, problem,
-                            static_cast<long long>(expected), static_cast<long long>(got), name_of(code))
+            ? std::snprintf(text, size,
+                            code == status_code::not_finite ? "%s %s: row %lld, column %lld (%s)"
+                                                            : "%s %s: expected %lld, got %lld (%s)",
+                            subject, problem, static_cast<long long>(expected), static_cast<long long>(got),
+                            name_of(code))
             : std::snprintf(text, size, "%s %s (%s)", subject, problem, name_of(code));
     return length < 0 ? 0 : static_cast<std::size_t>(length);
   }

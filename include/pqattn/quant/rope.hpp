@@ -84,7 +84,7 @@ inline status build_rope(const float* frequencies, std::uint32_t pairs, rope_pai
   float* angles = memory + pairs;
   for (std::uint32_t pair = 0; pair < pairs; ++pair) {
     if (!is_finite(frequencies[pair])) {
-      return failure(status_code::not_finite, "rope.frequencies", "has a NaN or infinity at index", 0, pair);
+      return failure(status_code::not_finite, "rope.frequencies", "has a NaN or infinity", 0, pair);
     }
     memory[pair] = frequencies[pair];
     double unit = 1.0;

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT
+// Attention of the query rows of one KV head over segments of coded and exact tokens.
+//
+//   q --> table --> score --> modifiers --> softmax part --> weighted value sum --> partial state --> merge
+//
+// A segment is cut into parts of fixed size, a part into tiles; each part yields one partial state, and states are
+// merged in order. Sizes and order depend on nothing but the segments, so any executor gives the same bits.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "../bank/bank.hpp"
+#include "../core/executor.hpp"
+#include "../core/memory.hpp"
+#include "partial_state.hpp"
+#include "score_modifiers.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// Tokens of one tile: scores of a few rows stay in the first-level cache.
+inline constexpr std::size_t tile_tokens = 1024;
+/// Tokens of one part.
+inline constexpr std::size_t part_tokens = 4 * tile_tokens;
+static_assert(tile_tokens % block_tokens == 0 && tile_tokens / block_tokens <= max_tile_blocks);
+
+/// Keys or values of a segment: codes with their codebook, or exact rows.
+template <class Address>
+struct token_source {
+  bool coded = false;
+  code_span<Address> codes;         ///< when coded
+  resident_codebook<Address> book;  ///< when coded
+  rows_view rows;                   ///< when exact: (tokens, d)
+
+  [[nodiscard]] std::size_t dim() const noexcept { return coded ? book.shape.dim : rows.cols; }
+};
+
+/// Slots [first, first + count) of some tokens of one KV head.
+template <class Address>
+struct segment {
+  token_source<Address> keys;
+  token_source<Address> values;
+  slot_range slots;
+  slot_positions positions;             ///< of slot s, counted from slot 0 of the segment's storage
+  const std::uint64_t* live = nullptr;  ///< optional, one bit per slot of the storage; 0 excludes the slot
+  /// Set when the keys were coded before RoPE: the bank rotates them. Exact keys are stored rotated.
+  rope rotation;
+  Address tables{};  ///< bank memory for the score tables: see attention_table_bytes; unused for exact keys
+};
+
+/// What stays fixed over all segments of a call.
+struct attention_params {
+  float scale = 0.0f;           ///< multiplies <q, k>; 0 means 1 / sqrt(d_k)
+  score_modifiers modifiers;    ///< bias, if any, is indexed by slot of the one segment
+  const float* sink_logits = nullptr;  ///< rows, or null
+  value_method method = value_method::automatic;
+  /// Value blocks are left out while their total probability mass stays at most this share of each row's: the
+  /// output moves by at most 2 * skip_mass * max |v|. 0 skips nothing.
+  float skip_mass = 0.0f;
+  executor parts;
+};
+
+/// Bytes of bank memory for segment::tables.
+template <bank_policy Bank>
+[[nodiscard]] std::size_t attention_table_bytes(Bank& bank, const geometry& key_shape, std::size_t rows,
+                                                const rope& rotation) noexcept {
+  return bank.table_bytes(key_shape, rows, rotation);
+}
+
+namespace detail {
+
+/// First slot of a segment rounded down to a block: coded programs run on whole blocks, the slots in front are masked.
+template <class Address>
+[[nodiscard]] std::size_t aligned_first(const segment<Address>& tokens) noexcept {
+  const bool whole_blocks = tokens.keys.coded || tokens.values.coded;
+  return whole_blocks ? tokens.slots.first / block_tokens * block_tokens : tokens.slots.first;
+}
+
+template <class Address>
+[[nodiscard]] std::size_t parts_of(const segment<Address>& tokens) noexcept {
+  if (tokens.slots.count == 0) {
+    return 0;
+  }
+  const std::size_t covered = tokens.slots.first + tokens.slots.count - aligned_first(tokens);
+  return (covered + part_tokens - 1) / part_tokens;
+}
+
+/// Scratch of one worker.
+struct attention_scratch {
+  score_tile tile;
+  softmax_state softmax;
+  float* skip_below = nullptr;
+
+  void carve(carver& memory, std::size_t rows) noexcept {
+    tile = {memory.take<float>(rows * tile_tokens), rows, tile_tokens};
+    softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)};
+    skip_below = memory.take<float>(rows);
+  }
+};
+
+/// Memory of one call: scaled queries, one state per part, one scratch per worker.
+struct attention_memory {
+  float* queries = nullptr;
+  float* outs = nullptr;
+  float* lses = nullptr;
+  attention_scratch* scratch = nullptr;
+
+  void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim, std::size_t parts,
+             std::size_t workers) noexcept {
+    queries = memory.take<float>(rows * key_dim);
+    outs = memory.take<float>(parts * rows * value_dim);
+    lses = memory.take<float>(parts * rows);
+    scratch = memory.take<attention_scratch>(workers);
+    for (std::size_t worker = 0; worker < workers; ++worker) {
+      attention_scratch pieces;
+      pieces.carve(memory, rows);
+      if (scratch != nullptr && memory.fits()) {
+        scratch[worker] = pieces;
+      }
+    }
+  }
+};
+
+template <class Bank>
+status score_tile_slots(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
+                        slot_range slots, const score_tile& tile) {
+  if (tokens.keys.coded) {
+    return bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,
+                      tokens.keys.codes, slots, tile);
+  }
+  return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
+}
+
+/// Budget of skipped probability mass for one block of this part, per row, against the sum so far.
+inline void set_skip_budget(const attention_params& params, const softmax_state& softmax, std::size_t rows,
+                            std::size_t segment_blocks, float* skip_below) noexcept {
+  for (std::size_t row = 0; row < rows; ++row) {
+    skip_below[row] = softmax.sum[row] * params.skip_mass / static_cast<float>(segment_blocks);
+  }
+}
+
+/// Attention over one part of one segment into `state`.
+template <class Bank>
+status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
+                   const attention_params& params, std::size_t part, const attention_scratch& work,
+                   const partial_state& state) {
+  clear(state);
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    work.softmax.maximum[row] = masked_score;
+    work.softmax.sum[row] = 0.0f;
+  }
+  const std::size_t end = tokens.slots.first + tokens.slots.count;
+  const std::size_t part_first = aligned_first(tokens) + part * part_tokens;
+  const std::size_t part_end = end < part_first + part_tokens ? end : part_first + part_tokens;
+  const bool skips = params.skip_mass > 0.0f && tokens.values.coded;
+  value_options options{params.method, skips ? work.skip_below : nullptr};
+  for (std::size_t first = part_first; first < part_end; first += tile_tokens) {
+    const slot_range slots{first, part_end - first < tile_tokens ? part_end - first : tile_tokens};
+    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile));
+    for (std::size_t row = 0; row < queries.rows; ++row) {
+      modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row));
+    }
+    PQATTN_TRY(bank.softmax_part(work.tile, slots.count, work.softmax));
+    for (std::size_t row = 0; row < queries.rows; ++row) {
+      if (work.softmax.rescale[row] != 1.0f) {
+        for (std::size_t c = 0; c < state.dim; ++c) {
+          state.out[row * state.stride + c] *= work.softmax.rescale[row];
+        }
+      }
+    }
+    if (tokens.values.coded) {
+      if (skips) {
+        set_skip_budget(params, work.softmax, queries.rows, blocks_for(tokens.slots.count) + 1, work.skip_below);
+      }
+      PQATTN_TRY(bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
+                                        state.stride));
+    } else {
+      PQATTN_TRY(bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out,
+                                      state.stride));
+    }
+  }
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    const float sum = work.softmax.sum[row];
+    if (sum > 0.0f) {
+      for (std::size_t c = 0; c < state.dim; ++c) {
+        state.out[row * state.stride + c] /= sum;
+      }
+      state.lse_e[row] = work.softmax.maximum[row] + std::log(sum);
+    }
+  }
+  return {};
+}
+
+template <class Address>
+status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::size_t value_dim) noexcept {
+  if (tokens.keys.dim() != key_dim) {
+    return failure(status_code::shape_mismatch, "segment.keys", "must have the queries' number of channels", key_dim,
+                   tokens.keys.dim());
+  }
+  if (tokens.values.dim() != value_dim) {
+    return failure(status_code::shape_mismatch, "segment.values", "must have the output's number of channels",
+                   value_dim, tokens.values.dim());
+  }
+  const std::size_t end = tokens.slots.first + tokens.slots.count;
+  if (!tokens.keys.coded && tokens.keys.rows.rows < end) {
+    return failure(status_code::shape_mismatch, "segment.keys.rows", "must cover the slots", end,
+                   tokens.keys.rows.rows);
+  }
+  if (!tokens.values.coded && tokens.values.rows.rows < end) {
+    return failure(status_code::shape_mismatch, "segment.values.rows", "must cover the slots", end,
+                   tokens.values.rows.rows);
+  }
+  if (tokens.keys.coded) {
+    PQATTN_TRY(check_geometry(tokens.keys.book.shape));
+    PQATTN_TRY(check_rope(tokens.rotation, static_cast<std::uint32_t>(key_dim)));
+    if (tokens.keys.codes.memory == Address{} || tokens.tables == Address{}) {
+      return failure(status_code::invalid_argument, "segment", "has coded keys but no codes or no tables memory");
+    }
+  }
+  if (tokens.values.coded) {
+    PQATTN_TRY(check_geometry(tokens.values.book.shape));
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// Bytes of workspace attend() needs for these segments.
+template <class Address>
+[[nodiscard]] std::size_t attention_workspace_bytes(const segment<Address>* segments, std::size_t segment_count,
+                                                    std::size_t rows, std::size_t key_dim, std::size_t value_dim,
+                                                    std::size_t workers) noexcept {
+  std::size_t parts = 0;
+  for (std::size_t i = 0; i < segment_count; ++i) {
+    parts += detail::parts_of(segments[i]);
+  }
+  carver memory;
+  detail::attention_memory{}.carve(memory, rows, key_dim, value_dim, parts, workers);
+  return memory.required();
+}
+
+/// Attention of all query rows of one KV head over the union of disjoint segments.
+///
+/// `queries` (rows, d_k): the query heads of the group times the query tokens, in any order, rotated as the model
+/// rotates them. `out` (rows, d_v) in any dtype; `lse_e` (rows, natural logarithm) may be null. A row with every
+/// slot masked gives 0 and -infinity (or its sink logit). Nothing is allocated; results do not depend on the executor.
+/// Errors (out untouched): shape mismatches, missing memory, workspace too small, too many rows for the tables.
+template <bank_policy Bank>
+status attend(Bank& bank, const rows_view& queries, const segment<typename Bank::address>* segments,
+              std::size_t segment_count, const attention_params& params, void* workspace, std::size_t workspace_bytes,
+              const rows_ref& out, float* lse_e) {
+  PQATTN_TRY(check_view(queries, "queries"));
+  PQATTN_TRY(check_view(out.view(), "out"));
+  PQATTN_TRY(check_modifiers(params.modifiers));
+  if (out.rows != queries.rows) {
+    return failure(status_code::shape_mismatch, "out.rows", "must equal queries.rows", queries.rows, out.rows);
+  }
+  if (queries.cols < 1 || queries.cols > max_dim || out.cols < 1 || out.cols > max_dim) {
+    return failure(status_code::invalid_argument, "queries.cols or out.cols", "must be 1 to 1024", max_dim,
+                   queries.cols < 1 || queries.cols > max_dim ? queries.cols : out.cols);
+  }
+  std::size_t parts = 0;
+  for (std::size_t i = 0; i < segment_count; ++i) {
+    PQATTN_TRY(detail::check_segment(segments[i], queries.cols, out.cols));
+    parts += detail::parts_of(segments[i]);
+  }
+  const executor runner = Bank::concurrent ? params.parts : executor{};
+  carver pieces(workspace, workspace_bytes);
+  detail::attention_memory memory;
+  memory.carve(pieces, queries.rows, queries.cols, out.cols, parts, params.parts.workers);
+  if (workspace == nullptr || !pieces.fits()) {
+    return failure(status_code::capacity, "workspace", "is too small for attention", pieces.used(), workspace_bytes);
+  }
+
+  const float scale = params.scale != 0.0f ? params.scale : 1.0f / std::sqrt(static_cast<float>(queries.cols));
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    float* scaled = memory.queries + row * queries.cols;
+    load_row(queries, row, scaled);
+    for (std::size_t c = 0; c < queries.cols; ++c) {
+      scaled[c] *= scale;
+    }
+  }
+  const query_rows scaled{memory.queries, queries.rows, queries.cols};
+  const auto state_of = [&](std::size_t part) {
+    return partial_state{memory.outs + part * queries.rows * out.cols, out.cols, memory.lses + part * queries.rows,
+                         queries.rows, out.cols};
+  };
+
+  std::size_t first_part = 0;
+  for (std::size_t i = 0; i < segment_count; ++i) {
+    const segment<typename Bank::address>& tokens = segments[i];
+    const std::size_t count = detail::parts_of(tokens);
+    if (count != 0 && tokens.keys.coded) {
+      PQATTN_TRY(bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables));
+    }
+    std::atomic<bool> failed{false};
+    status outcome;
+    run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
+      const status done = detail::attend_part(bank, tokens, scaled, params, part, memory.scratch[worker],
+                                              state_of(first_part + part));
+      if (!done && !failed.exchange(true)) {
+        outcome = done;
+      }
+    });
+    PQATTN_TRY(outcome);
+    first_part += count;
+  }
+
+  if (parts == 0) {
+    // No tokens at all: the first query rows' memory serves as the empty state.
+    float nothing[max_dim] = {};
+    float lse = 0.0f;
+    for (std::size_t row = 0; row < queries.rows; ++row) {
+      const partial_state state{nothing, out.cols, &lse, 1, out.cols};
+      clear(state);
+      if (params.sink_logits != nullptr) {
+        merge_sink(state, params.sink_logits + row);
+      }
+      store_row(out, row, nothing);
+      if (lse_e != nullptr) {
+        lse_e[row] = lse;
+      }
+    }
+    return {};
+  }
+  const partial_state total = state_of(0);
+  for (std::size_t part = 1; part < parts; ++part) {
+    merge(total, state_of(part));
+  }
+  if (params.sink_logits != nullptr) {
+    merge_sink(total, params.sink_logits);
+  }
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    store_row(out, row, total.out + row * total.stride);
+    if (lse_e != nullptr) {
+      lse_e[row] = total.lse_e[row];
+    }
+  }
+  return {};
+}
+
+}  // namespace v0
+}  // namespace pqattn

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT
+// What the x86 kernels are written in: one struct of operations per instruction set, so that a kernel is written
+// once and compiled for AVX2, AVX-512BW and AVX-512 VBMI+VNNI alike.
+//
+// Nothing here raises the instruction set: a translation unit gets the operations its own flags allow. All kernel
+// code lives in an inline namespace named after those flags, so that copies compiled with different flags are
+// different functions to the linker (an AVX2 kernel in an AVX-512 unit may well use AVX-512 encodings).
+#pragma once
+
+#include "../../../config.hpp"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define PQATTN_X86_AVX2 1
+#else
+#define PQATTN_X86_AVX2 0
+#endif
+
+#if PQATTN_X86_AVX2 && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define PQATTN_X86_AVX512BW 1
+#else
+#define PQATTN_X86_AVX512BW 0
+#endif
+
+#if PQATTN_X86_AVX512BW && defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+#define PQATTN_X86_AVX512VBMI 1
+#else
+#define PQATTN_X86_AVX512VBMI 0
+#endif
+
+#if PQATTN_X86_AVX512VBMI
+#define PQATTN_X86_UNIT unit_avx512vbmi
+#elif PQATTN_X86_AVX512BW
+#define PQATTN_X86_UNIT unit_avx512bw
+#else
+#define PQATTN_X86_UNIT unit_avx2
+#endif
+
+#if PQATTN_X86_AVX2
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pqattn {
+inline namespace v0 {
+namespace x86 {
+inline namespace PQATTN_X86_UNIT {
+
+/// 256-bit operations. `ints` holds `bytes` bytes, `floats` holds `lanes` f32.
+struct avx2 {
+  using ints = __m256i;
+  using floats = __m256;
+  static constexpr std::size_t bytes = 32;
+  static constexpr std::size_t lanes = 8;
+  static constexpr const char* name = "avx2";
+  /// Largest probability byte: without VNNI the product goes through 16 bits, 2 * 127 * 128 must fit.
+  static constexpr float byte_limit = 127.0f;
+  /// Sign pattern of 32 bytes: +1 or -1 each.
+  using signs = __m256i;
+  static constexpr std::size_t sign_bytes = 32;
+
+  static PQATTN_ALWAYS_INLINE ints load(const void* p) noexcept {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static PQATTN_ALWAYS_INLINE void store(void* p, ints v) noexcept {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+  }
+  static PQATTN_ALWAYS_INLINE ints zero() noexcept { return _mm256_setzero_si256(); }
+  static PQATTN_ALWAYS_INLINE ints set8(int v) noexcept { return _mm256_set1_epi8(static_cast<char>(v)); }
+  static PQATTN_ALWAYS_INLINE ints set16(int v) noexcept { return _mm256_set1_epi16(static_cast<short>(v)); }
+  static PQATTN_ALWAYS_INLINE ints set32(std::int32_t v) noexcept { return _mm256_set1_epi32(v); }
+  static PQATTN_ALWAYS_INLINE ints low8(ints a, ints b) noexcept { return _mm256_unpacklo_epi8(a, b); }
+  static PQATTN_ALWAYS_INLINE ints high8(ints a, ints b) noexcept { return _mm256_unpackhi_epi8(a, b); }
+  static PQATTN_ALWAYS_INLINE ints low16(ints a, ints b) noexcept { return _mm256_unpacklo_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints high16(ints a, ints b) noexcept { return _mm256_unpackhi_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints add16(ints a, ints b) noexcept { return _mm256_add_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm256_sub_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm256_add_epi32(a, b); }
+  static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm256_and_si256(a, b); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm256_srli_epi16(a, Count); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept { return _mm256_slli_epi16(a, Count); }
+  /// Sums of two neighbouring products, unsigned bytes times signed bytes, saturating to 16 bits.
+  static PQATTN_ALWAYS_INLINE ints mul_bytes(ints u, ints s) noexcept { return _mm256_maddubs_epi16(u, s); }
+  static PQATTN_ALWAYS_INLINE ints flip(ints v, signs s) noexcept { return _mm256_sign_epi8(v, s); }
+  static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept { return load(p); }
+  /// sum + four neighbouring products of bytes, unsigned (at most byte_limit) times signed.
+  static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  }
+  /// sum + two neighbouring products of signed 16-bit numbers.
+  static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  }
+  /// Puts the four accumulators of 32 slots, filled from low16/high16 of low8/high8, back into slot order.
+  static PQATTN_ALWAYS_INLINE void restore_order(ints* v) noexcept {
+    const ints a = _mm256_permute2x128_si256(v[0], v[1], 0x20);
+    const ints b = _mm256_permute2x128_si256(v[2], v[3], 0x20);
+    const ints c = _mm256_permute2x128_si256(v[0], v[1], 0x31);
+    const ints d = _mm256_permute2x128_si256(v[2], v[3], 0x31);
+    v[0] = a;
+    v[1] = b;
+    v[2] = c;
+    v[3] = d;
+  }
+  /// low8(v, 0) and high8(v, 0) words, as f32 in slot order: part 0..3 of 8 slots.
+  static PQATTN_ALWAYS_INLINE void words_to_floats(ints low, ints high, floats* out) noexcept {
+    const ints a = _mm256_permute2x128_si256(low, high, 0x20);  // slots 0-15
+    const ints b = _mm256_permute2x128_si256(low, high, 0x31);  // slots 16-31
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)));
+    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)));
+    out[2] = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(b)));
+    out[3] = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(b, 1)));
+  }
+
+  static PQATTN_ALWAYS_INLINE floats loadf(const float* p) noexcept { return _mm256_loadu_ps(p); }
+  static PQATTN_ALWAYS_INLINE void storef(float* p, floats v) noexcept { _mm256_storeu_ps(p, v); }
+  static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm256_set1_ps(v); }
+  static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm256_add_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats subf(floats a, floats b) noexcept { return _mm256_sub_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats mulf(floats a, floats b) noexcept { return _mm256_mul_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats maxf(floats a, floats b) noexcept { return _mm256_max_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats minf(floats a, floats b) noexcept { return _mm256_min_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats fma(floats a, floats b, floats c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+  static PQATTN_ALWAYS_INLINE floats fnma(floats a, floats b, floats c) noexcept { return _mm256_fnmadd_ps(a, b, c); }
+  static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm256_cvtepi32_ps(v); }
+  static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm256_cvtps_epi32(v); }  // nearest even
+  static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  static PQATTN_ALWAYS_INLINE float largest(floats v) noexcept {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  /// The `lanes` floats at p whose index lies in [first, last); others 0. Reads nothing else.
+  static PQATTN_ALWAYS_INLINE ints lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
+    const ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int low = static_cast<int>(first < -1 ? -1 : first > 8 ? 8 : first);
+    const int high = static_cast<int>(last < 0 ? 0 : last > 8 ? 8 : last);
+    return _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(low - 1)),
+                            _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lane));
+  }
+  static PQATTN_ALWAYS_INLINE floats loadf_range(const float* p, std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
+    return _mm256_maskload_ps(p, lane_mask(first, last));
+  }
+  static PQATTN_ALWAYS_INLINE void storef_range(float* p, std::ptrdiff_t first, std::ptrdiff_t last,
+                                                floats v) noexcept {
+    _mm256_maskstore_ps(p, lane_mask(first, last), v);
+  }
+  /// Four vectors of small non-negative ints to bytes in order.
+  static PQATTN_ALWAYS_INLINE void store_bytes(std::uint8_t* p, ints a, ints b, ints c, ints d) noexcept {
+    const ints packed = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    store(p, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  }
+  static PQATTN_ALWAYS_INLINE ints widen_signed_bytes(const std::int8_t* p) noexcept {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+  /// x in the low, y in the high 16 bits of each 32, saturated.
+  static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
+    return _mm256_blend_epi16(x, _mm256_slli_epi32(y, 16), 0xaa);
+  }
+};
+
+#if PQATTN_X86_AVX512BW
+/// 512-bit operations of AVX-512 F, BW, VL and DQ.
+struct avx512bw {
+  using ints = __m512i;
+  using floats = __m512;
+  static constexpr std::size_t bytes = 64;
+  static constexpr std::size_t lanes = 16;
+  static constexpr const char* name = "avx512bw";
+  static constexpr float byte_limit = 127.0f;
+  /// Sign pattern of 64 bytes: a set bit means -1.
+  using signs = __mmask64;
+  static constexpr std::size_t sign_bytes = 8;
+
+  static PQATTN_ALWAYS_INLINE ints load(const void* p) noexcept { return _mm512_loadu_si512(p); }
+  static PQATTN_ALWAYS_INLINE void store(void* p, ints v) noexcept { _mm512_storeu_si512(p, v); }
+  static PQATTN_ALWAYS_INLINE ints zero() noexcept { return _mm512_setzero_si512(); }
+  static PQATTN_ALWAYS_INLINE ints set8(int v) noexcept { return _mm512_set1_epi8(static_cast<char>(v)); }
+  static PQATTN_ALWAYS_INLINE ints set16(int v) noexcept { return _mm512_set1_epi16(static_cast<short>(v)); }
+  static PQATTN_ALWAYS_INLINE ints set32(std::int32_t v) noexcept { return _mm512_set1_epi32(v); }
+  static PQATTN_ALWAYS_INLINE ints low8(ints a, ints b) noexcept { return _mm512_unpacklo_epi8(a, b); }
+  static PQATTN_ALWAYS_INLINE ints high8(ints a, ints b) noexcept { return _mm512_unpackhi_epi8(a, b); }
+  static PQATTN_ALWAYS_INLINE ints low16(ints a, ints b) noexcept { return _mm512_unpacklo_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints high16(ints a, ints b) noexcept { return _mm512_unpackhi_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints add16(ints a, ints b) noexcept { return _mm512_add_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm512_sub_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm512_add_epi32(a, b); }
+  static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm512_and_si512(a, b); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm512_srli_epi16(a, Count); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept { return _mm512_slli_epi16(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints mul_bytes(ints u, ints s) noexcept { return _mm512_maddubs_epi16(u, s); }
+  static PQATTN_ALWAYS_INLINE ints flip(ints v, signs s) noexcept {
+    return _mm512_mask_sub_epi8(v, s, _mm512_setzero_si512(), v);
+  }
+  static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept {
+    return *static_cast<const std::uint64_t*>(p);
+  }
+  static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
+  }
+  static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+  }
+  static PQATTN_ALWAYS_INLINE void restore_order(ints* v) noexcept {
+    // Lane L of accumulator A holds slots 16 L + 4 A and on: a 4 x 4 transposition of 128-bit lanes.
+    const ints a = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
+    const ints b = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
+    const ints c = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
+    const ints d = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
+    v[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+    v[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    v[2] = _mm512_shuffle_i32x4(c, d, 0x88);
+    v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+  static PQATTN_ALWAYS_INLINE void words_to_floats(ints low, ints high, floats* out) noexcept {
+    ints v[4] = {low16(low, zero()), high16(low, zero()), low16(high, zero()), high16(high, zero())};
+    restore_order(v);
+    for (int i = 0; i < 4; ++i) {
+      out[i] = to_floats(v[i]);
+    }
+  }
+
+  static PQATTN_ALWAYS_INLINE floats loadf(const float* p) noexcept { return _mm512_loadu_ps(p); }
+  static PQATTN_ALWAYS_INLINE void storef(float* p, floats v) noexcept { _mm512_storeu_ps(p, v); }
+  static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm512_set1_ps(v); }
+  static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm512_add_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats subf(floats a, floats b) noexcept { return _mm512_sub_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats mulf(floats a, floats b) noexcept { return _mm512_mul_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats maxf(floats a, floats b) noexcept { return _mm512_max_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats minf(floats a, floats b) noexcept { return _mm512_min_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats fma(floats a, floats b, floats c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+  static PQATTN_ALWAYS_INLINE floats fnma(floats a, floats b, floats c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
+  static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm512_cvtepi32_ps(v); }
+  static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm512_cvtps_epi32(v); }
+  static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept { return _mm512_reduce_add_ps(v); }
+  static PQATTN_ALWAYS_INLINE float largest(floats v) noexcept { return _mm512_reduce_max_ps(v); }
+  static PQATTN_ALWAYS_INLINE __mmask16 lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
+    const unsigned low = static_cast<unsigned>(first < 0 ? 0 : first > 16 ? 16 : first);
+    const unsigned high = static_cast<unsigned>(last < 0 ? 0 : last > 16 ? 16 : last);
+    return static_cast<__mmask16>(((1u << high) - 1) & ~((1u << low) - 1));
+  }
+  static PQATTN_ALWAYS_INLINE floats loadf_range(const float* p, std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
+    return _mm512_maskz_loadu_ps(lane_mask(first, last), p);
+  }
+  static PQATTN_ALWAYS_INLINE void storef_range(float* p, std::ptrdiff_t first, std::ptrdiff_t last,
+                                                floats v) noexcept {
+    _mm512_mask_storeu_ps(p, lane_mask(first, last), v);
+  }
+  static PQATTN_ALWAYS_INLINE void store_bytes(std::uint8_t* p, ints a, ints b, ints c, ints d) noexcept {
+    const ints packed = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    const ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    store(p, _mm512_permutexvar_epi32(order, packed));
+  }
+  static PQATTN_ALWAYS_INLINE ints widen_signed_bytes(const std::int8_t* p) noexcept {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, x, _mm512_slli_epi32(y, 16));
+  }
+};
+#endif
+
+#if PQATTN_X86_AVX512VBMI
+/// AVX-512 with byte permutes (VBMI) and dot-product accumulation (VNNI): Ice Lake, Zen 4 and later.
+struct avx512vbmi : avx512bw {
+  static constexpr const char* name = "avx512vbmi";
+  static constexpr float byte_limit = 255.0f;
+
+  static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
+    return _mm512_dpbusd_epi32(sum, u, s);
+  }
+  static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
+    return _mm512_dpwssd_epi32(sum, a, b);
+  }
+};
+#endif
+
+/// The best instruction set of this translation unit.
+#if PQATTN_X86_AVX512VBMI
+using best = avx512vbmi;
+#elif PQATTN_X86_AVX512BW
+using best = avx512bw;
+#else
+using best = avx2;
+#endif
+
+}  // namespace PQATTN_X86_UNIT
+}  // namespace x86
+}  // namespace v0
+}  // namespace pqattn
+
+#endif  // PQATTN_X86_AVX2
