@@ -124,11 +124,14 @@ struct host_link {
   double pj_per_bit = 0;
 };
 
-/// How the controller in front of the device behaves, as far as cycles depend on it.
-enum class refresh_timing : std::uint8_t {
-  at_once,       ///< when due, no further command is issued before the refresh
-  row_boundary,  ///< open rows are finished first; the refresh follows the next row change
+/// What may still leave once a refresh is due.
+enum class refresh_policy : std::uint8_t {
+  block,         ///< nothing but the precharges it needs
+  first_column,  ///< the one column command that a row was opened for
+  until_pre,     ///< column commands, as long as the open rows may not be precharged yet
 };
+
+/// How the controller in front of the device behaves, as far as cycles depend on it.
 struct controller {
   std::int32_t start = 0;           ///< cycle of the first command
   std::int32_t read_end = 0;        ///< cycles counted after the last read data
@@ -138,11 +141,7 @@ struct controller {
   std::int32_t alignment = 1;       ///< column commands leave only at start + k * alignment
   std::int32_t first_refresh = 0;   ///< cycle of the first refresh; 0 = one interval after 0
   bool rows_in_order = false;       ///< true: row commands wait for the column commands before them
-  bool refresh_at_row_boundary = false;
-
-  [[nodiscard]] constexpr refresh_timing refresh() const noexcept {
-    return refresh_at_row_boundary ? refresh_timing::row_boundary : refresh_timing::at_once;
-  }
+  refresh_policy refresh = refresh_policy::block;
 };
 
 /// A processor core beside each bank that reaches it by DMA (UPMEM). Its programs are software: see closed_forms.hpp.
@@ -279,7 +278,7 @@ constexpr void visit_fields(Device& d, Visitor&& visit) {
   visit("controller.alignment", c.alignment, 1, 1024);
   visit("controller.first_refresh", c.first_refresh, 0, long_cycles);
   visit("controller.rows_in_order", c.rows_in_order);
-  visit("controller.refresh_at_row_boundary", c.refresh_at_row_boundary);
+  visit("controller.refresh", c.refresh, refresh_policy::block, refresh_policy::until_pre);
   auto& k = d.core;
   visit("core.present", k.present);
   visit("core.clock_khz", k.clock_khz, 0, 100'000'000);
@@ -309,6 +308,10 @@ struct range_check {
       if (!(value >= lowest && value <= highest)) {  // NaN fails too
         result = failure(status_code::invalid_argument, path, "must be a finite energy in range, not negative");
       }
+    } else if constexpr (std::is_enum_v<Number>) {
+      result = value < lowest || value > highest
+                   ? failure(status_code::invalid_argument, path, "must be a policy: 0, 1 or 2")
+                   : status{};
     } else if (value < lowest) {
       result = failure(status_code::invalid_argument, path, "is too small, the least value is", lowest, value);
     } else if (value > highest) {
