@@ -8,7 +8,7 @@ positions = output_dir . "/loss_by_position.dat"
 set terminal svg size 760,480 font "sans-serif,13" background "white"
 set grid
 set key off
-set offsets graph 0.08, graph 0.16, graph 0.08, graph 0.08
+set offsets graph 0.06, graph 0.2, graph 0.08, graph 0.08
 
 # settings.dat: name bits loss kl top1 late_loss late_kl late_top1; the exact cache is the first line.
 exact_loss = real(system(sprintf("awk '!/^#/ {print $3; exit}' '%s'", settings)))
@@ -16,7 +16,7 @@ set xlabel "bits per element of K and V, everything included"
 set logscale x 2
 
 set output output_dir . "/demo_loss_by_bits.svg"
-set title "Loss of tiny_lm with each cache (small model: not a production result)"
+set title "Loss of tiny_lm with each cache (small model: not a production result)" noenhanced
 set ylabel "loss, nats per token"
 plot exact_loss with lines dashtype 2 linecolor "gray40", \
      settings using 2:3 with points pointtype 7 linecolor "#1f5fa8", \
@@ -37,6 +37,7 @@ set format y "%g"
 set offsets 0, 0, graph 0.05, graph 0.05
 set title "What each cache adds to the loss along the text (means over 64 tokens)"
 set xlabel "position of the predicted token"
+set xrange [0:*] noextend
 set ylabel "loss minus the exact cache's, nats per token"
 set key top left noenhanced autotitle columnhead
 stats positions skip 1 nooutput
