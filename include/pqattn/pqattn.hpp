@@ -6,6 +6,7 @@
 #include "version.hpp"
 
 #include "core/executor.hpp"
+#include "core/growable.hpp"
 #include "core/half.hpp"
 #include "core/memory.hpp"
 #include "core/progress.hpp"
@@ -23,6 +24,7 @@
 #include "bank/host/host_bank.hpp"
 
 #include "train/codebook_trainer.hpp"
+#include "train/importance.hpp"
 #include "train/kmeans.hpp"
 
 #include "encode/encode.hpp"
@@ -30,3 +32,8 @@
 #include "attend/attend.hpp"
 #include "attend/partial_state.hpp"
 #include "attend/score_modifiers.hpp"
+
+#include "cache/attend_scratch.hpp"
+#include "cache/cache_config.hpp"
+#include "cache/head_cache.hpp"
+#include "cache/layer_cache.hpp"

@@ -35,6 +35,13 @@
 #define PQATTN_X86_UNIT unit_avx2
 #endif
 
+/// Before a short loop over an array of registers: without it GCC 12 at -O2 keeps the array in memory.
+#if defined(__clang__)
+#define PQATTN_X86_UNROLL _Pragma("unroll")
+#else
+#define PQATTN_X86_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #if PQATTN_X86_AVX2
 
 #include <immintrin.h>
@@ -78,6 +85,7 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm256_sub_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm256_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm256_and_si256(a, b); }
+  static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm256_xor_si256(a, b); }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm256_srli_epi16(a, Count); }
   template <int Count>
@@ -86,6 +94,10 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints mul_bytes(ints u, ints s) noexcept { return _mm256_maddubs_epi16(u, s); }
   static PQATTN_ALWAYS_INLINE ints flip(ints v, signs s) noexcept { return _mm256_sign_epi8(v, s); }
   static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept { return load(p); }
+  /// Keeps a sign pattern; `negative` has bytes of 0 or 255.
+  static PQATTN_ALWAYS_INLINE void store_signs(void* p, ints negative) noexcept {
+    store(p, _mm256_or_si256(negative, _mm256_set1_epi8(1)));
+  }
   /// sum + four neighbouring products of bytes, unsigned (at most byte_limit) times signed.
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
@@ -160,9 +172,34 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints widen_signed_bytes(const std::int8_t* p) noexcept {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
-  /// x in the low, y in the high 16 bits of each 32, saturated.
+  /// x in the low, y in the high 16 bits of each 32.
   static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
     return _mm256_blend_epi16(x, _mm256_slli_epi32(y, 16), 0xaa);
+  }
+  /// High 32 bits of position * steps[0..lanes), modulo 2^64.
+  static PQATTN_ALWAYS_INLINE ints phases(const std::uint64_t* steps, std::uint64_t position) noexcept {
+    std::uint32_t high[8];
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      high[i] = static_cast<std::uint32_t>((steps[i] * position) >> 32);
+    }
+    return load(high);
+  }
+  static PQATTN_ALWAYS_INLINE ints nearest_quadrant(ints phase) noexcept {
+    return _mm256_srai_epi32(_mm256_add_epi32(phase, _mm256_set1_epi32(1 << 29)), 30);
+  }
+  static PQATTN_ALWAYS_INLINE floats from_quadrant(ints phase, ints quadrant) noexcept {
+    return to_floats(_mm256_sub_epi32(phase, _mm256_slli_epi32(quadrant, 30)));
+  }
+  /// Cosine and sine of quadrant * 90 degrees + an angle with these two.
+  static PQATTN_ALWAYS_INLINE void turn_quadrants(ints quadrant, floats& cosine, floats& sine) noexcept {
+    const floats odd = _mm256_castsi256_ps(_mm256_slli_epi32(quadrant, 31));
+    const ints next = _mm256_add_epi32(quadrant, _mm256_set1_epi32(1));
+    const ints two = _mm256_set1_epi32(2);
+    const floats c = _mm256_blendv_ps(cosine, sine, odd);
+    const floats s = _mm256_blendv_ps(sine, cosine, odd);
+    cosine = _mm256_xor_ps(c, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_and_si256(next, two), 30)));
+    sine = _mm256_xor_ps(s, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_and_si256(quadrant, two), 30)));
   }
 };
 
@@ -193,6 +230,7 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm512_sub_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm512_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm512_and_si512(a, b); }
+  static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm512_xor_si512(a, b); }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm512_srli_epi16(a, Count); }
   template <int Count>
@@ -203,6 +241,9 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept {
     return *static_cast<const std::uint64_t*>(p);
+  }
+  static PQATTN_ALWAYS_INLINE void store_signs(void* p, ints negative) noexcept {
+    *static_cast<std::uint64_t*>(p) = _mm512_movepi8_mask(negative);
   }
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
@@ -224,6 +265,7 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE void words_to_floats(ints low, ints high, floats* out) noexcept {
     ints v[4] = {low16(low, zero()), high16(low, zero()), low16(high, zero()), high16(high, zero())};
     restore_order(v);
+    PQATTN_X86_UNROLL
     for (int i = 0; i < 4; ++i) {
       out[i] = to_floats(v[i]);
     }
@@ -265,6 +307,28 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, x, _mm512_slli_epi32(y, 16));
+  }
+  static PQATTN_ALWAYS_INLINE ints phases(const std::uint64_t* steps, std::uint64_t position) noexcept {
+    const __m512i factor = _mm512_set1_epi64(static_cast<long long>(position));
+    const __m512i a = _mm512_mullo_epi64(_mm512_loadu_si512(steps), factor);
+    const __m512i b = _mm512_mullo_epi64(_mm512_loadu_si512(steps + 8), factor);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_epi32(a, odd, b);
+  }
+  static PQATTN_ALWAYS_INLINE ints nearest_quadrant(ints phase) noexcept {
+    return _mm512_srai_epi32(_mm512_add_epi32(phase, _mm512_set1_epi32(1 << 29)), 30);
+  }
+  static PQATTN_ALWAYS_INLINE floats from_quadrant(ints phase, ints quadrant) noexcept {
+    return to_floats(_mm512_sub_epi32(phase, _mm512_slli_epi32(quadrant, 30)));
+  }
+  static PQATTN_ALWAYS_INLINE void turn_quadrants(ints quadrant, floats& cosine, floats& sine) noexcept {
+    const __mmask16 odd = _mm512_test_epi32_mask(quadrant, _mm512_set1_epi32(1));
+    const ints next = _mm512_add_epi32(quadrant, _mm512_set1_epi32(1));
+    const ints two = _mm512_set1_epi32(2);
+    const floats c = _mm512_mask_blend_ps(odd, cosine, sine);
+    const floats s = _mm512_mask_blend_ps(odd, sine, cosine);
+    cosine = _mm512_xor_ps(c, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_and_si512(next, two), 30)));
+    sine = _mm512_xor_ps(s, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_and_si512(quadrant, two), 30)));
   }
 };
 #endif

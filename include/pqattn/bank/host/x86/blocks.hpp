@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+// Which slots of which code blocks a kernel reads.
+#pragma once
+
+#include "lookup.hpp"
+
+#if PQATTN_X86_AVX2
+
+namespace pqattn {
+inline namespace v0 {
+namespace x86 {
+inline namespace PQATTN_X86_UNIT {
+
+/// Slots [first, first + count) of a pool of code blocks; logical block b is physical block pages[b], or b.
+struct slot_run {
+  const std::uint8_t* memory = nullptr;
+  const std::uint32_t* pages = nullptr;
+  std::size_t block_bytes = 0;
+  std::size_t first = 0;
+  std::size_t count = 0;
+
+  [[nodiscard]] std::size_t first_block() const noexcept { return first / slots; }
+  /// One past the last block; equals first_block() when there are no slots.
+  [[nodiscard]] std::size_t end_block() const noexcept {
+    return count == 0 ? first_block() : (first + count + slots - 1) / slots;
+  }
+  [[nodiscard]] const std::uint8_t* block(std::size_t index) const noexcept {
+    return memory + (pages == nullptr ? index : pages[index]) * block_bytes;
+  }
+  /// Slots of block `index` that belong to the run: [begin, end), 0 to 64.
+  [[nodiscard]] std::ptrdiff_t begin_in(std::size_t index) const noexcept {
+    return index * slots < first ? static_cast<std::ptrdiff_t>(first - index * slots) : 0;
+  }
+  [[nodiscard]] std::ptrdiff_t end_in(std::size_t index) const noexcept {
+    const std::size_t left = first + count - index * slots;
+    return static_cast<std::ptrdiff_t>(left < slots ? left : slots);
+  }
+  /// Offset in a row of scores of the block's slot 0 (may be negative: slot `first` has offset 0).
+  [[nodiscard]] std::ptrdiff_t offset_of(std::size_t index) const noexcept {
+    return static_cast<std::ptrdiff_t>(index * slots) - static_cast<std::ptrdiff_t>(first);
+  }
+};
+
+/// Stores `count` registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset, only slots [begin, end).
+template <class Isa, std::size_t Count>
+PQATTN_ALWAYS_INLINE void store_slots(float* row, std::ptrdiff_t offset, std::ptrdiff_t slot, std::ptrdiff_t begin,
+                                      std::ptrdiff_t end, const typename Isa::floats (&values)[Count]) noexcept {
+  constexpr auto lanes = static_cast<std::ptrdiff_t>(Isa::lanes);
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < Count; ++i, slot += lanes) {
+    if (slot >= begin && slot + lanes <= end) {
+      Isa::storef(row + offset + slot, values[i]);
+    } else {
+      Isa::storef_range(row + (offset + slot), begin - slot, end - slot, values[i]);
+    }
+  }
+}
+
+}  // namespace PQATTN_X86_UNIT
+}  // namespace x86
+}  // namespace v0
+}  // namespace pqattn
+
+#endif  // PQATTN_X86_AVX2

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: MIT
+// All KV heads of one layer: what an engine holds per layer and sequence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "../core/executor.hpp"
+#include "../core/memory.hpp"
+#include "head_cache.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// Rows of several heads: head h, token t, channel c at data + h * head_stride + t * row_stride + c * col_stride
+/// elements of `rows`, which describes head 0. Covers (heads, tokens, d), (tokens, heads, d) and anything strided.
+struct head_rows {
+  rows_view rows;
+  std::size_t heads = 0;
+  std::ptrdiff_t head_stride = 0;
+
+  [[nodiscard]] rows_view head(std::size_t index) const noexcept {
+    rows_view one = rows;
+    one.data = static_cast<const std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
+                                                               static_cast<std::ptrdiff_t>(size_of(rows.type));
+    return one;
+  }
+};
+
+/// Writable counterpart of head_rows.
+struct head_rows_ref {
+  rows_ref rows;
+  std::size_t heads = 0;
+  std::ptrdiff_t head_stride = 0;
+
+  [[nodiscard]] rows_ref head(std::size_t index) const noexcept {
+    rows_ref one = rows;
+    one.data = static_cast<std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
+                                                         static_cast<std::ptrdiff_t>(size_of(rows.type));
+    return one;
+  }
+};
+
+/// One attention call of a layer. Everything per query head is indexed by query head.
+struct layer_attention_params {
+  float scale = 0.0f;                  ///< 0 means 1 / sqrt(d_k)
+  std::int64_t first_position = 0;     ///< of the first query token; the others follow
+  bool causal = true;                  ///< query token i sees keys up to its own position
+  std::int64_t window = 0;             ///< > 0: sees only the last `window` positions, its own included
+  float softcap = 0.0f;
+  const float* alibi_slopes = nullptr; ///< (q_heads)
+  const float* sink_logits = nullptr;  ///< (q_heads)
+  value_method method = value_method::automatic;
+  float skip_mass = 0.0f;              ///< see attention_params
+};
+
+/// KV cache of one layer: `kv_heads` head caches of one configuration. Query head h reads KV head h / group, for
+/// any whole group size (MHA, GQA, MQA). Move-only; one append() or attend() at a time (the scratch is its own).
+template <class Bank>
+class layer_cache {
+ public:
+  layer_cache() = default;
+  layer_cache(layer_cache&& other) noexcept { swap(other); }
+  layer_cache& operator=(layer_cache&& other) noexcept {
+    layer_cache taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  ~layer_cache() {
+    std::destroy_n(heads_, head_count_);
+    std::destroy_n(workers_, worker_count_);
+  }
+
+  /// Makes an empty cache. Up to `parts.workers` heads are served at a time; each head trains from a seed of its own.
+  static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const executor& parts,
+                     const memory_resource& resource, layer_cache& result) {
+    if (kv_heads < 1 || kv_heads > max_heads) {
+      return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
+    }
+    layer_cache made;
+    made.resource_ = resource;
+    made.parts_ = Bank::concurrent ? parts : executor{};
+    carver counting;
+    made.carve(counting, kv_heads);
+    PQATTN_TRY(buffer::make(resource, counting.required(), made.memory_));
+    carver placed(made.memory_.data(), made.memory_.size());
+    made.carve(placed, kv_heads);
+    for (; made.worker_count_ < made.parts_.workers; ++made.worker_count_) {
+      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer()};
+    }
+    while (made.head_count_ < kv_heads) {
+      cache_config seeded = config;
+      seeded.kmeans.seed = mix_seed(config.kmeans.seed, made.head_count_);
+      auto* place = new (made.heads_ + made.head_count_) head_cache<Bank>();
+      ++made.head_count_;
+      PQATTN_TRY(head_cache<Bank>::make(bank, seeded, resource, *place));
+    }
+    result = std::move(made);
+    return {};
+  }
+
+  /// Appends tokens to every head: keys (kv_heads, n, d_k), values (kv_heads, n, d_v), `weights` (kv_heads, n) or null.
+  /// Heads train in parallel when this call reaches the training point. After any error every head is as before.
+  status append(const head_rows& keys, const head_rows& values, const float* weights = nullptr,
+                const progress_hook& progress = {}) {
+    PQATTN_TRY(check_heads(keys.heads, "keys.heads"));
+    PQATTN_TRY(check_heads(values.heads, "values.heads"));
+    const std::size_t rows = keys.rows.rows;
+    const auto weights_of = [&](std::size_t head) { return weights == nullptr ? nullptr : weights + head * rows; };
+    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t) {
+      outcomes_[head] = heads_[head].begin_append(keys.head(head), values.head(head), weights_of(head), {{}, progress});
+    });
+    if (const status outcome = first_failure(); !outcome) {
+      for (std::size_t head = 0; head < head_count_; ++head) {
+        if (outcomes_[head]) {
+          heads_[head].cancel_append();
+        }
+      }
+      return outcome;
+    }
+    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t) {
+      heads_[head].finish_append(keys.head(head), values.head(head), weights_of(head));
+    });
+    return {};
+  }
+
+  /// Attention of `queries` (q_heads, n, d_k), rotated, into `out` (q_heads, n, d_v); `lse_e` (q_heads, n) or null.
+  /// q_heads must be a multiple of the number of KV heads. Keys of the same n tokens must have been appended before.
+  /// Allocates only while contexts or n grow. Errors: shape mismatches (out untouched), out of memory.
+  status attend(const head_rows& queries, const layer_attention_params& params, const head_rows_ref& out,
+                float* lse_e = nullptr) {
+    const std::size_t tokens = queries.rows.rows;
+    if (queries.heads == 0 || queries.heads % head_count_ != 0) {
+      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", head_count_,
+                     queries.heads);
+    }
+    if (out.heads != queries.heads || out.rows.rows != tokens) {
+      return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
+                     queries.heads * tokens, out.heads * out.rows.rows);
+    }
+    const std::size_t group = queries.heads / head_count_;
+    PQATTN_TRY(reserve(group * tokens, queries.rows.cols, out.rows.cols));
+    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t worker) {
+      outcomes_[head] = attend_head(head, group, queries, params, out, lse_e, workers_[worker]);
+    });
+    return first_failure();
+  }
+
+  [[nodiscard]] std::size_t kv_heads() const noexcept { return head_count_; }
+  [[nodiscard]] const head_cache<Bank>& head(std::size_t index) const noexcept { return heads_[index]; }
+  [[nodiscard]] std::size_t size() const noexcept { return head_count_ == 0 ? 0 : heads_[0].size(); }
+
+  /// Memory of all heads and of the layer itself.
+  [[nodiscard]] memory_report memory() const noexcept {
+    memory_report report;
+    for (std::size_t head = 0; head < head_count_; ++head) {
+      report += heads_[head].memory();
+    }
+    for (std::size_t worker = 0; worker < worker_count_; ++worker) {
+      report.scratch_bytes += workers_[worker].scratch.bytes() + workers_[worker].staging.size();
+    }
+    report.metadata_bytes += memory_.size();
+    return report;
+  }
+
+ private:
+  static constexpr std::size_t max_heads = 4096;
+
+  /// What one worker needs: scratch of the heads, and the rows of one head gathered from the engine's layout.
+  struct worker_memory {
+    attend_scratch<Bank> scratch;
+    buffer staging;
+  };
+
+  /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
+  struct staged_rows {
+    float* queries = nullptr;
+    float* out = nullptr;
+    float* lse_e = nullptr;
+    float* slopes = nullptr;
+    float* sinks = nullptr;
+    std::int64_t* positions = nullptr;
+
+    void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim) noexcept {
+      queries = memory.take<float>(rows * key_dim);
+      out = memory.take<float>(rows * value_dim);
+      lse_e = memory.take<float>(rows);
+      slopes = memory.take<float>(rows);
+      sinks = memory.take<float>(rows);
+      positions = memory.take<std::int64_t>(rows);
+    }
+  };
+
+  void carve(carver& memory, std::size_t kv_heads) noexcept {
+    heads_ = memory.take<head_cache<Bank>>(kv_heads);
+    workers_ = memory.take<worker_memory>(parts_.workers);
+    outcomes_ = memory.take<status>(kv_heads);
+  }
+
+  [[nodiscard]] status check_heads(std::size_t heads, const char* subject) const noexcept {
+    return heads == head_count_
+               ? status{}
+               : failure(status_code::shape_mismatch, subject, "must equal the layer's KV heads", head_count_, heads);
+  }
+
+  [[nodiscard]] status first_failure() const noexcept {
+    for (std::size_t head = 0; head < head_count_; ++head) {
+      PQATTN_TRY(outcomes_[head]);
+    }
+    return {};
+  }
+
+  status reserve(std::size_t rows, std::size_t key_dim, std::size_t value_dim) {
+    carver counting;
+    staged_rows{}.carve(counting, rows, key_dim, value_dim);
+    for (std::size_t worker = 0; worker < worker_count_; ++worker) {
+      worker_memory& memory = workers_[worker];
+      if (memory.staging.size() < counting.required()) {
+        PQATTN_TRY(buffer::make(resource_, counting.required(), memory.staging));
+      }
+      PQATTN_TRY(heads_[0].prepare(rows, 1, memory.scratch));
+    }
+    return {};
+  }
+
+  status attend_head(std::size_t head, std::size_t group, const head_rows& queries,
+                     const layer_attention_params& params, const head_rows_ref& out, float* lse_e,
+                     worker_memory& memory) const {
+    const std::size_t tokens = queries.rows.rows;
+    const std::size_t rows = group * tokens;
+    carver placed(memory.staging.data(), memory.staging.size());
+    staged_rows staged;
+    staged.carve(placed, rows, queries.rows.cols, out.rows.cols);
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t query_head = head * group + row / tokens;
+      load_row(queries.head(query_head), row % tokens, staged.queries + row * queries.rows.cols);
+      staged.positions[row] = params.first_position + static_cast<std::int64_t>(row % tokens);
+      staged.slopes[row] = params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[query_head];
+      staged.sinks[row] = params.sink_logits == nullptr ? 0.0f : params.sink_logits[query_head];
+    }
+    attention_params one;
+    one.scale = params.scale;
+    one.method = params.method;
+    one.skip_mass = params.skip_mass;
+    one.sink_logits = params.sink_logits == nullptr ? nullptr : staged.sinks;
+    one.modifiers.softcap = params.softcap;
+    one.modifiers.alibi_slopes = params.alibi_slopes == nullptr ? nullptr : staged.slopes;
+    one.modifiers.query_positions = staged.positions;
+    // A single query token at the end of the context sees every key: no per-slot mask is needed.
+    one.modifiers.causal =
+        params.causal && (tokens > 1 || params.first_position + 1 < static_cast<std::int64_t>(heads_[head].size()));
+    one.modifiers.window = params.window;
+    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), one, memory.scratch,
+                                   ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t query_head = head * group + row / tokens;
+      store_row(out.head(query_head), row % tokens, staged.out + row * out.rows.cols);
+      if (lse_e != nullptr) {
+        lse_e[query_head * tokens + row % tokens] = staged.lse_e[row];
+      }
+    }
+    return {};
+  }
+
+  void swap(layer_cache& other) noexcept {
+    std::swap(resource_, other.resource_);
+    std::swap(parts_, other.parts_);
+    memory_.swap(other.memory_);
+    std::swap(heads_, other.heads_);
+    std::swap(workers_, other.workers_);
+    std::swap(outcomes_, other.outcomes_);
+    std::swap(head_count_, other.head_count_);
+    std::swap(worker_count_, other.worker_count_);
+  }
+
+  memory_resource resource_;
+  executor parts_;
+  buffer memory_;
+  head_cache<Bank>* heads_ = nullptr;
+  worker_memory* workers_ = nullptr;
+  status* outcomes_ = nullptr;
+  std::size_t head_count_ = 0;
+  std::size_t worker_count_ = 0;
+};
+
+}  // namespace v0
+}  // namespace pqattn
