@@ -130,6 +130,9 @@ TEST_CASE("tiny_lm: loss of the first 512 tokens", "[tiny_lm]") {
 }
 
 TEST_CASE("tiny_lm: loss of both contexts", "[tiny_lm][slow]") {
+#if defined(__SANITIZE_ADDRESS__)
+  SKIP("takes minutes under AddressSanitizer; the 512-token run covers the same code");
+#endif
   struct figure {
     int context;
     double all;
