@@ -141,6 +141,7 @@ struct controller {
   std::int32_t alignment = 1;       ///< column commands leave only at start + k * alignment
   std::int32_t first_refresh = 0;   ///< cycle of the first refresh; 0 = one interval after 0
   bool rows_in_order = false;       ///< true: row commands wait for the column commands before them
+  bool closes_idle_rows = false;    ///< rows that nothing queued needs are precharged at once
   refresh_policy refresh = refresh_policy::block;
 };
 
@@ -278,6 +279,7 @@ constexpr void visit_fields(Device& d, Visitor&& visit) {
   visit("controller.alignment", c.alignment, 1, 1024);
   visit("controller.first_refresh", c.first_refresh, 0, long_cycles);
   visit("controller.rows_in_order", c.rows_in_order);
+  visit("controller.closes_idle_rows", c.closes_idle_rows);
   visit("controller.refresh", c.refresh, refresh_policy::block, refresh_policy::until_pre);
   auto& k = d.core;
   visit("core.present", k.present);

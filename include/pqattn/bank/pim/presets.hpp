@@ -152,6 +152,7 @@ constexpr void derive_turnarounds(timing& t, std::int32_t wr, std::int32_t wtr_s
   t.rfc = 350;              // [S]
   t.pre_to_ref = 1;         // [S] REF follows the last PRE at once
   d.controller.refresh = refresh_policy::until_pre;  // [S]
+  d.controller.closes_idle_rows = true;              // [S]
   auto& p = d.pim;
   p.present = true;
   p.banks_per_unit = 2;     // [S]

@@ -296,8 +296,20 @@ class channel_walker {
         floor_ = std::max(floor_, horizon_);
         ++counts().host_syncs;
         break;
-      case opcode::wait: floor_ = std::max(floor_, end_of_data_ + device_->controller.dependent_gap); break;
+      case opcode::wait: wait_for_data(); break;
       case opcode::fence: floor_fence(); break;
+    }
+  }
+
+  /// The next command comes after the data of the last read; some controllers close idle rows meanwhile.
+  void wait_for_data() noexcept {
+    floor_ = std::max(floor_, end_of_data_ + device_->controller.dependent_gap);
+    if (device_->controller.closes_idle_rows) {
+      for (std::int32_t b = 0; b < bank_count(); ++b) {
+        if (at(b).open_row >= 0 && at(b).next_pre < floor_) {
+          precharge({b, b + 1, 1, false, bank_set::all}, at(b).next_pre);
+        }
+      }
     }
   }
 
