@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "all_headers.hpp"
 #include "link.hpp"
+#include "pqattn/pqattn.hpp"
 
 symbols symbols_of_first() { return here(); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Two translation units that include every header make one program, and agree on what they see.
+// Two translation units that include the library make one program, and agree on what they see.
 #include "link.hpp"
 
 int main() {
