@@ -12,7 +12,8 @@
 //  2. Outputs of score, softmax and values stay within a normalized mean squared error of 5e-4 of the
 //     double-precision reference.
 //  3. Same arguments, same bits: no program depends on timing, on earlier calls or on how work was cut.
-//  4. Programs touch only the slots they are asked for. Codes in other slots may be garbage.
+//  4. Programs touch only the slots they are asked for. Codes in other slots may be garbage, and a row whose
+//     probability is 0 adds nothing even where it holds NaN.
 //  5. No program allocates, throws, prints or starts a thread. reserve() may allocate.
 //  6. If `concurrent` is true, programs that write different memory may run at the same time.
 //  7. A failed call leaves the bank's memory as it was.
@@ -21,6 +22,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/status.hpp"
 #include "../core/view.hpp"
@@ -146,10 +148,11 @@ concept bank_identity = requires(const Bank& bank) {
   { Bank::concurrent } -> std::convertible_to<bool>;                  // see rule 6
 };
 
-/// What memory it has. An address is a small regular handle; a value-initialised one is "no memory".
+/// What memory it has. An address is a small, trivially copyable, regular handle; a value-initialised one is "no
+/// memory".
 template <class Bank>
 concept bank_memory =
-    std::regular<typename Bank::address> &&
+    std::regular<typename Bank::address> && std::is_trivially_copyable_v<typename Bank::address> &&
     requires(Bank& bank, typename Bank::address& place, std::size_t bytes) {
       { bank.reserve(bytes, place) } -> std::same_as<status>;  // out_of_memory or capacity when it does not fit
       { bank.release(place, bytes) } noexcept;

@@ -67,7 +67,10 @@ void add_values_exact(const score_tile& tile, const rows_view& values, float* ou
   for (std::size_t token = 0; token < values.rows; ++token) {
     const float* value = row_as_floats(values, token, scratch);
     for (std::size_t row = 0; row < tile.rows; ++row) {
-      add_scaled<Isa>(tile.row(row)[token], value, values.cols, out + row * stride);
+      const float probability = tile.row(row)[token];
+      if (probability != 0.0f) {  // a masked token may hold anything, and 0 * NaN is not 0
+        add_scaled<Isa>(probability, value, values.cols, out + row * stride);
+      }
     }
   }
 }
