@@ -2,7 +2,9 @@
 #include "caches.hpp"
 
 #include "exact_cache.hpp"
+#include "pqattn_cache.hpp"
 
+#include <array>
 #include <charconv>
 
 namespace tiny_lm {
@@ -20,6 +22,28 @@ bool parse_suffix(std::string_view name, std::string_view prefix, std::size_t& n
   return error == std::errc{} && stop == end;
 }
 
+struct named_setting {
+  std::string_view name;
+  pqattn_setting setting;
+};
+
+/// Bits of code per element at head size 64, keys and values alike.
+constexpr std::array<named_setting, 4> settings{{
+    {"pqattn-1bit", {8, 256, 1, 512}},
+    {"pqattn-2bit", {16, 256, 1, 512}},
+    {"pqattn-3bit", {32, 64, 1, 512}},
+    {"pqattn-4bit", {32, 256, 1, 512}},
+}};
+
+const named_setting* find_setting(std::string_view name) {
+  for (const named_setting& entry : settings) {
+    if (entry.name == name) {
+      return &entry;
+    }
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_ptr<kv_cache>& cache) {
@@ -28,6 +52,8 @@ outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_
     cache = std::make_unique<exact_cache>(shape);
   } else if (parse_suffix(name, "window-", tokens) && tokens > window_sinks) {
     cache = std::make_unique<exact_cache>(shape, window_sinks, tokens - window_sinks);
+  } else if (const named_setting* entry = find_setting(name)) {
+    return pqattn_cache::make(shape, entry->setting, cache);
   } else {
     return expected_got("cache", cache_help(), name);
   }
@@ -35,11 +61,20 @@ outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_
 }
 
 std::vector<std::string> demo_caches() {
-  return {"exact", "window-512", "window-128"};
+  std::vector<std::string> names = {"exact"};
+  for (const named_setting& entry : settings) {
+    names.emplace_back(entry.name);
+  }
+  names.emplace_back("window-512");
+  return names;
 }
 
 std::string cache_help() {
-  return "exact or window-N (N > 8)";
+  std::string help = "exact";
+  for (const named_setting& entry : settings) {
+    help += ", " + std::string(entry.name);
+  }
+  return help + " or window-N (N > 8)";
 }
 
 }  // namespace tiny_lm
