@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+#include "options.hpp"
+
+#include <pqattn/study/baseline.hpp>
+#include <pqattn/version.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+#include <map>
+
+namespace pqattn_study {
+namespace {
+
+constexpr const char* description =
+    "Codes the keys and values of one attention layer and reports what that does to its attention.\n"
+    "Keys and values are (kv_heads, tokens, d), queries (q_heads, tokens, d): float16 or float32 .npy files in C order,\n"
+    "after RoPE, positions 0, 1, ..., attention softmax(q.k / sqrt(d)), causal.";
+
+constexpr const char* examples = R"(Figures:
+  output_nmse             sum |o - o'|^2 / sum |o|^2 over attention outputs of the judged queries
+  output_nmse_rows        the same for each query row alone, then the mean over rows
+  attention_kl            mean over query rows of KL(exact attention || attention on codes), in nats
+  top1_agreement          share of query rows whose most attended token is the same
+  bits_per_element        codes, codebooks and exact tokens (16 bits) over all elements of K and V
+  bits_per_element_codes  codes alone, with the scales of scalar formats, per element of the coded tokens
+Queries at positions >= --train-tokens are judged. The first --sinks tokens and the last --recent tokens up to and
+including the query are exact for every method. With --rope, every method codes the keys before RoPE.
+
+Examples:
+  2 bits per element, keys coded before RoPE (LLaMA-style models):
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half
+  3 bits for keys and 2 for values, for a script:
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
+      --subvectors 24 --value-subvectors 16 --json
+  A 4-bit block format for comparison:
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy --method q4_0
+  Exit codes: 0 done, 2 wrong usage, unreadable input or a method that cannot run.)";
+
+}  // namespace
+
+std::vector<std::string> method_names() {
+  std::vector<std::string> names;
+  for (const pqattn::baseline_name& entry : pqattn::baseline_names) {
+    names.emplace_back(entry.name);
+  }
+  names.insert(names.end(), {"pq_plain", "pq_shared", "pq", "pq_best"});
+  return names;
+}
+
+parsed_options parse_options(int argc, const char* const* argv) {
+  parsed_options parsed;
+  options& chosen = parsed.chosen;
+  CLI::App app(description, "pqattn-study");
+  app.footer(examples);
+  app.set_version_flag("--version", std::to_string(PQATTN_VERSION_MAJOR) + "." + std::to_string(PQATTN_VERSION_MINOR) +
+                                        "." + std::to_string(PQATTN_VERSION_PATCH));
+  app.get_formatter()->column_width(34);
+
+  app.add_option("--keys", chosen.keys, "keys .npy, after RoPE")->required();
+  app.add_option("--values", chosen.values, "values .npy; d may differ from the keys'")->required();
+  app.add_option("--queries", chosen.queries, "queries .npy, after RoPE")->required();
+  app.add_option("--kv-heads", chosen.kv_heads, "KV heads the files must have (default: as in the keys file)");
+
+  app.add_option("--method", chosen.method, "cache format")
+      ->check(CLI::IsMember(method_names()))
+      ->capture_default_str();
+  app.add_option("--subvectors", chosen.subvectors, "sub-vectors of a key, m (default: d / 4)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--bits", chosen.bits, "bits of a key code; 2^bits centroids")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  app.add_option("--value-subvectors", chosen.value_subvectors, "sub-vectors of a value (default: the keys' m / d)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--value-bits", chosen.value_bits, "bits of a value code (default: --bits)")->check(CLI::Range(1, 16));
+  app.add_option("--target-bits", chosen.target_bits, "pq_best: mean code bits per element of K and V")
+      ->check(CLI::Range(1.0, 6.0));
+  app.add_option("--train-tokens", chosen.train_tokens,
+                 "codebooks learn from the first n tokens; queries from there on are judged (default: 3/4 of tokens)");
+  app.add_option("--sinks", chosen.sinks, "first tokens kept exact")->capture_default_str();
+  app.add_option("--recent", chosen.recent, "last tokens kept exact, the query's own included")->capture_default_str();
+  app.add_option("--weights", chosen.weights,
+                 "k-means weights: attention mass from the last 32 training queries, or none")
+      ->check(CLI::IsMember({"none", "attention"}))
+      ->capture_default_str();
+  app.add_option("--weight-exponent", chosen.weight_exponent,
+                 "weights become max((mass / mean mass)^exponent, floor)")
+      ->check(CLI::Range(0.0, 4.0))
+      ->capture_default_str();
+  app.add_option("--weight-floor", chosen.weight_floor, "see --weight-exponent")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--rope", chosen.rope, "code keys before RoPE: how the model pairs channels")
+      ->check(CLI::IsMember({"none", "half", "interleaved"}))
+      ->capture_default_str();
+  app.add_option("--rope-theta", chosen.rope_theta, "base of the RoPE frequencies")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->capture_default_str();
+  app.add_option("--iterations", chosen.iterations, "k-means iterations")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  app.add_option("--codebooks", chosen.codebooks, "numbers a codebook is stored as")
+      ->check(CLI::IsMember({"f32", "f16", "i8"}))
+      ->capture_default_str();
+  const std::map<std::string, coded_sides> sides = {
+      {"keys", coded_sides::keys}, {"values", coded_sides::values}, {"both", coded_sides::both}};
+  app.add_option("--code", chosen.sides, "what to code; the rest stays exact: keys, values or both (default: both)")
+      ->transform(CLI::Transformer(sides))
+      ->option_text("TEXT");
+  app.add_flag("--json", chosen.json, "print one JSON object instead of a table");
+
+  try {
+    app.parse(argc, argv);
+    parsed.run = true;
+  } catch (const CLI::Success& message) {
+    parsed.exit_code = app.exit(message);
+  } catch (const CLI::ParseError& problem) {
+    std::cerr << "pqattn-study: " << problem.what() << " (see --help)\n";
+    parsed.exit_code = 2;
+  }
+  return parsed;
+}
+
+}  // namespace pqattn_study

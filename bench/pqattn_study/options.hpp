@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+// Command line of pqattn-study.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace pqattn_study {
+
+/// What is coded; the other side stays exact.
+enum class coded_sides { keys, values, both };
+
+struct options {
+  std::string keys;
+  std::string values;
+  std::string queries;
+  std::optional<std::size_t> kv_heads;
+  std::optional<std::size_t> subvectors;
+  std::size_t bits = 8;
+  std::optional<std::size_t> value_subvectors;
+  std::optional<std::size_t> value_bits;
+  std::string method = "pq";
+  std::optional<double> target_bits;
+  std::optional<std::size_t> train_tokens;
+  std::size_t sinks = 8;
+  std::size_t recent = 32;
+  std::string weights = "attention";
+  double weight_exponent = 1.0;
+  double weight_floor = 1.0;
+  std::string rope = "none";
+  double rope_theta = 10000.0;
+  std::uint64_t seed = 1;
+  std::size_t iterations = 25;
+  std::string codebooks = "f16";
+  coded_sides sides = coded_sides::both;
+  bool json = false;
+
+  [[nodiscard]] bool codes_keys() const noexcept { return sides != coded_sides::values; }
+  [[nodiscard]] bool codes_values() const noexcept { return sides != coded_sides::keys; }
+};
+
+/// Names --method accepts.
+[[nodiscard]] std::vector<std::string> method_names();
+
+/// What the command line asks for: run a study, or end now with this exit code (--help, --version, wrong usage; the
+/// text has been printed).
+struct parsed_options {
+  options chosen;
+  bool run = false;
+  int exit_code = 0;
+};
+
+[[nodiscard]] parsed_options parse_options(int argc, const char* const* argv);
+
+}  // namespace pqattn_study

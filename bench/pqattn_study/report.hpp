@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+// A study's result as text.
+#pragma once
+
+#include <string>
+
+#include "options.hpp"
+#include "study.hpp"
+
+namespace pqattn_study {
+
+/// A table for people.
+[[nodiscard]] std::string as_table(const study_result& result, const options& chosen);
+/// One JSON object, pretty-printed.
+[[nodiscard]] std::string as_json(const study_result& result, const options& chosen);
+
+}  // namespace pqattn_study
