@@ -39,7 +39,12 @@ struct channel_scale {
   float offset = 0.0f;
 
   [[nodiscard]] std::int8_t quantize(float value) const noexcept {
-    return scale == 0.0f ? std::int8_t{0} : static_cast<std::int8_t>(std::lrintf((value - offset) / scale));
+    if (scale == 0.0f) {
+      return 0;
+    }
+    // A subnormal scale is coarse: the quotient may exceed 127.
+    const float level = (value - offset) / scale;
+    return static_cast<std::int8_t>(std::lrintf(level > 127.0f ? 127.0f : level < -127.0f ? -127.0f : level));
   }
   [[nodiscard]] float restore(std::int8_t level) const noexcept {
     return std::fma(scale, static_cast<float>(level), offset);
