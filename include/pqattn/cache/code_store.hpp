@@ -120,6 +120,15 @@ class code_store {
     return {};
   }
 
+  /// Decodes slot `slot` into `row` (f32, dim floats).
+  status decode(std::size_t slot, float* row) const noexcept {
+    std::size_t i = 0;
+    while (slot >= chunks_[i].first + chunks_[i].slots) {
+      ++i;
+    }
+    return bank_->decode(book_, span(i), {slot - chunks_[i].first, 1}, ref_rows(row, 1, side_.shape.dim));
+  }
+
  private:
   [[nodiscard]] std::size_t chunk_bytes(const code_chunk<address>& chunk) const noexcept {
     return chunk.slots / block_tokens * bank_->code_block_bytes(side_.shape);

@@ -140,12 +140,33 @@ class head_cache {
                           out, lse_e);
   }
 
+  /// Copies tokens [first, first + keys.rows) out as attention sees them: keys rotated, coded tokens decoded.
+  /// keys (n, d_k) and values (n, d_v) in any dtype. Errors: shape mismatch, tokens the cache does not hold.
+  status read(std::size_t first, const rows_ref& keys, const rows_ref& values) const {
+    if (keys.cols != config_.keys.shape.dim || values.cols != config_.values.shape.dim || keys.rows != values.rows) {
+      return failure(status_code::shape_mismatch, "keys or values", "must have the configured channels, same rows; keys",
+                     config_.keys.shape.dim, keys.cols);
+    }
+    if (first > size_ || keys.rows > size_ - first) {
+      return failure(status_code::invalid_argument, "first + rows", "must be within the cache", size_,
+                     first + keys.rows);
+    }
+    float row[max_dim];
+    for (std::size_t i = 0; i < keys.rows; ++i) {
+      PQATTN_TRY(keys_.read(first + i, body_, row));
+      store_row(keys, i, row);
+      PQATTN_TRY(values_.read(first + i, body_, row));
+      store_row(values, i, row);
+    }
+    return {};
+  }
+
   /// Grows `scratch` to what attend() needs for `rows` query rows on `workers` workers, for every context up to the
   /// room already reserved: until the cache grows again, attend() then allocates nothing.
   status prepare(std::size_t rows, std::size_t workers, attend_scratch<Bank>& scratch) const {
     segment<address> segments[max_segments];
     const std::size_t count = collect_segments(address{}, segments);
-    for (std::size_t i = 0; i + 2 < count && has_code_chunks(); ++i) {
+    for (std::size_t i = 0; i + 2 < count; ++i) {
       segments[i + 1].slots.count = chunk_source().chunk(i).slots;
     }
     const std::size_t workspace = attention_workspace_bytes(segments, count, rows, config_.keys.shape.dim,
@@ -282,10 +303,15 @@ class head_cache {
 
   // --- attention ---
 
-  [[nodiscard]] bool has_code_chunks() const noexcept { return config_.keys.coded || config_.values.coded; }
   /// Both coded sides grow alike; their chunks cut the body into segments.
   [[nodiscard]] const code_store<Bank>& chunk_source() const noexcept {
     return config_.keys.coded ? keys_.coded() : values_.coded();
+  }
+  /// Chunks that both coded sides have: one may have a chunk more after the other ran out of memory.
+  [[nodiscard]] std::size_t chunk_count() const noexcept {
+    const std::size_t values = config_.values.coded ? values_.coded().chunk_count() : max_chunks;
+    const std::size_t keys = config_.keys.coded ? keys_.coded().chunk_count() : max_chunks;
+    return config_.codes_anything() ? std::min(keys, values) : 0;
   }
 
   static token_source<address> exact_source(const rows_view& rows) noexcept {
@@ -321,7 +347,7 @@ class head_cache {
     };
     const std::size_t sinks = keys_.sinks().size();
     add(exact_source(keys_.sinks().view()), exact_source(values_.sinks().view()), sinks, 0);
-    for (std::size_t i = 0; has_code_chunks() && i < chunk_source().chunk_count(); ++i) {
+    for (std::size_t i = 0; i < chunk_count(); ++i) {
       const code_chunk<address>& chunk = chunk_source().chunk(i);
       const std::size_t rows = body_ > chunk.first ? std::min(body_ - chunk.first, chunk.slots) : 0;
       add(body_source(keys_, i, chunk.first, rows), body_source(values_, i, chunk.first, rows), rows,

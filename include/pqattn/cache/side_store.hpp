@@ -30,6 +30,12 @@ struct row_forms {
       row[c] = exact_type == dtype::f16 ? to_float(to_half(row[c])) : to_float(to_bfloat16(row[c]));
     }
   }
+  /// Coded form to exact form, without rounding.
+  void from_coded(std::int64_t position, float* row) const noexcept {
+    if (rotation.enabled() && !coded_rotated) {
+      rotate_row(rotation, position, 1.0f, row);
+    }
+  }
   /// Exact form to coded form.
   void to_coded(std::int64_t position, float* row) const noexcept {
     if (rotation.enabled() && !coded_rotated) {
@@ -84,6 +90,21 @@ class side_store {
   void load_coded(const rows_view& added, std::size_t index, std::int64_t position, float* row) const noexcept {
     load(added, index, position, row);
     forms_.to_coded(position, row);
+  }
+
+  /// Row of token `token` as attention sees it: rotated, decoded where it is coded. `body` rows are in the body.
+  status read(std::size_t token, std::size_t body, float* row) const noexcept {
+    if (token < sinks_.size()) {
+      load_row(sinks_.view(), token, row);
+    } else if (token >= sinks_.size() + body) {
+      load_row(recent_.view(), token - sinks_.size() - body, row);
+    } else if (side_.coded) {
+      PQATTN_TRY(coded_.decode(token - sinks_.size(), row));
+      forms_.from_coded(static_cast<std::int64_t>(token), row);
+    } else {
+      load_row(exact_body_.view(), token - sinks_.size(), row);
+    }
+    return {};
   }
 
   /// Makes room for what push() will do. On failure nothing that can be seen changes.

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+#include <pqattn/cache/layer_cache.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <vector>
+
+#include "pqattn/bank/host/host_bank.hpp"
+#include "support/executors.hpp"
+#include "support/memory_resources.hpp"
+#include "support/message.hpp"
+#include "support/random_data.hpp"
+
+namespace {
+
+using namespace pqattn;
+using pqattn_test::random_data;
+using bank_type = host_bank<>;
+using layer_type = layer_cache<bank_type>;
+
+constexpr std::size_t kv_heads = 3;
+constexpr std::uint32_t key_dim = 24;
+constexpr std::uint32_t value_dim = 16;
+
+cache_config layer_config() {
+  cache_config config;
+  config.keys.shape = {key_dim, 6, 16, 1};
+  config.values.shape = {value_dim, 4, 16, 1};
+  config.train_tokens = 100;
+  config.kmeans.iterations = 2;
+  return config;
+}
+
+/// (tokens, heads, d), as engines lay a step out.
+head_rows token_major(const std::vector<float>& data, std::size_t first, std::size_t count, std::size_t heads,
+                      std::size_t dim) {
+  return {view_rows(data.data() + first * heads * dim, count, dim, std::ptrdiff_t(heads * dim)), heads,
+          std::ptrdiff_t(dim)};
+}
+
+struct layer_data {
+  std::size_t tokens;
+  std::vector<float> keys;
+  std::vector<float> values;
+
+  layer_data(random_data& random, std::size_t count)
+      : tokens(count), keys(random.normals(count * kv_heads * key_dim)),
+        values(random.normals(count * kv_heads * value_dim)) {}
+  [[nodiscard]] head_rows key_rows(std::size_t first, std::size_t count) const {
+    return token_major(keys, first, count, kv_heads, key_dim);
+  }
+  [[nodiscard]] head_rows value_rows(std::size_t first, std::size_t count) const {
+    return token_major(values, first, count, kv_heads, value_dim);
+  }
+};
+
+TEST_CASE("a layer equals its heads, for any group size and query layout", "[cache]") {
+  random_data random(21);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const layer_data data(random, 300);
+  layer_type layer;
+  REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, {}, {}, layer));
+  REQUIRE_OK(layer.append(data.key_rows(0, 250), data.value_rows(0, 250)));
+  REQUIRE_OK(layer.append(data.key_rows(250, 50), data.value_rows(250, 50)));
+  CHECK(layer.size() == 300);
+  for (const std::size_t group : {1, 2, 5}) {
+    for (const std::size_t steps : {1, 4}) {
+      CAPTURE(group, steps);
+      const std::size_t heads = group * kv_heads;
+      const std::vector<float> queries = random.normals(steps * heads * key_dim);
+      std::vector<float> out(steps * heads * value_dim);
+      std::vector<float> lse(heads * steps);
+      layer_attention_params params;
+      params.first_position = static_cast<std::int64_t>(300 - steps);
+      const head_rows query_rows = token_major(queries, 0, steps, heads, key_dim);
+      REQUIRE_OK(layer.attend(query_rows, params,
+                              {ref_rows(out.data(), steps, value_dim, std::ptrdiff_t(heads * value_dim)), heads,
+                               std::ptrdiff_t(value_dim)},
+                              lse.data()));
+      for (std::size_t head = 0; head < heads; ++head) {
+        for (std::size_t step = 0; step < steps; ++step) {
+          attend_scratch<bank_type> scratch(bank, {});
+          attention_params one;
+          const std::int64_t position = params.first_position + static_cast<std::int64_t>(step);
+          one.modifiers.causal = true;
+          one.modifiers.query_positions = &position;
+          std::vector<float> expected(value_dim);
+          float expected_lse = 0.0f;
+          REQUIRE_OK(layer.head(head / group)
+                         .attend(query_rows.head(head).slice(step, 1), one, scratch,
+                                 ref_rows(expected.data(), 1, value_dim), &expected_lse));
+          CHECK_THAT(lse[head * steps + step], Catch::Matchers::WithinAbs(expected_lse, 1e-5));
+          for (std::size_t c = 0; c < value_dim; ++c) {
+            CHECK_THAT(out[(step * heads + head) * value_dim + c], Catch::Matchers::WithinAbs(expected[c], 1e-5));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a layer gives the same bits on any executor", "[cache]") {
+  random_data random(22);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const layer_data data(random, 260);
+  const std::vector<float> queries = random.normals(2 * kv_heads * key_dim);
+  std::vector<float> reference;
+  for (const std::size_t workers : {1, 2, 7}) {
+    pqattn_test::thread_executor threads(workers);
+    layer_type layer;
+    REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, threads.get(), {}, layer));
+    REQUIRE_OK(layer.append(data.key_rows(0, 260), data.value_rows(0, 260)));
+    std::vector<float> out(2 * kv_heads * value_dim);
+    layer_attention_params params;
+    params.first_position = 259;
+    REQUIRE_OK(layer.attend({view_rows(queries.data(), 1, key_dim), 2 * kv_heads, key_dim}, params,
+                            {ref_rows(out.data(), 1, value_dim), 2 * kv_heads, value_dim}));
+    if (reference.empty()) {
+      reference = out;
+    }
+    CHECK(out == reference);
+  }
+}
+
+TEST_CASE("when one head fails, no head has taken the tokens", "[cache]") {
+  random_data random(23);
+  CAPTURE(random.seed());
+  bank_type bank;
+  layer_data data(random, 200);
+  layer_type layer;
+  REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, {}, {}, layer));
+  REQUIRE_OK(layer.append(data.key_rows(0, 50), data.value_rows(0, 50)));
+  // The last head's value is bad; the others train first and must forget it.
+  float& bad = data.values[(150 * kv_heads + 2) * value_dim + 3];
+  const float good = bad;
+  bad = std::numeric_limits<float>::infinity();
+  const status result = layer.append(data.key_rows(50, 150), data.value_rows(50, 150));
+  CHECK(result.code == status_code::not_finite);
+  CHECK(result.expected == 100);
+  CHECK(result.got == 3);
+  for (std::size_t head = 0; head < kv_heads; ++head) {
+    CHECK(layer.head(head).size() == 50);
+    CHECK_FALSE(layer.head(head).trained());
+    CHECK(layer.head(head).memory().codebooks_bytes == 0);
+  }
+  bad = good;
+  REQUIRE_OK(layer.append(data.key_rows(50, 150), data.value_rows(50, 150)));
+  CHECK(layer.head(0).trained());
+}
+
+TEST_CASE("a layer's memory report equals what was allocated", "[cache]") {
+  random_data random(24);
+  CAPTURE(random.seed());
+  pqattn_test::counting_resource memory;
+  {
+    bank_type bank(memory.resource());
+    const layer_data data(random, 300);
+    layer_type layer;
+    REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, {}, memory.resource(), layer));
+    REQUIRE_OK(layer.append(data.key_rows(0, 300), data.value_rows(0, 300)));
+    const std::vector<float> queries = random.normals(kv_heads * key_dim);
+    std::vector<float> out(kv_heads * value_dim);
+    layer_attention_params params;
+    params.first_position = 299;
+    REQUIRE_OK(layer.attend({view_rows(queries.data(), 1, key_dim), kv_heads, key_dim}, params,
+                            {ref_rows(out.data(), 1, value_dim), kv_heads, value_dim}));
+    CHECK(layer.memory().total_bytes() == memory.live_bytes);
+    CHECK(layer.memory().elements == 300 * kv_heads * (key_dim + value_dim));
+  }
+  CHECK(memory.live_bytes == 0);
+  CHECK(memory.mistakes == 0);
+}
+
+TEST_CASE("a layer refuses what does not fit it", "[cache]") {
+  random_data random(25);
+  bank_type bank;
+  const layer_data data(random, 4);
+  layer_type layer;
+  CHECK(layer_type::make(bank, layer_config(), 0, {}, {}, layer).code == status_code::invalid_argument);
+  REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, {}, {}, layer));
+  head_rows keys = data.key_rows(0, 4);
+  keys.heads = 2;
+  CHECK(layer.append(keys, data.value_rows(0, 4)).code == status_code::shape_mismatch);
+  REQUIRE_OK(layer.append(data.key_rows(0, 4), data.value_rows(0, 4)));
+  std::vector<float> queries(5 * key_dim);
+  std::vector<float> out(5 * value_dim, 42.0f);
+  CHECK(layer.attend({view_rows(queries.data(), 1, key_dim), 5, key_dim}, {},
+                     {ref_rows(out.data(), 1, value_dim), 5, value_dim})
+            .code == status_code::shape_mismatch);
+  CHECK(out[0] == 42.0f);
+}
+
+}  // namespace
