@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The least a bank may offer: every algorithm must compile with it. Nothing here is defined; it is never linked.
+// The least a bank may offer: every algorithm must compile with it. Nothing here does anything, and no
+// object of it can be made.
 #pragma once
 
 #include <cstddef>
@@ -28,53 +29,71 @@ class archetype_bank {
   archetype_bank(const archetype_bank&) = delete;
   archetype_bank& operator=(const archetype_bank&) = delete;
 
-  [[nodiscard]] text name() const noexcept;
-  [[nodiscard]] text arch_name() const noexcept;
+  [[nodiscard]] text name() const noexcept { return {""}; }
+  [[nodiscard]] text arch_name() const noexcept { return {""}; }
 
   // Programs are not const, reserve may throw.
-  pqattn::status reserve(std::size_t bytes, address& place);
-  void release(address place, std::size_t bytes) noexcept;
+  pqattn::status reserve(std::size_t, address&) { return {}; }
+  void release(address, std::size_t) noexcept {}
 
-  std::size_t codebook_bytes(const pqattn::geometry& shape, pqattn::codebook_storage storage) noexcept;
-  std::size_t code_block_bytes(const pqattn::geometry& shape) noexcept;
-  pqattn::status store_codebook(const pqattn::codebook_view& book,
-                                const pqattn::resident_codebook<address>& resident) noexcept;
-  pqattn::status load_codebook(const pqattn::resident_codebook<address>& resident, float* centroids) noexcept;
-  pqattn::status store_codes(const pqattn::code_span<address>& codes, pqattn::slot_range slots,
-                             const std::uint16_t* in) noexcept;
-  pqattn::status load_codes(const pqattn::code_span<address>& codes, pqattn::slot_range slots,
-                            std::uint16_t* out) noexcept;
+  std::size_t codebook_bytes(const pqattn::geometry&, pqattn::codebook_storage) noexcept { return 0; }
+  std::size_t code_block_bytes(const pqattn::geometry&) noexcept { return 0; }
+  pqattn::status store_codebook(const pqattn::codebook_view&, const pqattn::resident_codebook<address>&) noexcept {
+    return {};
+  }
+  pqattn::status load_codebook(const pqattn::resident_codebook<address>&, float*) noexcept { return {}; }
+  pqattn::status store_codes(const pqattn::code_span<address>&, pqattn::slot_range, const std::uint16_t*) noexcept {
+    return {};
+  }
+  pqattn::status load_codes(const pqattn::code_span<address>&, pqattn::slot_range, std::uint16_t*) noexcept {
+    return {};
+  }
 
-  std::size_t point_bytes(std::size_t count, std::uint32_t width) noexcept;
-  pqattn::status store_points(const float* values, std::size_t count, std::uint32_t width, address points) noexcept;
-  pqattn::status assign(address points, std::size_t count, std::uint32_t width, const float* centroids,
-                        std::uint32_t centroid_count, std::uint16_t* codes, float* distances) noexcept;
-  pqattn::status centroid_sums(address points, std::size_t count, std::uint32_t width, const float* weights,
-                               const std::uint16_t* codes, std::uint32_t centroid_count, double* sums,
-                               double* mass) noexcept;
+  std::size_t point_bytes(std::size_t, std::uint32_t) noexcept { return 0; }
+  pqattn::status store_points(const float*, std::size_t, std::uint32_t, address) noexcept { return {}; }
+  pqattn::status assign(address, std::size_t, std::uint32_t, const float*, std::uint32_t, std::uint16_t*,
+                        float*) noexcept {
+    return {};
+  }
+  pqattn::status centroid_sums(address, std::size_t, std::uint32_t, const float*, const std::uint16_t*, std::uint32_t,
+                               double*, double*) noexcept {
+    return {};
+  }
 
-  pqattn::status encode(const pqattn::rows_view& rows, const pqattn::resident_codebook<address>& book,
-                        const pqattn::code_span<address>& codes, pqattn::slot_range slots) noexcept;
-  pqattn::status decode(const pqattn::resident_codebook<address>& book, const pqattn::code_span<address>& codes,
-                        pqattn::slot_range slots, const pqattn::rows_ref& decoded) noexcept;
+  pqattn::status encode(const pqattn::rows_view&, const pqattn::resident_codebook<address>&,
+                        const pqattn::code_span<address>&, pqattn::slot_range) noexcept {
+    return {};
+  }
+  pqattn::status decode(const pqattn::resident_codebook<address>&, const pqattn::code_span<address>&,
+                        pqattn::slot_range, const pqattn::rows_ref&) noexcept {
+    return {};
+  }
 
-  std::size_t table_bytes(const pqattn::geometry& shape, std::size_t rows, const pqattn::rope& rotation) noexcept;
-  pqattn::status prepare_scores(const pqattn::query_rows& queries, const pqattn::resident_codebook<address>& book,
-                                const pqattn::rope& rotation, address tables) noexcept;
-  pqattn::status score(address tables, std::size_t rows, const pqattn::resident_codebook<address>& book,
-                       const pqattn::rope& rotation, const pqattn::slot_positions& positions,
-                       const pqattn::code_span<address>& codes, pqattn::slot_range slots,
-                       const pqattn::score_tile& tile) noexcept;
-  pqattn::status softmax_part(const pqattn::score_tile& tile, std::size_t count,
-                              const pqattn::softmax_state& state) noexcept;
-  pqattn::status accumulate_values(const pqattn::score_tile& tile, const pqattn::resident_codebook<address>& book,
-                                   const pqattn::code_span<address>& codes, pqattn::slot_range slots,
-                                   const pqattn::value_options& options, float* out, std::size_t stride) noexcept;
+  std::size_t table_bytes(const pqattn::geometry&, std::size_t, const pqattn::rope&) noexcept { return 0; }
+  pqattn::status prepare_scores(const pqattn::query_rows&, const pqattn::resident_codebook<address>&,
+                                const pqattn::rope&, address) noexcept {
+    return {};
+  }
+  pqattn::status score(address, std::size_t, const pqattn::resident_codebook<address>&, const pqattn::rope&,
+                       const pqattn::slot_positions&, const pqattn::code_span<address>&, pqattn::slot_range,
+                       const pqattn::score_tile&) noexcept {
+    return {};
+  }
+  pqattn::status softmax_part(const pqattn::score_tile&, std::size_t, const pqattn::softmax_state&) noexcept {
+    return {};
+  }
+  pqattn::status accumulate_values(const pqattn::score_tile&, const pqattn::resident_codebook<address>&,
+                                   const pqattn::code_span<address>&, pqattn::slot_range, const pqattn::value_options&,
+                                   float*, std::size_t) noexcept {
+    return {};
+  }
 
-  pqattn::status score_rows(const pqattn::query_rows& queries, const pqattn::rows_view& rows,
-                            const pqattn::score_tile& tile) noexcept;
-  pqattn::status accumulate_rows(const pqattn::score_tile& tile, const pqattn::rows_view& rows, float* out,
-                                 std::size_t stride) noexcept;
+  pqattn::status score_rows(const pqattn::query_rows&, const pqattn::rows_view&, const pqattn::score_tile&) noexcept {
+    return {};
+  }
+  pqattn::status accumulate_rows(const pqattn::score_tile&, const pqattn::rows_view&, float*, std::size_t) noexcept {
+    return {};
+  }
 };
 
 static_assert(pqattn::bank_policy<archetype_bank>);

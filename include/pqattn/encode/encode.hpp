@@ -42,30 +42,40 @@ inline status check_rows(const rows_view& rows, const geometry& shape, std::size
   return {};
 }
 
+/// Whether codes and codebook belong together and lie somewhere.
+template <class Address>
+status check_codes(const resident_codebook<Address>& book, const code_span<Address>& codes) noexcept {
+  if (codes.shape != book.shape) {
+    return failure(status_code::shape_mismatch, "codes.shape", "must equal the codebook's geometry");
+  }
+  if (codes.memory == Address{} || book.memory == Address{}) {
+    return failure(status_code::invalid_argument, "codes", "or their codebook have no memory");
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index.
-/// Touches only those slots. Errors (nothing written): shape mismatch, NaN or infinity with its row and column.
+/// Touches only those slots. Errors (nothing written): shape mismatch, codes or codebook without memory, NaN or
+/// infinity with its row and column.
 /// Cost: K * dim * stages multiply-adds per row; no allocation.
 template <bank_policy Bank>
 status encode(Bank& bank, const rows_view& rows, const resident_codebook<typename Bank::address>& book,
               const code_span<typename Bank::address>& codes, slot_range slots) noexcept {
   PQATTN_TRY(detail::check_rows(rows, book.shape, slots.count, "rows"));
-  if (codes.shape != book.shape) {
-    return failure(status_code::shape_mismatch, "codes.shape", "must equal the codebook's geometry");
-  }
+  PQATTN_TRY(detail::check_codes(book, codes));
   PQATTN_TRY(detail::check_finite(rows, "rows"));
   return bank.encode(rows, book, codes, slots);
 }
 
 /// Decodes consecutive slots into token rows (slots.count, dim), rounded to the view's dtype.
+/// Errors (nothing written): shape mismatch, codes or codebook without memory.
 template <bank_policy Bank>
 status decode(Bank& bank, const resident_codebook<typename Bank::address>& book,
               const code_span<typename Bank::address>& codes, slot_range slots, const rows_ref& rows) noexcept {
   PQATTN_TRY(detail::check_rows(rows.view(), book.shape, slots.count, "rows"));
-  if (codes.shape != book.shape) {
-    return failure(status_code::shape_mismatch, "codes.shape", "must equal the codebook's geometry");
-  }
+  PQATTN_TRY(detail::check_codes(book, codes));
   return bank.decode(book, codes, slots, rows);
 }
 
@@ -99,9 +109,10 @@ status encode_in_place(Bank& bank, const rows_ref& rows, const resident_codebook
   if (scratch == nullptr || scratch_bytes < code_block) {
     return failure(status_code::capacity, "scratch", "must hold one code block", code_block, scratch_bytes);
   }
+  const code_span<std::byte*> block{shape, static_cast<std::byte*>(scratch), nullptr};
+  PQATTN_TRY(detail::check_codes(book, block));
   PQATTN_TRY(detail::check_finite(rows.view(), "rows"));
   auto* target = static_cast<std::byte*>(rows.data);
-  const code_span<std::byte*> block{shape, static_cast<std::byte*>(scratch), nullptr};
   for (std::size_t first = 0; first < rows.rows; first += block_tokens) {
     const std::size_t count = rows.rows - first < block_tokens ? rows.rows - first : block_tokens;
     std::memset(scratch, 0, code_block);
