@@ -4,8 +4,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <string>
+#include <vector>
 
 #include "workloads.hpp"
 
@@ -26,10 +30,60 @@ namespace detail {
 /// Where PIM units sit decides how much runs side by side, and how the columns of a head lie.
 enum class attacc_level : std::uint8_t { bank, bank_group, buffer };
 
+/// When buffer transfers leave that stand behind MACs in the queue. The controller sees the first 33 requests, issues
+/// one column command a cycle, the oldest that is ready; transfers of one bank group keep `same` cycles apart, of
+/// different ones `other`.
+class transfer_window {
+ public:
+  transfer_window(std::int64_t same, std::int64_t other) : same_(same), other_(other) {}
+
+  /// `groups` names the bank group of each transfer in queue order; `macs` are the cycles of the last MACs before them.
+  /// Calls leave(cycle) in time order.
+  template <class Leave>
+  void run(const std::deque<std::int64_t>& macs, std::int64_t floor, const std::vector<std::int32_t>& groups,
+           Leave&& leave) {
+    std::vector<std::int32_t> waiting;
+    std::size_t next = 0;
+    std::size_t done_macs = 0;
+    std::int64_t now = macs.size() >= seen ? std::max(floor, macs[macs.size() - seen]) : floor;
+    for (; next < groups.size() || !waiting.empty(); ++now) {
+      while (done_macs < macs.size() && macs[done_macs] < now) {
+        ++done_macs;
+      }
+      while (next < groups.size() && waiting.size() + macs.size() - done_macs < seen) {
+        waiting.push_back(groups[next++]);
+      }
+      const bool mac_leaves = done_macs < macs.size() && macs[done_macs] == now;
+      if (mac_leaves || now < last_ + other_) {
+        continue;
+      }
+      const auto ready = std::find_if(waiting.begin(), waiting.end(), [&](std::int32_t g) {
+        return now >= last_of_[static_cast<std::size_t>(g)] + same_;
+      });
+      if (ready != waiting.end()) {
+        last_ = last_of_[static_cast<std::size_t>(*ready)] = now;
+        waiting.erase(ready);
+        leave(now);
+      }
+    }
+  }
+  static constexpr std::size_t seen = 33;
+  static constexpr std::int32_t group_count = 8;
+
+ private:
+  std::int64_t same_, other_;
+  std::int64_t last_ = -1000;
+  std::array<std::int64_t, group_count> last_of_{-1000, -1000, -1000, -1000, -1000, -1000, -1000, -1000};
+};
+
 class attacc_schedule {
  public:
   attacc_schedule(const pim::device& d, const attention_case& c, attacc_level level, std::int32_t interval)
-      : level_(level), case_(c), organisation_(d.organisation), list_(machine(d, level, interval), c.refresh) {
+      : level_(level),
+        case_(c),
+        organisation_(d.organisation),
+        list_(machine(d, level, interval), c.refresh, &note_mac, this),
+        window_(d.timing.ccd_l, d.timing.ccd_s) {
     const std::int64_t lanes = organisation_.column_bytes / case_.bytes_per_element;
     const std::int64_t banks = level == attacc_level::bank ? organisation_.banks_per_group : 1;
     across_ = level == attacc_level::buffer ? organisation_.pseudo_channels : organisation_.groups_per_command_channel();
@@ -44,8 +98,9 @@ class attacc_schedule {
     context_result_moves_ = level == attacc_level::bank         ? organisation_.ranks * organisation_.banks_per_group
                             : level == attacc_level::bank_group ? organisation_.ranks
                                                                 : 1;
-    interval_ = interval;
   }
+  attacc_schedule(const attacc_schedule&) = delete;
+  attacc_schedule& operator=(const attacc_schedule&) = delete;
 
   [[nodiscard]] outcome run() {
     const std::int64_t rounds = pim::ceil_div(case_.heads, organisation_.channels);
@@ -55,12 +110,12 @@ class attacc_schedule {
     if (rounds % 2 != 0) {
       single(rounds - 1);
     }
+    barrier();  // what is left to move
     return list_.result();
   }
 
  private:
   static constexpr std::int64_t block_steps = 16;   // token steps between two barriers
-  static constexpr std::int64_t queue_depth = 32;   // requests the controller sees
 
   attacc_level level_;
   attention_case case_;
@@ -68,8 +123,24 @@ class attacc_schedule {
   command_list list_;
   std::int64_t across_ = 1, steps_ = 1, score_columns_ = 1, context_blocks_ = 1, segments_ = 1;
   std::int64_t query_moves_ = 0, score_result_moves_ = 0, probability_moves_ = 0, context_result_moves_ = 0;
-  std::int32_t interval_ = 1;
-  std::int64_t macs_in_segment_ = 0;
+  transfer_window window_;
+  std::deque<std::int64_t> macs_;              // cycles of the last MACs since the last barrier
+  std::vector<std::int32_t> transfers_;        // bank groups of the transfers since then
+  std::int64_t barrier_cycle_ = 0;
+
+  static void note_mac(void* self, const pim::trace_record& r) {
+    auto& macs = static_cast<attacc_schedule*>(self)->macs_;
+    if (r.op != pim::opcode::mac_ab && r.op != pim::opcode::rd) {
+      return;
+    }
+    constexpr auto most = static_cast<std::int64_t>(transfer_window::seen);
+    for (std::int64_t i = std::max<std::int64_t>(0, r.count - most); i < r.count; ++i) {
+      macs.push_back(r.cycle + i * r.interval);
+      if (std::ssize(macs) > most) {
+        macs.pop_front();
+      }
+    }
+  }
 
   /// At bank-group and buffer level one command reads one bank index, or one bank, at a time: a machine of that many
   /// banks whose MACs are reads.
@@ -107,7 +178,6 @@ class attacc_schedule {
   void macs(std::int64_t round, bool values, std::int64_t from, std::int64_t count) {
     const std::int64_t per_row = organisation_.columns_per_row();
     const std::int32_t base = first_row(round, values);
-    macs_in_segment_ += count;
     while (count > 0 && list_.good()) {
       std::int64_t n = 1;
       if (level_ == attacc_level::bank) {
@@ -131,18 +201,22 @@ class attacc_schedule {
       count -= n;
     }
   }
-  void moves(pim::opcode op, std::int64_t count) {
-    // Moves queue behind the MACs of their segment and are seen once they are near enough to the head.
-    if (macs_in_segment_ > queue_depth) {
-      list_.channel().hold_moves(list_.channel().last_column_cycle() - queue_depth * interval_);
-    }
-    if (count > 0) {
-      list_.plain(op, count);
+  /// `count` transfers, `run` in a row to the same bank group.
+  void moves(std::int64_t count, std::int64_t run) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      transfers_.push_back(static_cast<std::int32_t>(i / std::max<std::int64_t>(1, run) % transfer_window::group_count));
     }
   }
+  /// Nothing behind leaves before the last MAC and the last transfer so far have left.
   void barrier() {
+    window_.run(macs_, barrier_cycle_, transfers_, [&](std::int64_t cycle) {
+      list_.channel().hold_moves(cycle);
+      list_.plain(pim::opcode::mv_in);
+    });
     list_.plain(pim::opcode::fence);
-    macs_in_segment_ = 0;
+    barrier_cycle_ = list_.channel().last_issue_cycle();
+    macs_.clear();
+    transfers_.clear();
   }
   void score_block(std::int64_t round, std::int64_t segment) {
     const std::int64_t first = segment * block_steps;
@@ -155,9 +229,15 @@ class attacc_schedule {
     return std::clamp<std::int64_t>(total - part * stride, 0, stride);
   }
 
+  void score_results(std::int64_t segment) { moves(segment > 0 ? score_result_moves_ : 0, 1); }
+  void probabilities(std::int64_t parts, std::int64_t part) {
+    // Each bank group gets its share of them in one piece.
+    moves(share(probability_moves_, parts, part), pim::ceil_div(probability_moves_, score_result_moves_));
+  }
+
   void pair(std::int64_t first) {
     const std::int64_t second = first + 1;
-    moves(pim::opcode::wrgb, query_moves_);
+    moves(query_moves_, query_moves_);
     if (first == 0) {
       macs(first, false, 0, 1);  // opens the first row early
     }
@@ -166,9 +246,9 @@ class attacc_schedule {
       if (j < segments_) {
         score_block(first, j);
       }
-      moves(pim::opcode::mv_out, j > 0 ? score_result_moves_ : 0);
+      score_results(j);
       if (j < segments_) {
-        moves(pim::opcode::wrgb, share(query_moves_, segments_, j));
+        moves(share(query_moves_, segments_, j), query_moves_);
         barrier();
       }
     }
@@ -176,10 +256,11 @@ class attacc_schedule {
       if (j < segments_) {
         score_block(second, j);
       }
-      moves(pim::opcode::mv_out, (j > 0 ? score_result_moves_ : 0) + (j == 0 ? 1 : 0));
+      score_results(j);
+      moves(j == 0 ? 1 : 0, 1);  // softmax of the first head
       if (j < segments_) {
         if (j >= segments_ / 2) {
-          moves(pim::opcode::mv_in, share(probability_moves_, pim::ceil_div(segments_, 2), j - segments_ / 2));
+          probabilities(pim::ceil_div(segments_, 2), j - segments_ / 2);
         }
         barrier();
       }
@@ -193,33 +274,33 @@ class attacc_schedule {
       if (j < context_blocks_) {
         macs(round, true, j * steps_, steps_);
       }
-      moves(pim::opcode::mv_out, (j > 0 ? context_result_moves_ : 0) + (other_softmax && j == 0 ? 1 : 0));
+      moves(j > 0 ? context_result_moves_ : 0, 1);
+      moves(other_softmax && j == 0 ? 1 : 0, 1);
       if (j < context_blocks_) {
         if (other_softmax && j >= context_blocks_ / 2) {
-          moves(pim::opcode::mv_in,
-                share(probability_moves_, pim::ceil_div(context_blocks_, 2), j - context_blocks_ / 2));
+          probabilities(pim::ceil_div(context_blocks_, 2), j - context_blocks_ / 2);
         }
         barrier();
       }
     }
   }
 
-  /// The last head of an odd number: nothing to overlap with. The published trace generator repeats softmax and the
-  /// move of all probabilities after every block of scores, and so does this.
+  /// The last head of an odd number: nothing to overlap with.
   void single(std::int64_t round) {
-    moves(pim::opcode::wrgb, query_moves_);
+    moves(query_moves_, query_moves_);
     barrier();
     for (std::int64_t j = 0; j <= segments_ && list_.good(); ++j) {
       if (j < segments_) {
         score_block(round, j);
       }
-      moves(pim::opcode::mv_out, j > 0 ? score_result_moves_ : 0);
+      score_results(j);
       if (j < segments_) {
         barrier();
       }
-      moves(pim::opcode::mv_in, 1 + probability_moves_);
-      barrier();
     }
+    moves(1, 1);
+    probabilities(1, 0);
+    barrier();
     context(round, false);
   }
 };

@@ -40,10 +40,8 @@ namespace detail {
 /// A walker that remembers its first failure, so that workloads read like command lists.
 class command_list {
  public:
-  command_list(const pim::device& d, bool refresh) {
-    pim::walk_options options;
-    options.refresh = refresh;
-    note(walker_.configure(d, options));
+  command_list(const pim::device& d, bool refresh, pim::trace_hook trace = nullptr, void* trace_user = nullptr) {
+    note(walker_.configure(d, {refresh, trace, trace_user}));
   }
   [[nodiscard]] bool good() const { return failure_.empty(); }
   void add(pim::command c) {

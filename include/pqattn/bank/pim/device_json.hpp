@@ -7,11 +7,13 @@
 // out of range and inconsistent devices are refused; the target is untouched then. Nothing is thrown.
 #pragma once
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -120,8 +122,8 @@ struct json_reader {
   return found;
 }
 
-/// Looks for members that no device has. Returns the path of the first, or an empty string.
-[[nodiscard]] inline std::string unknown_member(const json& document) {
+/// The path of the first member that no device has.
+[[nodiscard]] inline std::optional<std::string> unknown_member(const json& document) {
   for (const auto& [key, value] : document.items()) {
     if (key == "name" || key == "base" || (is_field("", key) && !value.is_object())) {
       continue;
@@ -136,7 +138,7 @@ struct json_reader {
       }
     }
   }
-  return {};
+  return std::nullopt;
 }
 
 [[nodiscard]] inline std::string sentence(const status& s) {
@@ -156,8 +158,8 @@ struct json_reader {
   if (!document.is_object()) {
     return wrong("device", "a device must be a JSON object");
   }
-  if (const std::string unknown = detail::unknown_member(document); !unknown.empty()) {
-    return wrong("device", "\"" + unknown + "\" is not a member of a device");
+  if (const auto unknown = detail::unknown_member(document)) {
+    return wrong("device", "\"" + *unknown + "\" is not a member of a device");
   }
   device read;
   const auto base = document.find("base");

@@ -212,7 +212,7 @@ class channel_walker {
       case opcode::mac_ab:
       case opcode::lut: {
         const bool all = c.set == bank_set::all || banks == 1;
-        return {!all && c.set == bank_set::odd ? 1 : 0, banks, all ? 1 : 2, true, c.set};
+        return {!all && c.set == bank_set::odd ? 1 : 0, banks, all ? 1 : 2, true, all ? bank_set::all : c.set};
       }
       default: return {c.bank, c.bank + 1, 1, false, bank_set::all};
     }
@@ -227,7 +227,7 @@ class channel_walker {
   [[nodiscard]] status check(const command& c) const noexcept {
     const auto& o = device_->organisation;
     const auto bad = [](const char* field, std::int64_t last, std::int64_t got) {
-      return failure(status_code::invalid_argument, field, "is outside the device, the last is", last, got);
+      return failure(status_code::invalid_argument, field, "must not exceed the last of the device", last, got);
     };
     switch (c.op) {
       case opcode::act:
@@ -415,17 +415,18 @@ class channel_walker {
     const cycle_count recovery = r.is_set ? d.rp_ab : d.rp;
     for (std::int32_t b = r.first; b < r.end; b += r.step) {
       bank_state& bank = at(b);
-      bank.next_act = std::max(bank.next_act, t + recovery);
       if (bank.open_row >= 0) {
+        bank.next_act = std::max(bank.next_act, t + recovery);
         bank.open_row = -1;
         bank.closed_at = t;
         --open_banks_;
+        ++bank_counts_[slot(b, phase_)].pre_count;
       }
     }
     note_closed(t);
-    ++counts(r).pre_count;
     ++counts().row_commands;
     issued(t);
+    completes(t, 0);
     trace(r.is_set ? opcode::pre_ab : opcode::pre, &r, 0, 0, 1, t, 0);
   }
   void note_closed(cycle_count t) noexcept {
@@ -756,7 +757,7 @@ class walker {
   /// Serves one command on its channel.
   status issue(const command& c) noexcept {
     if (c.channel < 0 || c.channel >= channel_count()) {
-      return failure(status_code::invalid_argument, "command.channel", "is outside the device, the last is",
+      return failure(status_code::invalid_argument, "command.channel", "must not exceed the last of the device",
                      channel_count() - 1, c.channel);
     }
     return channels_[static_cast<std::size_t>(c.channel)].issue(c);
