@@ -194,34 +194,64 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   return {};
 }
 
+/// One source of a segment: its channels, its memory, and that it reaches to slot `end`.
+template <class Address>
+status check_source(const token_source<Address>& source, std::size_t dim, std::size_t end,
+                    const char* subject) noexcept {
+  if (source.dim() != dim) {
+    return failure(status_code::shape_mismatch, subject, "must have as many channels as the queries or the output",
+                   dim, source.dim());
+  }
+  if (!source.coded) {
+    PQATTN_TRY(check_view(source.rows, subject));
+    return source.rows.rows >= end ? status{}
+                                   : failure(status_code::shape_mismatch, subject, "must cover the slots", end,
+                                             source.rows.rows);
+  }
+  PQATTN_TRY(check_geometry(source.book.shape));
+  if (source.codes.shape != source.book.shape) {
+    return failure(status_code::shape_mismatch, subject, "must have the geometry of their codebook");
+  }
+  if (end != 0 && (source.codes.memory == Address{} || source.book.memory == Address{})) {
+    return failure(status_code::invalid_argument, subject, "are coded but have no codes or no codebook memory");
+  }
+  return {};
+}
+
 template <class Address>
 status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::size_t value_dim) noexcept {
-  if (tokens.keys.dim() != key_dim) {
-    return failure(status_code::shape_mismatch, "segment.keys", "must have the queries' number of channels", key_dim,
-                   tokens.keys.dim());
-  }
-  if (tokens.values.dim() != value_dim) {
-    return failure(status_code::shape_mismatch, "segment.values", "must have the output's number of channels",
-                   value_dim, tokens.values.dim());
-  }
   const std::size_t end = tokens.slots.first + tokens.slots.count;
-  if (!tokens.keys.coded && tokens.keys.rows.rows < end) {
-    return failure(status_code::shape_mismatch, "segment.keys.rows", "must cover the slots", end,
-                   tokens.keys.rows.rows);
+  if (end < tokens.slots.first) {
+    return failure(status_code::invalid_argument, "segment.slots", "are more than memory can hold");
   }
-  if (!tokens.values.coded && tokens.values.rows.rows < end) {
-    return failure(status_code::shape_mismatch, "segment.values.rows", "must cover the slots", end,
-                   tokens.values.rows.rows);
-  }
+  const std::size_t used = tokens.slots.count == 0 ? 0 : end;
+  PQATTN_TRY(check_source(tokens.keys, key_dim, used, "segment.keys"));
+  PQATTN_TRY(check_source(tokens.values, value_dim, used, "segment.values"));
   if (tokens.keys.coded) {
-    PQATTN_TRY(check_geometry(tokens.keys.book.shape));
     PQATTN_TRY(check_rope(tokens.rotation, static_cast<std::uint32_t>(key_dim)));
-    if (tokens.keys.codes.memory == Address{} || tokens.tables == Address{}) {
-      return failure(status_code::invalid_argument, "segment", "has coded keys but no codes or no tables memory");
+    if (used != 0 && tokens.tables == Address{}) {
+      return failure(status_code::invalid_argument, "segment.tables", "are needed for coded keys");
     }
   }
-  if (tokens.values.coded) {
-    PQATTN_TRY(check_geometry(tokens.values.book.shape));
+  return {};
+}
+
+/// The bias covers every row and slot of the one segment it is for.
+template <class Address>
+status check_bias(const rows_view& bias, std::size_t rows, const segment<Address>* segments,
+                  std::size_t segment_count) noexcept {
+  if (bias.data == nullptr) {
+    return {};
+  }
+  if (segment_count != 1) {
+    return failure(status_code::unsupported, "modifiers.bias", "is for one segment", 1, segment_count);
+  }
+  const std::size_t end = segments[0].slots.first + segments[0].slots.count;
+  if (bias.rows != rows) {
+    return failure(status_code::shape_mismatch, "modifiers.bias", "must have a row per query row", rows, bias.rows);
+  }
+  if (bias.cols < end) {
+    return failure(status_code::shape_mismatch, "modifiers.bias", "must have a column per slot", end, bias.cols);
   }
   return {};
 }
@@ -247,7 +277,7 @@ template <class Address>
 /// `queries` (rows, d_k): the query heads of the group times the query tokens, in any order, rotated as the model
 /// rotates them. `out` (rows, d_v) in any dtype; `lse_e` (rows, natural logarithm) may be null. A row with every
 /// slot masked gives 0 and -infinity (or its sink logit). Nothing is allocated; results do not depend on the executor.
-/// Errors (out untouched): shape mismatches, missing memory, workspace too small, too many rows for the tables.
+/// Errors (out untouched): shape mismatches, missing memory, a bias with several segments, workspace too small.
 template <bank_policy Bank>
 status attend(Bank& bank, const rows_view& queries, const segment<typename Bank::address>* segments,
               std::size_t segment_count, const attention_params& params, void* workspace, std::size_t workspace_bytes,
@@ -267,6 +297,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     PQATTN_TRY(detail::check_segment(segments[i], queries.cols, out.cols));
     parts += detail::parts_of(segments[i]);
   }
+  PQATTN_TRY(detail::check_bias(params.modifiers.bias, queries.rows, segments, segment_count));
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
   detail::attention_memory memory;
@@ -310,7 +341,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   }
 
   if (parts == 0) {
-    // No tokens at all: the first query rows' memory serves as the empty state.
+    // No tokens at all: every row is the empty state.
     float nothing[max_dim] = {};
     float lse = 0.0f;
     for (std::size_t row = 0; row < queries.rows; ++row) {

@@ -70,10 +70,14 @@ inline void merge(const partial_state& total, const partial_state& part) noexcep
 }
 
 /// Merges a token that has a score but no value: a learned sink logit, the last of the score modifiers.
+/// A logit of -infinity is no sink.
 inline void merge_sink(const partial_state& total, const float* logits) noexcept {
   for (std::size_t row = 0; row < total.rows; ++row) {
     const float a = total.lse_e[row];
     const bool empty = is_empty_lse(a);
+    if (is_empty_lse(logits[row])) {
+      continue;
+    }
     const float high = empty || logits[row] > a ? logits[row] : a;
     const float weight = empty ? 0.0f : std::exp(a - high);
     const float mass = weight + std::exp(logits[row] - high);
