@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../bank/bank.hpp"
+#include "../core/memory.hpp"
 #include "../core/progress.hpp"
 #include "../core/random.hpp"
 #include "../core/status.hpp"
@@ -30,7 +31,7 @@ struct kmeans_params {
 
 /// What k-means did.
 struct kmeans_report {
-  std::uint32_t iterations = 0;      ///< Lloyd iterations run; fewer than asked for when nothing moved any more
+  std::uint32_t iterations = 0;      ///< Lloyd iterations run
   std::uint32_t empty_clusters = 0;  ///< centroids without a point at the end (fewer distinct points than centroids)
   double objective = 0.0;            ///< sum of weight * squared distance to the nearest centroid, at the end
 };
@@ -139,10 +140,9 @@ status draw_initial(const kmeans_problem<Bank>& problem, const kmeans_params& pa
 [[nodiscard]] inline bool is_empty_cluster(double mass) noexcept { return !(mass > 0.0); }
 
 /// Weighted means of non-empty clusters. Empty ones move onto the worst-served point (largest weight * distance),
-/// each onto another, which can only lower the objective. Returns how many could not be placed.
+/// each onto another, which can only lower the objective; when every point is served exactly they stay where they are.
 template <class Bank>
-std::uint32_t update_centroids(const kmeans_problem<Bank>& problem, const kmeans_workspace& work, float* centroids) {
-  std::uint32_t unplaced = 0;
+void update_centroids(const kmeans_problem<Bank>& problem, const kmeans_workspace& work, float* centroids) {
   for (std::uint32_t k = 0; k < problem.centroids; ++k) {
     float* centroid = centroids + std::size_t{k} * problem.width;
     if (!is_empty_cluster(work.mass[k])) {
@@ -163,11 +163,18 @@ std::uint32_t update_centroids(const kmeans_problem<Bank>& problem, const kmeans
     if (worst_cost > 0.0) {
       std::copy_n(problem.point(worst), problem.width, centroid);
       work.distances[worst] = 0.0f;
-    } else {
-      ++unplaced;
     }
   }
-  return unplaced;
+}
+
+/// Centroids that no point is assigned to. Overwrites the masses.
+template <class Bank>
+[[nodiscard]] std::uint32_t count_empty(const kmeans_problem<Bank>& problem, const kmeans_workspace& work) noexcept {
+  std::fill_n(work.mass, problem.centroids, 0.0);
+  for (std::size_t i = 0; i < problem.count; ++i) {
+    work.mass[work.codes[i]] += 1.0;
+  }
+  return static_cast<std::uint32_t>(std::count(work.mass, work.mass + problem.centroids, 0.0));
 }
 
 template <class Bank>
@@ -209,7 +216,7 @@ status kmeans(Bank& bank, const float* points, const float* weights, std::size_t
       objectives[iteration] = report.objective;
     }
     PQATTN_TRY(bank.centroid_sums(resident, count, width, weights, work.codes, centroids, work.sums, work.mass));
-    report.empty_clusters = detail::update_centroids(problem, work, result);
+    detail::update_centroids(problem, work, result);
     PQATTN_TRY(bank.assign(resident, count, width, result, centroids, work.codes, work.distances));
     report.objective = detail::objective_of(problem, work);
     ++report.iterations;
@@ -218,6 +225,7 @@ status kmeans(Bank& bank, const float* points, const float* weights, std::size_t
   if (objectives != nullptr) {
     objectives[params.iterations] = report.objective;
   }
+  report.empty_clusters = detail::count_empty(problem, work);
   return {};
 }
 
