@@ -42,6 +42,9 @@
 #define PQATTN_X86_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/// After the parameters of a lambda that must be inlined.
+#define PQATTN_X86_INLINE_LAMBDA __attribute__((always_inline))
+
 #if PQATTN_X86_AVX2
 
 #include <immintrin.h>
@@ -137,6 +140,12 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE floats minf(floats a, floats b) noexcept { return _mm256_min_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats fma(floats a, floats b, floats c) noexcept { return _mm256_fmadd_ps(a, b, c); }
   static PQATTN_ALWAYS_INLINE floats fnma(floats a, floats b, floats c) noexcept { return _mm256_fnmadd_ps(a, b, c); }
+  /// best = min(best, value) and, where value is strictly smaller, index = candidate.
+  static PQATTN_ALWAYS_INLINE void keep_smaller(floats value, ints candidate, floats& best, ints& index) noexcept {
+    const floats closer = _mm256_cmp_ps(value, best, _CMP_LT_OQ);
+    best = _mm256_min_ps(value, best);
+    index = _mm256_blendv_epi8(index, candidate, _mm256_castps_si256(closer));
+  }
   static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm256_cvtepi32_ps(v); }
   static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm256_cvtps_epi32(v); }  // nearest even
   static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept {
@@ -144,11 +153,39 @@ struct avx2 {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
   }
+  /// Sums of the `lanes` registers v[0..lanes), one per lane.
+  static PQATTN_ALWAYS_INLINE floats sums(const floats* v) noexcept {
+    const floats a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+    const floats b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  static PQATTN_ALWAYS_INLINE floats load_half(const void* p) noexcept {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static PQATTN_ALWAYS_INLINE floats load_bfloat16(const void* p) noexcept {
+    const ints wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
   static PQATTN_ALWAYS_INLINE float largest(floats v) noexcept {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
   }
+  static PQATTN_ALWAYS_INLINE float smallest(floats v) noexcept {
+    __m128 s = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_min_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_min_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  /// value == wanted ? yes : no
+  static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(value, wanted, _CMP_EQ_OQ));
+  }
+  /// One bit per lane: value == wanted.
+  static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, wanted, _CMP_EQ_OQ)));
+  }
+  /// 0, 1, 2, ...
+  static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
   /// The `lanes` floats at p whose index lies in [first, last); others 0. Reads nothing else.
   static PQATTN_ALWAYS_INLINE ints lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
     const ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -281,10 +318,46 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE floats minf(floats a, floats b) noexcept { return _mm512_min_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats fma(floats a, floats b, floats c) noexcept { return _mm512_fmadd_ps(a, b, c); }
   static PQATTN_ALWAYS_INLINE floats fnma(floats a, floats b, floats c) noexcept { return _mm512_fnmadd_ps(a, b, c); }
+  static PQATTN_ALWAYS_INLINE void keep_smaller(floats value, ints candidate, floats& best, ints& index) noexcept {
+    const __mmask16 closer = _mm512_cmp_ps_mask(value, best, _CMP_LT_OQ);
+    best = _mm512_min_ps(value, best);
+    index = _mm512_mask_mov_epi32(index, closer, candidate);
+  }
   static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm512_cvtepi32_ps(v); }
   static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm512_cvtps_epi32(v); }
   static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept { return _mm512_reduce_add_ps(v); }
+  static PQATTN_ALWAYS_INLINE floats sums(const floats* v) noexcept {
+    floats four[4];
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      // Each 128-bit lane of four[i] holds that lane's partial sums of v[4 i .. 4 i + 3].
+      const floats a = addf(_mm512_unpacklo_ps(v[4 * i], v[4 * i + 1]), _mm512_unpackhi_ps(v[4 * i], v[4 * i + 1]));
+      const floats b =
+          addf(_mm512_unpacklo_ps(v[4 * i + 2], v[4 * i + 3]), _mm512_unpackhi_ps(v[4 * i + 2], v[4 * i + 3]));
+      four[i] = addf(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    const floats c = addf(_mm512_shuffle_f32x4(four[0], four[1], 0x44), _mm512_shuffle_f32x4(four[0], four[1], 0xee));
+    const floats d = addf(_mm512_shuffle_f32x4(four[2], four[3], 0x44), _mm512_shuffle_f32x4(four[2], four[3], 0xee));
+    return addf(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xdd));
+  }
+  static PQATTN_ALWAYS_INLINE floats load_half(const void* p) noexcept {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static PQATTN_ALWAYS_INLINE floats load_bfloat16(const void* p) noexcept {
+    const ints wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static PQATTN_ALWAYS_INLINE float largest(floats v) noexcept { return _mm512_reduce_max_ps(v); }
+  static PQATTN_ALWAYS_INLINE float smallest(floats v) noexcept { return _mm512_reduce_min_ps(v); }
+  static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ), no, yes);
+  }
+  static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
+    return _mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ);
+  }
+  static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept {
+    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
   static PQATTN_ALWAYS_INLINE __mmask16 lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
     const unsigned low = static_cast<unsigned>(first < 0 ? 0 : first > 16 ? 16 : first);
     const unsigned high = static_cast<unsigned>(last < 0 ? 0 : last > 16 ? 16 : last);
@@ -350,11 +423,11 @@ struct avx512vbmi : avx512bw {
 
 /// The best instruction set of this translation unit.
 #if PQATTN_X86_AVX512VBMI
-using best = avx512vbmi;
+using native = avx512vbmi;
 #elif PQATTN_X86_AVX512BW
-using best = avx512bw;
+using native = avx512bw;
 #else
-using best = avx2;
+using native = avx2;
 #endif
 
 }  // namespace PQATTN_X86_UNIT

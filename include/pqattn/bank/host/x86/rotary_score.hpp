@@ -20,6 +20,7 @@
 #include "../../../quant/geometry.hpp"
 #include "../../../quant/rope.hpp"
 #include "blocks.hpp"
+#include "byte_codebook.hpp"
 
 #if PQATTN_X86_AVX2
 
@@ -48,13 +49,6 @@ struct rotary_book {
   const std::int8_t* tables = nullptr;
   std::size_t count = 0;
   unsigned code_bits = 0;
-};
-
-/// An affine byte codebook: value of component (position p of stage s, code) = offset + scale * bytes[code].
-struct byte_codebook {
-  const std::int8_t* bytes = nullptr;  ///< tables of table_bytes(code bits), stage after stage, position after position
-  const float* scale = nullptr;        ///< stages * dim
-  const float* offset = nullptr;
 };
 
 namespace detail {

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT
+#include "pqattn/bank/host/x86/nearest.hpp"
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <limits>
+
+#include "bank/host/x86/isa_list.hpp"
+#include "support/random_data.hpp"
+
+#ifdef PQATTN_TEST_X86_ISAS
+namespace {
+
+/// Squared distance in the order the kernels document.
+float distance(const float* x, const float* c, std::size_t width) {
+  float sum = (x[0] - c[0]) * (x[0] - c[0]);
+  for (std::size_t i = 1; i < width; ++i) {
+    sum = std::fma(x[i] - c[i], x[i] - c[i], sum);
+  }
+  return sum;
+}
+
+std::uint32_t nearest(const float* x, const std::vector<float>& centroids, std::size_t width, std::uint32_t count) {
+  std::uint32_t best = 0;
+  for (std::uint32_t k = 1; k < count; ++k) {
+    if (distance(x, &centroids[k * width], width) < distance(x, &centroids[best * width], width)) {
+      best = k;
+    }
+  }
+  return best;
+}
+
+/// Few distinct coordinates, so that equal distances and equal centroids are common.
+std::vector<float> coarse(pqattn_test::random_data& random, std::size_t count) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = static_cast<float>(random.below(5)) * 0.5f - 1.0f;
+  }
+  return values;
+}
+
+template <class Isa>
+void check_assign(std::size_t width, std::uint32_t count, std::size_t points, bool ties) {
+  pqattn_test::random_data random(width * 1000 + points);
+  const std::size_t stride = points + 3;
+  const std::vector<float> values =
+      ties ? coarse(random, width * stride - 3) : random.normals(width * stride - 3);
+  const std::vector<float> centroids = ties ? coarse(random, count * width) : random.normals(count * width);
+  std::vector<std::uint16_t> codes(points + 1, 0xabcd);
+  std::vector<float> distances(points + 1, -1.0f);
+  pqattn::x86::assign_points<Isa>(values.data(), stride, points, width, centroids.data(), count, codes.data(),
+                                  distances.data());
+  INFO(Isa::name << ", width " << width << ", centroids " << count << ", points " << points << ", seed "
+                 << random.seed());
+  std::vector<float> x(width);
+  for (std::size_t i = 0; i < points; ++i) {
+    for (std::size_t c = 0; c < width; ++c) {
+      x[c] = values[c * stride + i];
+    }
+    const std::uint32_t want = nearest(x.data(), centroids, width, count);
+    CHECK(codes[i] == want);
+    CHECK(distances[i] == distance(x.data(), &centroids[want * width], width));
+  }
+  CHECK(codes[points] == 0xabcd);
+  CHECK(distances[points] == -1.0f);
+
+  std::vector<double> sums(count * width, 0.0);
+  std::vector<double> mass(count, 0.0);
+  std::vector<double> want_sums = sums;
+  std::vector<double> want_mass = mass;
+  const std::vector<float> weights = random.normals(points);
+  pqattn::x86::add_points(values.data(), stride, points, width, ties ? nullptr : weights.data(), codes.data(),
+                          sums.data(), mass.data());
+  for (std::size_t i = 0; i < points; ++i) {
+    const double weight = ties ? 1.0 : static_cast<double>(weights[i]);
+    for (std::size_t c = 0; c < width; ++c) {
+      want_sums[codes[i] * width + c] += weight * static_cast<double>(values[c * stride + i]);
+    }
+    want_mass[codes[i]] += weight;
+  }
+  CHECK(sums == want_sums);
+  CHECK(mass == want_mass);
+}
+
+template <class Isa, std::size_t Vectors>
+void check_planes(std::size_t width, std::uint32_t count, bool ties) {
+  pqattn_test::random_data random(width * 1000 + count);
+  const std::size_t entries = (count + 63) / 64 * 64;
+  const std::vector<float> centroids = ties ? coarse(random, count * width) : random.normals(count * width);
+  std::vector<float> planes((width + 1) * entries);
+  std::vector<pqattn::half> halves(planes.size());
+  std::vector<std::int8_t> bytes(planes.size());
+  const std::vector<float> scale(width + 1, 0.01f);
+  const std::vector<float> offset(width + 1, 0.1f);
+  for (std::size_t k = 0; k < entries; ++k) {
+    for (std::size_t c = 0; c < width; ++c) {
+      const std::size_t at = (c + 1) * entries + k;
+      const float value = centroids[(k < count ? k : 0) * width + c];
+      planes[at] = value;
+      halves[at] = pqattn::to_half(value);
+      bytes[at] = static_cast<std::int8_t>(std::lround(std::fmax(-100.0f, std::fmin(100.0f, value * 30.0f))));
+    }
+  }
+  INFO(Isa::name << ", width " << width << ", centroids " << count << ", seed " << random.seed());
+  for (int round = 0; round < 10; ++round) {
+    const std::vector<float> points = ties ? coarse(random, Vectors * width) : random.normals(Vectors * width);
+    const float* x[Vectors];
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      x[v] = &points[v * width];
+    }
+    std::uint32_t codes[Vectors];
+    pqattn::x86::nearest_centroids<Isa, Vectors>(pqattn::x86::float_planes{planes.data(), entries}, 1, width, entries,
+                                                 x, codes);
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      CHECK(codes[v] == nearest(x[v], centroids, width, count));
+    }
+    // Rounded planes: the chosen centroid is as near as the nearest, up to rounding of the distance.
+    const auto check_near = [&](const auto& value_of) {
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        double least = std::numeric_limits<double>::max();
+        double chosen = 0.0;
+        REQUIRE(codes[v] < count);
+        for (std::uint32_t k = 0; k < count; ++k) {
+          double sum = 0.0;
+          for (std::size_t c = 0; c < width; ++c) {
+            const double difference = static_cast<double>(x[v][c]) - value_of((c + 1) * entries + k);
+            sum += difference * difference;
+          }
+          least = std::fmin(least, sum);
+          chosen = k == codes[v] ? sum : chosen;
+        }
+        CHECK(chosen <= least * (1.0 + 1e-5) + 1e-12);
+      }
+    };
+    pqattn::x86::nearest_centroids<Isa, Vectors>(pqattn::x86::half_planes{halves.data(), entries}, 1, width, entries,
+                                                 x, codes);
+    check_near([&](std::size_t at) { return static_cast<double>(pqattn::to_float(halves[at])); });
+    pqattn::x86::nearest_centroids<Isa, Vectors>(
+        pqattn::x86::byte_planes{bytes.data(), scale.data(), offset.data(), entries}, 1, width, entries, x, codes);
+    check_near([&](std::size_t at) {
+      return static_cast<double>(offset[0]) + static_cast<double>(scale[0]) * static_cast<double>(bytes[at]);
+    });
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("assignment of points is exact, ties go to the lowest index", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const bool ties : {false, true}) {
+    for (const std::size_t width : {1u, 2u, 3u, 4u, 8u, 70u}) {
+      for (const std::size_t points : {1u, 31u, 64u, 65u, 200u}) {
+        check_assign<TestType>(width, 37, points, ties);
+      }
+    }
+    check_assign<TestType>(4, 256, 130, ties);
+    check_assign<TestType>(200, 5, 33, ties);
+  }
+}
+
+TEMPLATE_TEST_CASE("nearest centroids in planes", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const bool ties : {false, true}) {
+    for (const std::size_t width : {1u, 2u, 3u, 4u, 9u}) {
+      for (const std::uint32_t count : {2u, 16u, 64u, 100u, 256u, 300u, 512u, 700u}) {
+        check_planes<TestType, 1>(width, count, ties);
+        check_planes<TestType, 2>(width, count, ties);
+        check_planes<TestType, 4>(width, count, ties);
+      }
+    }
+  }
+}
+
+#else
+TEST_CASE("x86 nearest centroids") { SKIP("not compiled for AVX2"); }
+#endif

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+#include "pqattn/bank/host/x86/rotary_score.hpp"
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <limits>
+
+#include "bank/host/x86/coded_data.hpp"
+#include "bank/host/x86/isa_list.hpp"
+
+#ifdef PQATTN_TEST_X86_ISAS
+namespace {
+
+using pqattn::rope;
+using pqattn::rope_pairing;
+using pqattn_test::aligned_bytes;
+using pqattn_test::coded_data;
+
+/// Score of a slot and the most the documented roundings can change it by.
+struct expected_score {
+  double value = 0.0;
+  double bound = 0.0;
+};
+
+expected_score reference(const coded_data& data, const rope& rotation, const pqattn::x86::rotary_book& book,
+                         const float* query, double unit, std::size_t slot, std::int64_t position) {
+  expected_score out;
+  const auto channel = [&](std::uint16_t c, auto get) { return c == pqattn::x86::no_channel ? 0.0 : get(c); };
+  for (std::size_t i = 0; i < book.count; ++i) {
+    const auto& pair = book.pairs[i];
+    const bool first_stage = i < book.count / data.shape.stages;
+    const auto q = [&](std::uint32_t c) { return static_cast<double>(query[c]); };
+    const double qx = channel(pair.channel_x, q);
+    const double qy = channel(pair.channel_y, q);
+    const auto k = [&](std::uint32_t c) { return data.value(slot, c); };
+    const double x = channel(pair.channel_x, k);  // all stages together
+    const double y = channel(pair.channel_y, k);
+    const double angle =
+        pair.turn < rotation.pairs
+            ? static_cast<double>(rotation.frequencies[pair.turn]) * static_cast<double>(position)
+            : 0.0;
+    if (first_stage) {
+      out.value += qx * (x * std::cos(angle) - y * std::sin(angle)) + qy * (x * std::sin(angle) + y * std::cos(angle));
+    }
+    const double scale = static_cast<double>(pair.scale);
+    const double reach = 127.0 * scale;  // no pair is longer
+    out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * (1.0 / 255.0 + 2e-5));
+    out.bound += 0.7072 * unit * reach / scale;  // the query's own rounding, in units of its integer
+  }
+  return out;
+}
+
+struct rotary_shape {
+  std::uint32_t pairs;
+  rope_pairing pairing;
+};
+
+template <class Isa>
+void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::size_t rows, std::size_t first,
+           std::size_t count, int positions) {
+  pqattn_test::random_data random(shape.dim * 1000 + rows * 100 + static_cast<std::size_t>(positions));
+  const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
+  std::vector<float> frequencies(turn.pairs + 1);
+  pqattn::fill_rope_frequencies(frequencies.data(), 2 * turn.pairs, 10000.0);
+  rope rotation;
+  rotation.pairs = turn.pairs;
+  rotation.pairing = turn.pairing;
+  rotation.frequencies = frequencies.data();
+  std::vector<std::int64_t> at(first + count);
+  for (std::size_t slot = 0; slot < at.size(); ++slot) {
+    const auto s = static_cast<std::int64_t>(slot);
+    at[slot] = positions == 0 ? s : positions == 1 ? s + 1'000'003 : s < 70 ? s - 40 : 2 * s + s % 3;
+  }
+  const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
+  pqattn::x86::build_rotary_book<Isa>(data.shape, rotation, data.book(), book_memory.data());
+  const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
+  const aligned_bytes turns(pqattn::x86::turn_table_bytes<Isa>(turn.pairs));
+  pqattn::x86::fill_turn_table<Isa>(rotation, nullptr, turns.data());
+  const std::size_t query_stride = shape.dim + 3;
+  const std::vector<float> queries = random.normals(rows * query_stride);
+  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
+  pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, query_stride, query_memory.data());
+  const auto prepared = pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data());
+  const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<Isa>(data.shape, rotation, rows));
+  const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
+                                  data.block_bytes(), first, count};
+  const std::size_t stride = count + 5;
+  std::vector<float> out(rows * stride, -77.0f);
+  const bool done = pqattn::x86::rotary_score<Isa>(
+      book, rotation, pqattn::x86::turn_table_at<Isa>(turn.pairs, turns.data()), prepared, run,
+      [&](std::size_t slot) { return at[slot]; }, out.data(), stride, scratch.data());
+  INFO(Isa::name << ", " << data.name() << ", pairs " << turn.pairs << ", rows " << rows << ", first " << first
+                 << ", positions " << positions << ", seed " << random.seed());
+  REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
+  if (!done) {
+    return;
+  }
+  double squares = 0.0;
+  double bounds = 0.0;
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const double unit = 255.0 * static_cast<double>(prepared.factor[row]);
+      const auto want = reference(data, rotation, book, queries.data() + row * query_stride, unit, first + i,
+                                  at[first + i]);
+      const double error = static_cast<double>(out[row * stride + i]) - want.value;
+      if (!(std::fabs(error) <= want.bound)) {
+        INFO("row " << row << " slot " << first + i << " got " << out[row * stride + i] << " want " << want.value
+                    << " bound " << want.bound);
+        FAIL();
+      }
+      squares += error * error;
+      bounds += want.bound * want.bound;
+    }
+    for (std::size_t i = count; i < stride; ++i) {
+      REQUIRE(out[row * stride + i] == -77.0f);
+    }
+  }
+  // Rounding errors are independent: their sum is far below the worst case.
+  CHECK(squares <= 0.25 * bounds);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const auto& shape : pqattn_test::coded_cases) {
+    const std::uint32_t most = shape.dim / 2;
+    check<TestType>(shape, {most, rope_pairing::half_split}, 1, 0, 130, 0);
+    check<TestType>(shape, {most, rope_pairing::interleaved}, 3, 67, 200, 1);
+    check<TestType>(shape, {most / 2, rope_pairing::half_split}, 4, 5, 330, 1);
+    check<TestType>(shape, {most, rope_pairing::half_split}, 7, 63, 140, 2);
+    check<TestType>(shape, {0, rope_pairing::half_split}, 2, 0, 64, 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]", PQATTN_TEST_X86_ISAS) {
+  pqattn_test::random_data random(5);
+  const coded_data data(random, 64, 16, 256, 1, 700);
+  std::vector<float> frequencies(32);
+  pqattn::fill_rope_frequencies(frequencies.data(), 64, 500000.0);
+  rope rotation;
+  rotation.pairs = 32;
+  rotation.frequencies = frequencies.data();
+  const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
+  pqattn::x86::build_rotary_book<TestType>(data.shape, rotation, data.book(), book_memory.data());
+  const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
+  const aligned_bytes turns(pqattn::x86::turn_table_bytes<TestType>(32));
+  pqattn::x86::fill_turn_table<TestType>(rotation, nullptr, turns.data());
+  const std::vector<float> queries = random.normals(128);
+  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, 2));
+  pqattn::x86::prepare_rotary_queries(book, queries.data(), 2, 64, query_memory.data());
+  const auto prepared = pqattn::x86::rotary_queries_at(book.count, 2, query_memory.data());
+  const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<TestType>(data.shape, rotation, 2));
+  const auto score = [&](std::size_t first, std::size_t count, float* out) {
+    const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
+                                    data.block_bytes(), first, count};
+    REQUIRE(pqattn::x86::rotary_score<TestType>(
+        book, rotation, pqattn::x86::turn_table_at<TestType>(32, turns.data()), prepared, run,
+        [](std::size_t slot) { return static_cast<std::int64_t>(slot) + 17; }, out, 700, scratch.data()));
+  };
+  std::vector<float> whole(1400);
+  score(0, 700, whole.data());
+  const std::size_t cuts[] = {0, 64, 100, 449, 450, 700};
+  std::vector<float> pieces(1400);
+  for (std::size_t i = 0; i + 1 < std::size(cuts); ++i) {
+    score(cuts[i], cuts[i + 1] - cuts[i], pieces.data() + cuts[i]);
+  }
+  REQUIRE(std::memcmp(whole.data(), pieces.data(), whole.size() * sizeof(float)) == 0);
+}
+
+#else
+TEST_CASE("x86 rotary scores") { SKIP("not compiled for AVX2"); }
+#endif

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+#include "pqattn/bank/host/x86/table_score.hpp"
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+
+#include "bank/host/x86/coded_data.hpp"
+#include "bank/host/x86/isa_list.hpp"
+
+#ifdef PQATTN_TEST_X86_ISAS
+namespace {
+
+using pqattn::x86::table_precision;
+using pqattn_test::aligned_bytes;
+using pqattn_test::coded_data;
+
+template <class Isa>
+void check(const pqattn_test::coded_case& shape, table_precision precision, std::size_t rows, std::size_t first,
+           std::size_t count) {
+  pqattn_test::random_data random(shape.dim * 1000 + rows);
+  const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
+  const std::size_t query_stride = shape.dim + 2;
+  const std::vector<float> queries = random.normals(rows * query_stride);
+  const aligned_bytes memory(pqattn::x86::score_table_bytes(data.shape, rows, precision));
+  const aligned_bytes build_scratch(pqattn::x86::score_table_scratch_bytes(data.shape));
+  pqattn::x86::build_score_tables<Isa>(data.shape, data.book(), queries.data(), rows, query_stride, precision,
+                                       memory.data(), build_scratch.data());
+  const auto tables = pqattn::x86::score_tables_at(data.shape, rows, precision, memory.data());
+  const aligned_bytes scratch(pqattn::x86::table_scratch_bytes(rows));
+  const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
+                                  data.block_bytes(), first, count};
+  const std::size_t stride = count + 3;
+  std::vector<float> out(rows * stride, -77.0f);
+  const bool done = pqattn::x86::table_score<Isa>(data.shape, tables, run, out.data(), stride, scratch.data());
+  INFO(Isa::name << ", " << data.name() << ", rows " << rows << ", first " << first << ", precision "
+                 << static_cast<int>(precision) << ", seed " << random.seed());
+  REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
+  if (!done) {
+    return;
+  }
+  double squares = 0.0;
+  double bounds = 0.0;
+  for (std::size_t row = 0; row < rows; ++row) {
+    const double step = static_cast<double>(tables.step[row]);
+    for (std::size_t i = 0; i < count; ++i) {
+      double want = 0.0;
+      double magnitude = 0.0;
+      for (std::uint32_t channel = 0; channel < shape.dim; ++channel) {
+        const double product =
+            static_cast<double>(queries[row * query_stride + channel]) * data.value(first + i, channel);
+        want += product;
+        magnitude += std::fabs(product);
+      }
+      const double error = static_cast<double>(out[row * stride + i]) - want;
+      const double bound = 0.5 * step * data.shape.groups() * 1.001 + 3e-6 * (magnitude + shape.dim);
+      if (!(std::fabs(error) <= bound)) {
+        INFO("row " << row << " slot " << first + i << " got " << out[row * stride + i] << " want " << want
+                    << " bound " << bound);
+        FAIL();
+      }
+      squares += error * error;
+      bounds += bound * bound;
+    }
+    for (std::size_t i = count; i < stride; ++i) {
+      REQUIRE(out[row * stride + i] == -77.0f);
+    }
+  }
+  CHECK(squares <= bounds / std::min(3.0, static_cast<double>(data.shape.groups())));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("table scores are right to the documented roundings", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const auto& shape : pqattn_test::coded_cases) {
+    for (const auto precision : {table_precision::bytes, table_precision::words}) {
+      check<TestType>(shape, precision, 1, 0, 64);
+      check<TestType>(shape, precision, 3, 5, 200);
+      check<TestType>(shape, precision, 6, 63, 1100);
+    }
+  }
+  check<TestType>({600, 300, 16, 1}, table_precision::bytes, 1, 0, 70);  // 300 * 255 would not fit 16 bits
+}
+
+#else
+TEST_CASE("x86 table scores") { SKIP("not compiled for AVX2"); }
+#endif
