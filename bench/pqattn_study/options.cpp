@@ -14,7 +14,8 @@ namespace {
 
 constexpr const char* description =
     "Codes the keys and values of one attention layer and reports what that does to its attention.\n"
-    "Keys and values are (kv_heads, tokens, d), queries (q_heads, tokens, d): float16 or float32 .npy files in C order,\n"
+    "Keys and values are (kv_heads, tokens, d), queries (q_heads, tokens, d): float16 or float32 .npy files in C "
+    "order,\n"
     "after RoPE, positions 0, 1, ..., attention softmax(q.k / sqrt(d)), causal.";
 
 constexpr const char* examples = R"(Figures:
@@ -57,10 +58,13 @@ parsed_options parse_options(int argc, const char* const* argv) {
                                         "." + std::to_string(PQATTN_VERSION_PATCH));
   app.get_formatter()->column_width(34);
 
+  const CLI::Range count(0.0, 1e15, "COUNT");  // CLI11 would read -1 as the largest unsigned number
+
   app.add_option("--keys", chosen.keys, "keys .npy, after RoPE")->required();
   app.add_option("--values", chosen.values, "values .npy; d may differ from the keys'")->required();
   app.add_option("--queries", chosen.queries, "queries .npy, after RoPE")->required();
-  app.add_option("--kv-heads", chosen.kv_heads, "KV heads the files must have (default: as in the keys file)");
+  app.add_option("--kv-heads", chosen.kv_heads, "KV heads the files must have (default: as in the keys file)")
+      ->check(count);
 
   app.add_option("--method", chosen.method, "cache format")
       ->check(CLI::IsMember(method_names()))
@@ -76,15 +80,17 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--target-bits", chosen.target_bits, "pq_best: mean code bits per element of K and V")
       ->check(CLI::Range(1.0, 6.0));
   app.add_option("--train-tokens", chosen.train_tokens,
-                 "codebooks learn from the first n tokens; queries from there on are judged (default: 3/4 of tokens)");
-  app.add_option("--sinks", chosen.sinks, "first tokens kept exact")->capture_default_str();
-  app.add_option("--recent", chosen.recent, "last tokens kept exact, the query's own included")->capture_default_str();
+                 "codebooks learn from the first n tokens; queries from there on are judged (default: 3/4 of tokens)")
+      ->check(count);
+  app.add_option("--sinks", chosen.sinks, "first tokens kept exact")->check(count)->capture_default_str();
+  app.add_option("--recent", chosen.recent, "last tokens kept exact, the query's own included")
+      ->check(count)
+      ->capture_default_str();
   app.add_option("--weights", chosen.weights,
                  "k-means weights: attention mass from the last 32 training queries, or none")
       ->check(CLI::IsMember({"none", "attention"}))
       ->capture_default_str();
-  app.add_option("--weight-exponent", chosen.weight_exponent,
-                 "weights become max((mass / mean mass)^exponent, floor)")
+  app.add_option("--weight-exponent", chosen.weight_exponent, "weights become max((mass / mean mass)^exponent, floor)")
       ->check(CLI::Range(0.0, 4.0))
       ->capture_default_str();
   app.add_option("--weight-floor", chosen.weight_floor, "see --weight-exponent")
@@ -96,7 +102,7 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--rope-theta", chosen.rope_theta, "base of the RoPE frequencies")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->capture_default_str();
+  app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->check(count)->capture_default_str();
   app.add_option("--iterations", chosen.iterations, "k-means iterations")
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();

@@ -25,8 +25,7 @@ std::vector<float> train(bank_type& bank, const pq_settings& settings, const pqa
   params.kmeans.iterations = static_cast<std::uint32_t>(settings.iterations);
   params.kmeans.seed = settings.seed;
   params.storage = settings.storage;
-  const pqattn::buffer workspace =
-      allocate(pqattn::training_workspace_bytes(bank, settings.shape, samples, params));
+  const pqattn::buffer workspace = allocate(pqattn::training_workspace_bytes(bank, settings.shape, samples, params));
   std::vector<float> centroids(settings.shape.codebook_values());
   pqattn::training_report report;
   require(pqattn::train_codebook(bank, settings.shape, samples, weights, params, workspace.data(), workspace.size(),
@@ -39,6 +38,9 @@ std::vector<float> train(bank_type& bank, const pq_settings& settings, const pqa
 
 void code_as_pq(const pq_settings& settings, const pq_ranges& ranges, const std::vector<float>& weights,
                 std::vector<float>& rows, side_result& cost) {
+  if (ranges.coded_first == ranges.coded_last) {
+    return;
+  }
   const pqattn::geometry& shape = settings.shape;
   const std::size_t tokens = rows.size() / shape.dim;
   const pqattn::rows_ref all = pqattn::ref_rows(rows.data(), tokens, shape.dim);
@@ -52,8 +54,7 @@ void code_as_pq(const pq_settings& settings, const pq_ranges& ranges, const std:
   require(bank.store_codebook({shape, centroids.data()}, book), "codebook");
 
   const pqattn::slot_range slots{0, ranges.coded_last - ranges.coded_first};
-  const pqattn::buffer code_memory =
-      allocate(pqattn::blocks_for(slots.count) * bank.code_block_bytes(shape));
+  const pqattn::buffer code_memory = allocate(pqattn::blocks_for(slots.count) * bank.code_block_bytes(shape));
   const pqattn::code_span<bank_type::address> codes{shape, code_memory.data()};
   const pqattn::rows_ref coded = all.slice(ranges.coded_first, slots.count);
   require(pqattn::encode(bank, coded.view(), book, codes, slots), "encoding");

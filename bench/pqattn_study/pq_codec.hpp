@@ -30,7 +30,8 @@ struct pq_ranges {
 
 /// Replaces the coded rows of `rows` (dense, shape.dim wide) by what their codes read back as, and adds the codebook's
 /// bits to `cost`. `weights` is empty or has one number per row before
-/// train_last. Throws study_error.
+/// train_last. Does nothing when no row is coded.
+/// Throws study_error.
 void code_as_pq(const pq_settings& settings, const pq_ranges& ranges, const std::vector<float>& weights,
                 std::vector<float>& rows, side_result& cost);
 

@@ -61,8 +61,8 @@ pqattn::geometry make_shape(std::size_t dim, std::size_t subvectors, std::size_t
 
 void plan_shapes(const inputs& layer, const options& chosen, plan& made) {
   const std::size_t key_subvectors = chosen.subvectors.value_or((layer.key_dim + 3) / 4);
-  const std::size_t same_width = std::max<std::size_t>(
-      1, (key_subvectors * layer.value_dim + layer.key_dim / 2) / layer.key_dim);
+  const std::size_t same_width =
+      std::max<std::size_t>(1, (key_subvectors * layer.value_dim + layer.key_dim / 2) / layer.key_dim);
   made.key_shape = make_shape(layer.key_dim, key_subvectors, chosen.bits, "--subvectors");
   made.value_shape =
       make_shape(layer.value_dim, chosen.value_subvectors.value_or(std::min(same_width, layer.value_dim)),
@@ -187,8 +187,8 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
   settings.seed = pqattn::mix_seed(chosen.seed, 2 * job.kv_head + (keys ? 0 : 1));
   settings.storage = made.storage;
   // Sinks are never coded, so they do not teach either: their keys and their weights are unlike all others.
-  const pq_ranges ranges{std::min(made.coded_first, made.window.first_query), made.window.first_query,
-                         made.coded_first, made.coded_last};
+  const pq_ranges ranges{std::min(made.coded_first, made.window.first_query), made.window.first_query, made.coded_first,
+                         made.coded_last};
   code_as_pq(settings, ranges, *job.weights, rows, result);
 }
 
@@ -246,9 +246,9 @@ void study_kv_head(const inputs& layer, const options& chosen, const plan& made,
   for (std::size_t i = 0; i < layer.group(); ++i) {
     query_head_result judged;
     judged.kv_head = kv_head;
-    require(add_attention_error(head, layer.queries(kv_head * layer.group() + i), made.window, made.scale,
-                                judged.error),
-            "attention error");
+    require(
+        add_attention_error(head, layer.queries(kv_head * layer.group() + i), made.window, made.scale, judged.error),
+        "attention error");
     result.total.add(judged.error);
     result.heads.push_back(judged);
   }

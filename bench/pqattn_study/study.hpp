@@ -16,7 +16,7 @@ namespace pqattn_study {
 
 /// What one side (keys or values) of all heads costs and loses.
 struct side_result {
-  double code_bits = 0.0;       ///< codes, scales and norms of the coded tokens
+  double code_bits = 0.0;  ///< codes, scales and norms of the coded tokens
   double codebook_bits = 0.0;
   std::size_t coded_elements = 0;
   pqattn::squared_error error;  ///< coded rows in the domain they were coded in
@@ -45,8 +45,8 @@ struct study_result {
   std::vector<query_head_result> heads;
   std::vector<double> key_norm_spread;  ///< per KV head: largest key norm / median key norm
   pqattn::attention_error total;
-  double exact_bits = 0.0;     ///< of tokens or sides kept exact, 16 bits an element
-  double code_seconds = 0.0;   ///< training and coding
+  double exact_bits = 0.0;    ///< of tokens or sides kept exact, 16 bits an element
+  double code_seconds = 0.0;  ///< training and coding
   double judge_seconds = 0.0;
 
   /// Everything over all elements of K and V.

@@ -26,15 +26,15 @@ struct attention_window {
 
 /// Sums over query rows; parts (heads, layers) are added up before a figure is read.
 struct attention_error {
-  squared_error output;           ///< attention outputs
-  double row_nmse_sum = 0.0;      ///< of each query row's own |o - o'|^2 / |o|^2
-  double kl_sum = 0.0;            ///< of KL(exact row || approximate row)
-  double squared_logits = 0.0;    ///< squared score differences over coded tokens, scale included
-  double sink_mass_sum = 0.0;     ///< exact attention mass on the sinks
-  double coded_mass_sum = 0.0;    ///< exact attention mass on coded tokens
-  std::uint64_t rows = 0;         ///< query rows judged
-  std::uint64_t agreeing = 0;     ///< rows whose most attended token is the same
-  std::uint64_t coded_scores = 0; ///< (query, coded token) pairs
+  squared_error output;            ///< attention outputs
+  double row_nmse_sum = 0.0;       ///< of each query row's own |o - o'|^2 / |o|^2
+  double kl_sum = 0.0;             ///< of KL(exact row || approximate row)
+  double squared_logits = 0.0;     ///< squared score differences over coded tokens, scale included
+  double sink_mass_sum = 0.0;      ///< exact attention mass on the sinks
+  double coded_mass_sum = 0.0;     ///< exact attention mass on coded tokens
+  std::uint64_t rows = 0;          ///< query rows judged
+  std::uint64_t agreeing = 0;      ///< rows whose most attended token is the same
+  std::uint64_t coded_scores = 0;  ///< (query, coded token) pairs
 
   void add(const attention_error& other) noexcept {
     output.add(other.output);
@@ -155,8 +155,7 @@ inline void judge_row(const query_span& span, double* scores, double* approximat
   approximate_row = (approximate_row - approximate_maximum).exp();
   const double approximate_sum = approximate_row.sum();
   approximate_row /= approximate_sum;
-  const double lse_difference =
-      exact_maximum + std::log(exact_sum) - approximate_maximum - std::log(approximate_sum);
+  const double lse_difference = exact_maximum + std::log(exact_sum) - approximate_maximum - std::log(approximate_sum);
   sum.kl_sum += std::max(0.0, mean_difference - lse_difference);
 
   const auto sinks = static_cast<Eigen::Index>(span.sinks);

@@ -38,11 +38,9 @@ struct baseline_name {
 
 /// Every baseline and its stable name.
 inline constexpr baseline_name baseline_names[] = {
-    {baseline_format::exact, "exact"},   {baseline_format::q8_0, "q8_0"},
-    {baseline_format::q4_0, "q4_0"},     {baseline_format::q4_0_rot, "q4_0_rot"},
-    {baseline_format::kivi2, "kivi2"},   {baseline_format::kivi4, "kivi4"},
-    {baseline_format::turbo2, "turbo2"}, {baseline_format::turbo3, "turbo3"},
-    {baseline_format::turbo4, "turbo4"}};
+    {baseline_format::exact, "exact"},       {baseline_format::q8_0, "q8_0"},     {baseline_format::q4_0, "q4_0"},
+    {baseline_format::q4_0_rot, "q4_0_rot"}, {baseline_format::kivi2, "kivi2"},   {baseline_format::kivi4, "kivi4"},
+    {baseline_format::turbo2, "turbo2"},     {baseline_format::turbo3, "turbo3"}, {baseline_format::turbo4, "turbo4"}};
 
 [[nodiscard]] constexpr const char* name_of(baseline_format format) noexcept {
   for (const baseline_name& entry : baseline_names) {

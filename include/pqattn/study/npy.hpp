@@ -47,9 +47,7 @@ struct npy_array_view {
   std::size_t shape[max_npy_rank] = {};
   std::size_t elements = 0;  ///< product of the shape; 1 for rank 0
 
-  [[nodiscard]] constexpr bool is_floating() const noexcept {
-    return type == npy_type::f16 || type == npy_type::f32;
-  }
+  [[nodiscard]] constexpr bool is_floating() const noexcept { return type == npy_type::f16 || type == npy_type::f32; }
 
   /// Element `index` in C order of a floating array, widened.
   [[nodiscard]] float real(std::size_t index) const noexcept {

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT
+// The program pqattn-study as its users meet it: command line in, text and exit code out.
+#include <sys/wait.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "support/random_data.hpp"
+#include "support/shared_data.hpp"
+
+using Catch::Matchers::WithinRel;
+using nlohmann::json;
+
+namespace {
+
+std::string program() {
+  const char* folder = std::getenv("PQATTN_PROGRAM_DIR");
+#ifdef PQATTN_PROGRAM_DIR
+  folder = folder != nullptr ? folder : PQATTN_PROGRAM_DIR;
+#endif
+  const std::string path = std::string(folder == nullptr ? "" : folder) + "/pqattn-study";
+  if (!std::filesystem::exists(path)) {
+    SKIP("pqattn-study has not been built");
+  }
+  return path;
+}
+
+/// A folder of this test process, removed at the end.
+class scratch_folder {
+ public:
+  scratch_folder() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "pqattn_study_XXXXXX").string();
+    REQUIRE(mkdtemp(pattern.data()) != nullptr);
+    path_ = pattern;
+  }
+  scratch_folder(const scratch_folder&) = delete;
+  scratch_folder& operator=(const scratch_folder&) = delete;
+  ~scratch_folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+struct outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+std::string read_all(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+outcome run(const scratch_folder& folder, const std::string& arguments) {
+  const std::string command =
+      "'" + program() + "' " + arguments + " >'" + folder.file("out") + "' 2>'" + folder.file("err") + "'";
+  const int status = std::system(command.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_all(folder.file("out")), read_all(folder.file("err"))};
+}
+
+json run_json(const scratch_folder& folder, const std::string& arguments) {
+  const outcome done = run(folder, arguments + " --json");
+  INFO(arguments << "\n" << done.err);
+  REQUIRE(done.exit_code == 0);
+  CHECK(done.err.empty());
+  return json::parse(done.out);
+}
+
+std::string inputs(const std::string& folder) {
+  return "--keys '" + folder + "/keys.npy' --values '" + folder + "/values.npy' --queries '" + folder +
+         "/queries.npy' ";
+}
+
+std::string shipped() { return inputs((pqattn_test::test_data_folder() / "tiny_lm" / "context0" / "layer1").string()); }
+
+std::string npy_header(const std::string& type, const std::string& shape, const char* fortran = "False") {
+  std::string header = "{'descr': '" + type + "', 'fortran_order': " + fortran + ", 'shape': " + shape + ", }";
+  header.resize(117, ' ');
+  header += '\n';
+  return std::string("\x93NUMPY\x01\x00\x76\x00", 10) + header;
+}
+
+void write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+std::string floats(const std::vector<float>& values) {
+  return std::string(reinterpret_cast<const char*>(values.data()), 4 * values.size());
+}
+
+void write_floats(const std::string& path, const std::string& shape, const std::vector<float>& values) {
+  write_file(path, npy_header("<f4", shape) + floats(values));
+}
+
+/// A small layer of random numbers: 2 KV heads of 100 tokens, 6 query heads, keys 20 and values 12 wide.
+void write_layer(const scratch_folder& folder, pqattn_test::random_data& random) {
+  write_floats(folder.file("keys.npy"), "(2, 100, 20)", random.normals(2 * 100 * 20));
+  write_floats(folder.file("values.npy"), "(2, 100, 12)", random.normals(2 * 100 * 12));
+  write_floats(folder.file("queries.npy"), "(6, 100, 20)", random.normals(6 * 100 * 20));
+}
+
+std::string layer(const scratch_folder& folder) {
+  return inputs(std::filesystem::path(folder.file("keys.npy")).parent_path().string());
+}
+
+void require_refused(const scratch_folder& folder, const std::string& arguments, const std::string& words) {
+  const outcome done = run(folder, arguments);
+  INFO(arguments << "\n" << done.err);
+  CHECK(done.exit_code == 2);
+  CHECK(done.out.empty());
+  CHECK(std::count(done.err.begin(), done.err.end(), '\n') == 1);
+  CHECK(done.err.rfind("pqattn-study: ", 0) == 0);
+  CHECK(done.err.find(words) != std::string::npos);
+}
+
+}  // namespace
+
+TEST_CASE("pqattn-study explains itself", "[study][program]") {
+  const scratch_folder folder;
+  const outcome help = run(folder, "--help");
+  CHECK(help.exit_code == 0);
+  for (const char* word : {"--keys", "--kv-heads", "--train-tokens", "--rope-theta", "--target-bits", "Examples:",
+                           "pqattn-study --keys", "Exit codes"}) {
+    CAPTURE(word);
+    CHECK(help.out.find(word) != std::string::npos);
+  }
+  CHECK(run(folder, "--version").exit_code == 0);
+}
+
+TEST_CASE("pqattn-study with the exact method finds no error", "[study][program]") {
+  const scratch_folder folder;
+  for (const char* more : {"", "--rope half"}) {
+    const json result = run_json(folder, shipped() + "--method exact " + more);
+    CHECK(result.at("method") == "exact");
+    CHECK(result.at("tokens") == 2048);
+    CHECK(result.at("output_nmse").get<double>() < 1e-25);
+    CHECK(result.at("attention_kl").get<double>() < 1e-12);
+    CHECK(result.at("top1_agreement") == 1.0);
+    CHECK(result.at("bits_per_element") == 16.0);
+    CHECK(result.at("bits_per_element_codes") == 16.0);
+  }
+}
+
+TEST_CASE("pqattn-study on real activations: product quantization at 2 bits", "[study][program]") {
+  const scratch_folder folder;
+  const json result = run_json(folder, shipped() + "--rope half --kv-heads 2");
+  CHECK(result.at("method") == "pq");
+  CHECK(result.at("bits_per_element_codes") == 2.0);
+  // 2008 coded tokens at 2 bits, 40 at 16, four codebooks of 64 x 256 f16 numbers over 2 x 2 x 2048 x 64 elements.
+  const double expected = (2008 * 2.0 + 40 * 16.0 + 256 * 16.0) / 2048;
+  CHECK_THAT(result.at("bits_per_element").get<double>(), WithinRel(expected, 1e-12));
+  CHECK(result.at("output_nmse").get<double>() < 0.0012);
+  CHECK(result.at("attention_kl").get<double>() < 0.004);
+  CHECK(result.at("top1_agreement").get<double>() > 0.98);
+  CHECK(result.at("query_rows") == 4 * 512);
+  CHECK(result.at("heads").size() == 4);
+
+  const json again = run_json(folder, shipped() + "--rope half");
+  for (const char* key : {"output_nmse", "attention_kl", "codebook_mse"}) {
+    CHECK(result.at(key) == again.at(key));
+  }
+  const json after_rope = run_json(folder, shipped());
+  CHECK(after_rope.at("attention_kl").get<double>() > 3.0 * result.at("attention_kl").get<double>());
+}
+
+TEST_CASE("pqattn-study codes one side and leaves the other exact", "[study][program]") {
+  const scratch_folder folder;
+  const json both = run_json(folder, shipped() + "--method q4_0");
+  const json keys = run_json(folder, shipped() + "--method q4_0 --code keys");
+  const json values = run_json(folder, shipped() + "--method q4_0 --code values");
+  CHECK(keys.at("attention_kl") == both.at("attention_kl"));
+  CHECK(values.at("attention_kl").get<double>() < 1e-12);
+  CHECK(keys.at("output_nmse").get<double>() < both.at("output_nmse").get<double>());
+  CHECK(values.at("output_nmse").get<double>() < both.at("output_nmse").get<double>());
+  CHECK_THAT(both.at("bits_per_element").get<double>(), WithinRel((2008 * 4.5 + 40 * 16.0) / 2048, 1e-12));
+  CHECK_THAT(keys.at("bits_per_element").get<double>(),
+             WithinRel(0.5 * (16.0 + both.at("bits_per_element").get<double>()), 1e-12));
+}
+
+TEST_CASE("pqattn-study orders the baselines on real activations", "[study][program]") {
+  const scratch_folder folder;
+  const auto kl = [&](const std::string& method) {
+    return run_json(folder, shipped() + "--method " + method).at("attention_kl").get<double>();
+  };
+  CHECK(kl("q8_0") < 1e-4);
+  CHECK(kl("q4_0_rot") < 0.01);
+  CHECK(kl("kivi4") < kl("kivi2"));
+  const double turbo4 = kl("turbo4");
+  const double turbo3 = kl("turbo3");
+  CHECK(turbo4 < turbo3);
+  CHECK(turbo3 < kl("turbo2"));
+}
+
+TEST_CASE("pqattn-study takes odd shapes and settings", "[study][program]") {
+  const scratch_folder folder;
+  pqattn_test::random_data random(20);
+  CAPTURE(random.seed());
+  write_layer(folder, random);
+  for (const char* more :
+       {"--bits 4", "--bits 3 --subvectors 3 --value-subvectors 5 --value-bits 5", "--bits 1 --subvectors 20",
+        "--bits 4 --rope interleaved --rope-theta 500", "--bits 4 --weights none --codebooks f32",
+        "--bits 4 --codebooks i8", "--bits 4 --sinks 0 --recent 0", "--bits 4 --sinks 0 --recent 1000",
+        "--bits 4 --train-tokens 99", "--method pq_plain --bits 5", "--method turbo2 --rope half", "--method kivi2"}) {
+    const json result = run_json(folder, layer(folder) + more);
+    CAPTURE(more);
+    CHECK(result.at("heads").size() == 6);
+    CHECK(result.at("output_nmse").get<double>() < 1.5);
+    CHECK(result.at("output_nmse").get<double>() >= 0.0);
+  }
+  const json everything_exact = run_json(folder, layer(folder) + "--bits 4 --recent 1000");
+  CHECK(everything_exact.at("output_nmse").get<double>() < 1e-25);
+  CHECK(everything_exact.at("bits_per_element_codes") == 0.0);
+  const outcome table = run(folder, layer(folder) + "--bits 4");
+  CHECK(table.exit_code == 0);
+  CHECK(table.out.find("bits per element") != std::string::npos);
+}
+
+TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
+  const scratch_folder folder;
+  pqattn_test::random_data random(21);
+  CAPTURE(random.seed());
+  write_layer(folder, random);
+  const std::string files = layer(folder);
+  require_refused(folder, "", "--keys");
+  require_refused(folder, files + "--method pq4_0", "--method");
+  require_refused(folder, files + "--method pq_shared", "not available");
+  require_refused(folder, files + "--method pq_best --target-bits 2", "not available");
+  require_refused(folder, files + "--bits 17", "--bits");
+  require_refused(folder, files + "--bits 4 --subvectors 21", "subvectors");
+  require_refused(folder, files + "--kv-heads 3", "--kv-heads");
+  require_refused(folder, files + "--bits 4 --train-tokens 100", "--train-tokens");
+  require_refused(folder, files + "--bits 8", "samples");  // 75 tokens cannot teach 256 centroids
+  require_refused(folder, files + "--sinks -1", "--sinks");
+  require_refused(folder, files + "--unknown", "--unknown");
+}
+
+TEST_CASE("pqattn-study refuses bad files in one line", "[study][program]") {
+  const scratch_folder folder;
+  pqattn_test::random_data random(22);
+  CAPTURE(random.seed());
+  write_layer(folder, random);
+  const std::string files = layer(folder) + "--bits 4 ";
+  REQUIRE(run(folder, files).exit_code == 0);
+  const std::string path = folder.file("keys.npy");
+  const std::string good = read_all(path);
+  const auto with = [&](const std::string& bytes, const std::string& words) {
+    write_file(path, bytes);
+    require_refused(folder, files, words);
+    require_refused(folder, files, "keys.npy");
+    write_file(path, good);
+  };
+  with(good.substr(0, 1000), "truncated");
+  with(good.substr(0, 60), "truncated");
+  with("", "signature");
+  with("hello", "signature");
+  with(npy_header("<f8", "(2, 100, 20)") + std::string(32000, '\0'), "element type");
+  with(npy_header("<i4", "(2, 100, 20)") + std::string(16000, '\0'), "int32");
+  with(npy_header("<f4", "(2, 100, 20)", "True") + std::string(16000, '\0'), "Fortran");
+  with(npy_header("<f4", "(200, 20)") + std::string(16000, '\0'), "axes");
+  with(npy_header("<f4", "(2, 10, 10, 20)") + std::string(16000, '\0'), "axes");
+  with(npy_header("<f4", "(2, 0, 20)"), "empty");
+  with(npy_header("<f4", "(2, 1, 2000)") + std::string(16000, '\0'), "channels");
+  with(npy_header("<f4", "(4000000000, 4000000000, 4000000000)"), "memory");
+  std::string huge_header = std::string("\x93NUMPY\x02\x00\xff\xff\xff\xff", 12) + good.substr(10);
+  with(huge_header, "header");
+
+  std::vector<float> values(2 * 100 * 20, 1.0f);
+  values[20 * 100 + 3 * 20 + 7] = std::numeric_limits<float>::quiet_NaN();
+  with(npy_header("<f4", "(2, 100, 20)") + floats(values), "(1, 3, 7) is NaN");
+  values[5] = std::numeric_limits<float>::infinity();
+  with(npy_header("<f4", "(2, 100, 20)") + floats(values), "(0, 0, 5) is infinite");
+
+  // Good files that do not fit each other: the one that disagrees with the keys is named.
+  const auto mismatch = [&](const std::string& shape, const std::string& words) {
+    write_file(path, npy_header("<f4", shape) + good.substr(128));
+    require_refused(folder, files, words);
+    write_file(path, good);
+  };
+  mismatch("(2, 50, 40)", "values.npy: has 100 tokens, the keys have 50");
+  mismatch("(5, 40, 20)", "values.npy: has 2 KV heads, the keys have 5");
+  mismatch("(2, 200, 10)", "values.npy: has 100 tokens, the keys have 200");
+  write_floats(folder.file("queries.npy"), "(5, 100, 20)", random.normals(5 * 100 * 20));
+  require_refused(folder, files, "queries.npy: has 5 query heads");
+  write_floats(folder.file("queries.npy"), "(6, 100, 10)", random.normals(6 * 100 * 10));
+  require_refused(folder, files, "queries.npy: has 10 channels");
+  std::filesystem::remove(folder.file("queries.npy"));
+  require_refused(folder, files, "queries.npy: file cannot be opened");
+}
