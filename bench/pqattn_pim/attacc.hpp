@@ -86,8 +86,9 @@ class attacc_schedule {
         window_(d.timing.ccd_l, d.timing.ccd_s) {
     const std::int64_t lanes = organisation_.column_bytes / case_.bytes_per_element;
     const std::int64_t banks = level == attacc_level::bank ? organisation_.banks_per_group : 1;
-    across_ = level == attacc_level::buffer ? organisation_.pseudo_channels : organisation_.groups_per_command_channel();
-    steps_ = pim::ceil_div(case_.tokens, across_);            // token steps of a head
+    across_ =
+        level == attacc_level::buffer ? organisation_.pseudo_channels : organisation_.groups_per_command_channel();
+    steps_ = pim::ceil_div(case_.tokens, across_);                  // token steps of a head
     score_columns_ = pim::ceil_div(case_.head_dim, banks * lanes);  // columns per token step
     context_blocks_ = score_columns_;
     segments_ = pim::ceil_div(steps_, block_steps);
@@ -115,7 +116,7 @@ class attacc_schedule {
   }
 
  private:
-  static constexpr std::int64_t block_steps = 16;   // token steps between two barriers
+  static constexpr std::int64_t block_steps = 16;  // token steps between two barriers
 
   attacc_level level_;
   attention_case case_;
@@ -124,8 +125,8 @@ class attacc_schedule {
   std::int64_t across_ = 1, steps_ = 1, score_columns_ = 1, context_blocks_ = 1, segments_ = 1;
   std::int64_t query_moves_ = 0, score_result_moves_ = 0, probability_moves_ = 0, context_result_moves_ = 0;
   transfer_window window_;
-  std::deque<std::int64_t> macs_;              // cycles of the last MACs since the last barrier
-  std::vector<std::int32_t> transfers_;        // bank groups of the transfers since then
+  std::deque<std::int64_t> macs_;        // cycles of the last MACs since the last barrier
+  std::vector<std::int32_t> transfers_;  // bank groups of the transfers since then
   std::int64_t barrier_cycle_ = 0;
 
   static void note_mac(void* self, const pim::trace_record& r) {
@@ -191,8 +192,8 @@ class attacc_schedule {
                    static_cast<std::int32_t>(from % per_row), n);
       } else {
         const std::int64_t groups = organisation_.ranks * organisation_.bank_groups;
-        const std::int64_t bank = from % groups * organisation_.banks_per_group +
-                                  from / groups % organisation_.banks_per_group;
+        const std::int64_t bank =
+            from % groups * organisation_.banks_per_group + from / groups % organisation_.banks_per_group;
         const std::int64_t column = from / groups / organisation_.banks_per_group;
         list_.read(static_cast<std::int32_t>(bank), base + static_cast<std::int32_t>(column / per_row),
                    static_cast<std::int32_t>(column % per_row));
@@ -204,7 +205,8 @@ class attacc_schedule {
   /// `count` transfers, `run` in a row to the same bank group.
   void moves(std::int64_t count, std::int64_t run) {
     for (std::int64_t i = 0; i < count; ++i) {
-      transfers_.push_back(static_cast<std::int32_t>(i / std::max<std::int64_t>(1, run) % transfer_window::group_count));
+      transfers_.push_back(
+          static_cast<std::int32_t>(i / std::max<std::int64_t>(1, run) % transfer_window::group_count));
     }
   }
   /// Nothing behind leaves before the last MAC and the last transfer so far have left.

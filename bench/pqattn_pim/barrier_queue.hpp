@@ -50,9 +50,11 @@ class barrier_queue {
     }
   }
 
-  [[nodiscard]] barrier_queue_result run(const std::vector<queued_request>& requests) {
-    std::size_t arrived = 0;
-    for (now_ = device_.controller.start - 1; arrived < requests.size() || !queue_.empty(); ++now_) {
+  /// Serves `count` requests, request(i) being the i-th.
+  template <class Request>
+  [[nodiscard]] barrier_queue_result run(std::int64_t count, Request&& request) {
+    std::int64_t arrived = 0;
+    for (now_ = device_.controller.start - 1; arrived < count || !queue_.empty(); ++now_) {
       for (bank_state& b : banks_) {
         if (b.state == closing && now_ >= b.idle_at) {
           b.state = idle;
@@ -61,8 +63,8 @@ class barrier_queue {
       if (!refresh_step() && !column_step() && !activate_step()) {
         precharge_step();
       }
-      if (arrived < requests.size() && queue_.size() < depth) {
-        queue_.push_back(requests[arrived++]);
+      if (arrived < count && queue_.size() < depth) {
+        queue_.push_back(request(arrived++));
       }
     }
     const auto& t = device_.timing;
@@ -135,10 +137,10 @@ class barrier_queue {
       if (k != 0 && r.barrier) {
         return false;
       }
-      const bool depends = std::any_of(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(k),
-                                       [&](const queued_request& q) {
-                                         return q.barrier || (q.bank == r.bank && q.row == r.row && q.column == r.column);
-                                       });
+      const bool depends =
+          std::any_of(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(k), [&](const queued_request& q) {
+            return q.barrier || (q.bank == r.bank && q.row == r.row && q.column == r.column);
+          });
       if (!depends) {
         issue(r);
         queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(k));

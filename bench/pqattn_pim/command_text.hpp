@@ -18,9 +18,9 @@ namespace pqattn_pim {
 namespace pim = pqattn::pim;
 
 inline constexpr const char* command_format_help =
-    "Command file: one command a line, case does not matter, # starts a comment. n defaults to 1, set is all (default),\n"
-    "even or odd; numbers are decimal. A row that a command names and that is not open is opened by itself, after\n"
-    "closing the row that is.\n"
+    "Command file: one command a line, case does not matter, # starts a comment. n defaults to 1; set is all\n"
+    "(default), even or odd; numbers are decimal. A row that a command names and that is not open is opened by\n"
+    "itself, after closing the row that is.\n"
     "  ACT bank row            PRE bank                 open or close a row of one bank\n"
     "  ACT_AB row [set]        PRE_AB [set]             the same in every bank of the set\n"
     "  RD bank row col [n]     WR bank row col [n]      n columns of a row, to or from the buffer die\n"
@@ -107,12 +107,12 @@ struct command_form {
   const char* arguments;
 };
 inline constexpr command_form command_forms[] = {
-    {pim::opcode::act, "br"},      {pim::opcode::act_ab, "rs"},   {pim::opcode::pre, "b"},
-    {pim::opcode::pre_ab, "s"},    {pim::opcode::rd, "brcN"},     {pim::opcode::wr, "brcN"},
-    {pim::opcode::mac_ab, "rcNs"}, {pim::opcode::lut, "rns"},     {pim::opcode::wrgb, "N"},
-    {pim::opcode::mv_out, "N"},    {pim::opcode::mv_in, "N"},     {pim::opcode::sfm, "n"},
+    {pim::opcode::act, "br"},       {pim::opcode::act_ab, "rs"},    {pim::opcode::pre, "b"},
+    {pim::opcode::pre_ab, "s"},     {pim::opcode::rd, "brcN"},      {pim::opcode::wr, "brcN"},
+    {pim::opcode::mac_ab, "rcNs"},  {pim::opcode::lut, "rns"},      {pim::opcode::wrgb, "N"},
+    {pim::opcode::mv_out, "N"},     {pim::opcode::mv_in, "N"},      {pim::opcode::sfm, "n"},
     {pim::opcode::host_rd, "brcN"}, {pim::opcode::host_wr, "brcN"}, {pim::opcode::ref, ""},
-    {pim::opcode::mode, ""},       {pim::opcode::sync, ""},       {pim::opcode::wait, ""},
+    {pim::opcode::mode, ""},        {pim::opcode::sync, ""},        {pim::opcode::wait, ""},
     {pim::opcode::fence, ""},
 };
 static_assert(std::size(command_forms) == pim::opcode_count);
@@ -126,7 +126,10 @@ static_assert(std::size(command_forms) == pim::opcode_count);
       if (optional) {
         continue;
       }
-      return std::string("wants ") + (*kind == 'b' ? "a bank" : *kind == 'r' ? "a row" : *kind == 'c' ? "a column" : "a count");
+      return std::string("wants ") + (*kind == 'b'   ? "a bank"
+                                      : *kind == 'r' ? "a row"
+                                      : *kind == 'c' ? "a column"
+                                                     : "a count");
     }
     if (*kind == 's') {
       const auto set = set_of(line.word[at]);

@@ -177,7 +177,8 @@ class host_queue {
         }
         continue;
       }
-      const bool ready = now_ >= b.next_act && now_ >= last_act_ + t.rrd_s && now_ >= group(r.bank).last_act + t.rrd_l &&
+      const bool ready = now_ >= b.next_act && now_ >= last_act_ + t.rrd_s &&
+                         now_ >= group(r.bank).last_act + t.rrd_l &&
                          (t.faw == 0 || now_ >= act_window_[act_slot_] + t.faw);
       if (ready) {
         open(r);
@@ -186,8 +187,7 @@ class host_queue {
     }
   }
   [[nodiscard]] bool wanted(std::int32_t b, std::int32_t row) const {
-    return std::any_of(window_.begin(), window_.end(),
-                       [&](const host_read& r) { return r.bank == b && r.row == row; });
+    return std::any_of(window_.begin(), window_.end(), [&](const host_read& r) { return r.bank == b && r.row == row; });
   }
   void open(const host_read& r) {
     const auto& t = device_.timing;

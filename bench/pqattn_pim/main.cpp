@@ -142,9 +142,9 @@ int run_devices(const std::string& name) {
     std::printf("%-18s %4d command channels x %4d banks, rows of %d bytes, clock %d ps, %.0f GiB%s\n", preset.name,
                 o.command_channels(), o.banks_per_command_channel(), o.row_bytes, d.timing.tck_ps,
                 static_cast<double>(d.capacity_bytes) / (1 << 30),
-                d.core.present                                                    ? ", core and DMA per bank"
+                d.core.present                                               ? ", core and DMA per bank"
                 : std::string(d.name).find("no public") != std::string::npos ? ", no public PIM data"
-                                                                                  : "");
+                                                                             : "");
   }
   return ok;
 }

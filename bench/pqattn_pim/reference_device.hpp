@@ -60,7 +60,9 @@ namespace detail {
   std::transform(s.begin(), s.end(), s.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return s;
 }
-[[nodiscard]] inline bool has(const std::string& s, const char* part) { return s.find(part) != std::string::npos; }
+[[nodiscard]] inline bool has(const std::string& s, const char* part) {
+  return s.find(part) != std::string::npos;
+}
 
 [[nodiscard]] inline simulator simulator_of(const std::string& name) {
   const std::string s = lower(name);
@@ -168,11 +170,11 @@ inline void read_controller(timing_table& table, const std::string& config, refe
   pim::timing& t = d.description.timing;
   switch (d.kind) {
     case simulator::pimsimulator:
-      c.start = 2;          // a request moves through two queues first
+      c.start = 2;  // a request moves through two queues first
       c.read_end = 1;
       c.dependent_gap = 3;  // the return, and the two queues again
       c.closes_idle_rows = true;
-      t.pre_to_ref = 1;     // REF follows the last PRE at once
+      t.pre_to_ref = 1;  // REF follows the last PRE at once
       c.refresh = pim::refresh_policy::until_pre;
       d.queue = {64, 1, true};
       break;
@@ -181,7 +183,7 @@ inline void read_controller(timing_table& table, const std::string& config, refe
       c.read_end = 1;
       c.dependent_gap = 2;
       c.first_refresh = static_cast<std::int32_t>(t.refi / ranks_of(config));  // ranks take turns
-      d.queue = {32 + 8 * 16, 1, !has(lower(config), "hbm")};  // 32 transactions, 8 commands per bank
+      d.queue = {32 + 8 * 16, 1, !has(lower(config), "hbm")};                  // 32 transactions, 8 commands per bank
       break;
     case simulator::ramulator2: {
       c.start = 1;
@@ -231,7 +233,7 @@ inline void read_pim(timing_table& table, reference_device& d) {
     p.moves_overlap_macs = true;
     p.buffer_interval = t.bl;  // neighbours in the queue go to different bank groups
     p.mac_latency = 0;
-    t.pre_to_ref = 1;          // its model does not hold REF back after PREA
+    t.pre_to_ref = 1;  // its model does not hold REF back after PREA
     c.start = 1;
     c.refresh = pim::refresh_policy::until_pre;
     d.mac_power_limited = table.find({"nCCDAB_power_limited", "nCCDAB"});
@@ -299,8 +301,7 @@ inline void read_energy(const json& device, const std::string& config, reference
       d.has_standby_energy = true;
     }
   }
-  d.idle_rank_pj_per_cycle =
-      static_cast<double>(ranks_of(config) - 1) * e.precharge_standby_pj_per_cycle;
+  d.idle_rank_pj_per_cycle = static_cast<double>(ranks_of(config) - 1) * e.precharge_standby_pj_per_cycle;
 }
 
 inline void read_organisation(const json& device, reference_device& d) {

@@ -105,8 +105,8 @@ void copy_counts(const QueueResult& r, outcome& result) {
   }
   if (columns > o.columns_per_row()) {
     o.column_bytes = std::min<std::int32_t>(o.column_bytes, 64);
-    o.row_bytes = static_cast<std::int32_t>(std::min<std::int64_t>(columns, (1 << 20) / o.column_bytes)) *
-                  o.column_bytes;
+    o.row_bytes =
+        static_cast<std::int32_t>(std::min<std::int64_t>(columns, (1 << 20) / o.column_bytes)) * o.column_bytes;
   }
   d.capacity_bytes = 0;
   return d;
@@ -114,7 +114,7 @@ void copy_counts(const QueueResult& r, outcome& result) {
 
 }  // namespace detail
 
-// --- one bank -----------------------------------------------------------------------------------------------------------
+// --- one bank -----------------------------------------------------------------------------------------------------
 
 /// rows x cols accesses of bank 0 in order.
 [[nodiscard]] inline outcome run_stream(const reference_device& d, std::int64_t rows, std::int64_t cols, bool write,
@@ -147,7 +147,7 @@ void copy_counts(const QueueResult& r, outcome& result) {
   return list.result();
 }
 
-// --- all banks, host reads ------------------------------------------------------------------------------------------------
+// --- all banks, host reads ----------------------------------------------------------------------------------------
 
 /// Every bank, interleaved: for each row, for each column, for each bank in a group, for each bank group.
 [[nodiscard]] inline outcome run_all_banks(const reference_device& d, std::int64_t rows, std::int64_t cols,
@@ -162,11 +162,10 @@ void copy_counts(const QueueResult& r, outcome& result) {
   outcome result;
   result.supported = true;
   if (d.kind == simulator::pimsimulator) {
-    std::vector<queued_request> requests;
-    for (std::int64_t i = 0; i < rows * cols * banks; ++i) {
-      requests.push_back({false, bank_of(i), row_of(i), static_cast<std::int32_t>(i / banks % cols), false});
-    }
-    detail::copy_counts(barrier_queue(d.description, refresh).run(requests), result);
+    const auto request = [&](std::int64_t i) {
+      return queued_request{false, bank_of(i), row_of(i), static_cast<std::int32_t>(i / banks % cols), false};
+    };
+    detail::copy_counts(barrier_queue(d.description, refresh).run(rows * cols * banks, request), result);
     return result;
   }
   const queue_result r = host_queue(d, refresh).run(rows * cols * banks, [&](std::int64_t i) {
@@ -177,7 +176,7 @@ void copy_counts(const QueueResult& r, outcome& result) {
   return result;
 }
 
-// --- PIMSimulator: kernels ------------------------------------------------------------------------------------------------
+// --- PIMSimulator: kernels ----------------------------------------------------------------------------------------
 
 namespace detail {
 
@@ -219,7 +218,9 @@ class samsung_kernel {
   [[nodiscard]] outcome run(const pim::device& d, bool refresh) const {
     outcome result;
     result.supported = true;
-    copy_counts(barrier_queue(d, refresh).run(requests_), result);
+    copy_counts(barrier_queue(d, refresh)
+                    .run(std::ssize(requests_), [&](std::int64_t i) { return requests_[static_cast<std::size_t>(i)]; }),
+                result);
     return result;
   }
 
@@ -266,8 +267,7 @@ class samsung_kernel {
   const auto tile = [&](std::int64_t out, std::int64_t in) {
     list.group(true, kernel::odd, magic_rows::registers, 8);
     for (std::int64_t part = 0; part < 64; part += 8) {
-      list.group(false, in % 2 == 0 ? kernel::even : kernel::odd, 0,
-                 64 * (in / 2 + out * input_tiles / 2) + part);
+      list.group(false, in % 2 == 0 ? kernel::even : kernel::odd, 0, 64 * (in / 2 + out * input_tiles / 2) + part);
     }
   };
   for (std::int64_t out = 0; out < output_tiles; ++out) {
@@ -293,7 +293,7 @@ class samsung_kernel {
   return list.run(d.description, refresh);
 }
 
-// --- AiM ------------------------------------------------------------------------------------------------------------------
+// --- AiM ----------------------------------------------------------------------------------------------------------
 
 /// `rows` rows of `columns` all-bank MACs.
 [[nodiscard]] inline outcome run_aim_mac(const reference_device& d, std::int64_t rows, std::int64_t columns) {

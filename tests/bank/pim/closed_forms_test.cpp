@@ -84,7 +84,7 @@ TEST_CASE("the refresh estimate is near the walker", "[pim][closed_forms]") {
 
 TEST_CASE("a core with DMA", "[pim][closed_forms]") {
   const pim::dma_core k = pim::upmem_ddr4().core;
-  CHECK(pim::dma_cycles(k, 8, false) == 77 + 5);         // ceil(8 * 597 / 1024)
+  CHECK(pim::dma_cycles(k, 8, false) == 77 + 5);  // ceil(8 * 597 / 1024)
   CHECK(pim::dma_cycles(k, 1, false) == pim::dma_cycles(k, 8, false));
   CHECK(pim::dma_cycles(k, 4096, true) == 2 * 61 + 4 * 597);
   // Fewer threads than the issue distance leave slots empty; more fill them.

@@ -88,9 +88,9 @@ TEST_CASE("random bytes and random words never do harm", "[pim][trace]") {
     }
     static_cast<void>(pqattn_pim::command_reader(w).serve_all(text));
   }
-  const char* words[] = {"ACT", "PRE",  "RD",   "WR",  "MAC", "LUT",  "WRGB", "MV_IN", "SFM", "REF", "WAIT",
-                         "0",   "1",    "15",   "63",  "all", "odd",  "even", "-3",    "#",   "\n",  "4294967296",
-                         "PHASE", "score", "CHANNEL", "MODE", "SYNC", "FENCE"};
+  const char* words[] = {"ACT",  "PRE",        "RD",    "WR",    "MAC",     "LUT",  "WRGB", "MV_IN", "SFM", "REF",
+                         "WAIT", "0",          "1",     "15",    "63",      "all",  "odd",  "even",  "-3",  "#",
+                         "\n",   "4294967296", "PHASE", "score", "CHANNEL", "MODE", "SYNC", "FENCE"};
   std::int64_t served = 0;
   for (int i = 0; i < 3000; ++i) {
     std::string text;

@@ -24,7 +24,9 @@ std::string refusal(const std::string& text) {
   return message;
 }
 
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
 
 std::string with(const char* section, const char* member) {
   return std::string("{\"base\": \"hbm3_attacc\", \"") + section + "\": {" + member + "}}";

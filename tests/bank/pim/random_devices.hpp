@@ -74,6 +74,8 @@ class random_source {
   return d;
 }
 
-[[nodiscard]] inline bool same(const pim::totals& a, const pim::totals& b) { return a == b; }
+[[nodiscard]] inline bool same(const pim::totals& a, const pim::totals& b) {
+  return a == b;
+}
 
 }  // namespace pim_test

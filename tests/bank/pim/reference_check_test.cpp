@@ -127,7 +127,8 @@ TEST_CASE("a device not seen before is taken from the file", "[pim][check]") {
 
 TEST_CASE("no document makes the check fail otherwise than by a word", "[pim][check]") {
   std::string problem;
-  for (const char* text : {"null", "[]", "{}", "3", "{\"devices\": [], \"cases\": {}}", "{\"devices\": {}, \"cases\": 1}"}) {
+  for (const char* text :
+       {"null", "[]", "{}", "3", "{\"devices\": [], \"cases\": {}}", "{\"devices\": {}, \"cases\": 1}"}) {
     problem.clear();
     CHECK(pqattn_pim::check_document(json::parse(text), problem).empty());
     CHECK_FALSE(problem.empty());
@@ -140,8 +141,9 @@ TEST_CASE("no document makes the check fail otherwise than by a word", "[pim][ch
   const json values[] = {nullptr, true, "text", -5, 0, 1e300, 1099511627776, json::array(), json::object(), 2.5};
   pim_test::random_source random(99);
   const json whole = json::parse(text);
-  const std::string keys[] = {"kind", "rows", "cols", "n", "out_dim", "in_dim", "L", "heads_per_stack", "d_head",
-                              "bytes_per_element", "pim_level", "refresh"};
+  const std::string keys[] = {
+      "kind",      "rows",   "cols", "n", "out_dim", "in_dim", "L", "heads_per_stack", "d_head", "bytes_per_element",
+      "pim_level", "refresh"};
   for (int i = 0; i < 400; ++i) {
     json damaged = whole;
     json& cases = damaged["cases"];

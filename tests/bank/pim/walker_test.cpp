@@ -18,10 +18,10 @@ namespace {
 
 /// A random command that the device accepts.
 pim::command random_command(pim_test::random_source& random, const pim::device& d) {
-  constexpr opcode kinds[] = {opcode::act,    opcode::pre,   opcode::rd,      opcode::wr,     opcode::mac_ab,
-                              opcode::lut,    opcode::wrgb,  opcode::mv_in,   opcode::mv_out, opcode::sfm,
+  constexpr opcode kinds[] = {opcode::act,    opcode::pre,    opcode::rd,      opcode::wr,      opcode::mac_ab,
+                              opcode::lut,    opcode::wrgb,   opcode::mv_in,   opcode::mv_out,  opcode::sfm,
                               opcode::act_ab, opcode::pre_ab, opcode::host_rd, opcode::host_wr, opcode::wait,
-                              opcode::sync,   opcode::fence, opcode::ref,     opcode::mode};
+                              opcode::sync,   opcode::fence,  opcode::ref,     opcode::mode};
   const pim::organisation& o = d.organisation;
   pim::command c;
   c.op = kinds[random.from(0, std::ssize(kinds) - 1)];
@@ -129,9 +129,8 @@ TEST_CASE("the parts add up to the total", "[pim][walker]") {
     CHECK(by_phase.channel == all.channel);
     CHECK(w.finish_cycle() == longest);
     CHECK(all.elapsed_cycles == longest);
-    CHECK(all.bank.cell_bytes ==
-          d.organisation.column_bytes *
-              (all.bank.rd_columns + all.bank.wr_columns + all.bank.mac_columns + all.bank.lut_slots));
+    CHECK(all.bank.cell_bytes == d.organisation.column_bytes * (all.bank.rd_columns + all.bank.wr_columns +
+                                                                all.bank.mac_columns + all.bank.lut_slots));
     CHECK(all.bank.macs == all.bank.mac_columns * d.pim.macs_per_column);
     CHECK(all.bank.pre_count <= all.bank.act_count);
     CHECK(all.channel.open_cycles <= all.channel.cycles);
@@ -161,6 +160,36 @@ TEST_CASE("reset leaves nothing behind", "[pim][walker]") {
       serve(fresh, c);
     }
     check_equal(used, fresh);
+  }
+}
+
+TEST_CASE("banks that are alike cost what banks kept apart cost", "[pim][walker]") {
+  pim_test::random_source random(4);
+  for (int i = 0; i < 60; ++i) {
+    pim::device d = pim_test::random_device(random);
+    d.controller.refresh = static_cast<pim::refresh_policy>(random.from(0, 2));
+    pim::walker alike;
+    pim::walker apart;
+    REQUIRE(alike.configure(d).ok());
+    REQUIRE(apart.configure(d).ok());
+    serve(apart, {.op = opcode::pre, .bank = 0});  // closes nothing, but speaks of one bank
+    CAPTURE(i);
+    for (int k = 0; k < 150; ++k) {
+      pim::command c = random_command(random, d);
+      if (c.op == opcode::act || c.op == opcode::pre || c.op == opcode::rd || c.op == opcode::wr ||
+          c.op == opcode::host_rd || c.op == opcode::host_wr) {
+        continue;
+      }
+      c.set = pim::bank_set::all;
+      serve(alike, c);
+      serve(apart, c);
+    }
+    for (int k = 0; k < 50; ++k) {  // and from here on banks differ in both
+      const pim::command c = random_command(random, d);
+      serve(alike, c);
+      serve(apart, c);
+    }
+    check_equal(alike, apart);
   }
 }
 
@@ -323,6 +352,35 @@ TEST_CASE("a controller that is simulated cycle by cycle agrees, with refresh to
     CAPTURE(i, rows, columns);
     CHECK(w.finish_cycle() == expected.cycles);
     CHECK(w.total().bank.act_count == expected.act_count);
+    CHECK(w.total().channel.ref_count == expected.ref_count);
+  }
+}
+
+TEST_CASE("the queue with barriers agrees on reads and writes of one bank", "[pim][walker]") {
+  pim_test::random_source random(9);
+  for (int i = 0; i < 60; ++i) {
+    pim::device d = pim::hbm2_pim_samsung();
+    d.controller.start = 2;
+    d.controller.read_end = 1;
+    d.timing.rtp = random.small(1, 3);
+    d.timing.write_to_pre = random.small(20, 40);
+    d.timing.refi = random.small(1500, 5000);
+    const bool write = random.from(0, 1) == 1;
+    const std::int64_t columns = random.from(1, 32);
+    const std::int64_t rows = random.from(1, 200);
+    // While rows of writes wait for their recovery the queue may serve other columns first; off for those.
+    const bool refresh = !write;
+    pim::walker w;
+    REQUIRE(w.configure(d, {.refresh = refresh}).ok());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      serve(w, {.op = write ? opcode::wr : opcode::rd, .row = static_cast<std::int32_t>(r), .count = columns});
+    }
+    const auto expected = pqattn_pim::barrier_queue(d, refresh).run(rows * columns, [&](std::int64_t k) {
+      return pqattn_pim::queued_request{write, 0, static_cast<std::int32_t>(k / columns),
+                                        static_cast<std::int32_t>(k % columns), false};
+    });
+    CAPTURE(i, rows, columns, write);
+    CHECK(w.finish_cycle() == expected.cycles);
     CHECK(w.total().channel.ref_count == expected.ref_count);
   }
 }

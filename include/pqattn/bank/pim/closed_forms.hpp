@@ -12,7 +12,9 @@ inline namespace v0 {
 namespace pim {
 
 /// ceil(a / b), b > 0.
-[[nodiscard]] constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept { return (a + b - 1) / b; }
+[[nodiscard]] constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
+  return (a + b - 1) / b;
+}
 
 /// Cycles from the ACT of one row to the ACT of the next in the same bank, when `columns` accesses at `interval` come
 /// between them and the first follows its ACT by `rcd`.
@@ -38,8 +40,8 @@ namespace pim {
 /// `rows` rows of `columns` all-bank MACs each.
 [[nodiscard]] constexpr cycle_count mac_cycles(const device& d, std::int64_t rows, std::int64_t columns) noexcept {
   const timing& t = d.timing;
-  return d.controller.start + (rows - 1) * row_period(t, t.rcd_mac, columns, t.mac, t.rp_ab) + t.act_extra +
-         t.rcd_mac + (columns - 1) * t.mac + d.pim.mac_latency + d.controller.pim_end;
+  return d.controller.start + (rows - 1) * row_period(t, t.rcd_mac, columns, t.mac, t.rp_ab) + t.act_extra + t.rcd_mac +
+         (columns - 1) * t.mac + d.pim.mac_latency + d.controller.pim_end;
 }
 
 /// Column slots of `lookups` look-ups in an open row.
@@ -51,13 +53,13 @@ namespace pim {
 [[nodiscard]] constexpr cycle_count lut_cycles(const device& d, std::int64_t tables, std::int64_t lookups) noexcept {
   const timing& t = d.timing;
   const std::int64_t slots = lut_slots(d, lookups);
-  return d.controller.start + (tables - 1) * row_period(t, t.rcd_mac, slots, t.lut, t.rp_ab) + t.act_extra +
-         t.rcd_mac + (slots - 1) * t.lut + d.pim.mac_latency + d.controller.pim_end;
+  return d.controller.start + (tables - 1) * row_period(t, t.rcd_mac, slots, t.lut, t.rp_ab) + t.act_extra + t.rcd_mac +
+         (slots - 1) * t.lut + d.pim.mac_latency + d.controller.pim_end;
 }
 
 /// Shape of dense decode attention beside the banks (AttAcc, bank level): heads go one to a channel.
 struct dense_attention_shape {
-  std::int64_t heads = 1;          ///< heads of one stack
+  std::int64_t heads = 1;  ///< heads of one stack
   std::int64_t tokens = 1;
   std::int64_t head_dim = 128;
   std::int64_t bytes_per_element = 2;

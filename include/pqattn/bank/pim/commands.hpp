@@ -12,33 +12,33 @@ namespace pim {
 /// Kinds of command. "Set" commands act on every bank of command::set at once: one slot on the command bus, one event
 /// in each bank.
 enum class opcode : std::uint8_t {
-  act,        ///< open `row` of `bank`
-  act_ab,     ///< open `row` in the set
-  pre,        ///< close `bank`
-  pre_ab,     ///< close the set
-  rd,         ///< read `count` columns of `bank` from `column` on, to the buffer die
-  wr,         ///< write them, from the buffer die
-  mac_ab,     ///< `count` columns of `row` in the set, multiplied and added in the PIM units
-  lut,        ///< `count` look-ups in open `row` of the set, lookups_per_slot of them per column slot
-  wrgb,       ///< broadcast write of `count` columns into the channel's global buffer
-  mv_out,     ///< move `count` columns of results from the banks' registers to the buffer die
-  mv_in,      ///< move `count` columns from the buffer die to the banks' registers
-  sfm,        ///< softmax of `count` elements on the buffer die
-  host_rd,    ///< rd that goes on to the host
-  host_wr,    ///< wr whose data comes from the host
-  ref,        ///< one all-bank refresh, now
-  mode,       ///< switch between register mode and array mode
-  sync,       ///< wait until everything before has completed
-  wait,       ///< the next command needs the data of the last read: it leaves after that has returned
-  fence,      ///< later column commands and moves leave after the last earlier one left; rows may run ahead
+  act,      ///< open `row` of `bank`
+  act_ab,   ///< open `row` in the set
+  pre,      ///< close `bank`
+  pre_ab,   ///< close the set
+  rd,       ///< read `count` columns of `bank` from `column` on, to the buffer die
+  wr,       ///< write them, from the buffer die
+  mac_ab,   ///< `count` columns of `row` in the set, multiplied and added in the PIM units
+  lut,      ///< `count` look-ups in open `row` of the set, lookups_per_slot of them per column slot
+  wrgb,     ///< broadcast write of `count` columns into the channel's global buffer
+  mv_out,   ///< move `count` columns of results from the banks' registers to the buffer die
+  mv_in,    ///< move `count` columns from the buffer die to the banks' registers
+  sfm,      ///< softmax of `count` elements on the buffer die
+  host_rd,  ///< rd that goes on to the host
+  host_wr,  ///< wr whose data comes from the host
+  ref,      ///< one all-bank refresh, now
+  mode,     ///< switch between register mode and array mode
+  sync,     ///< wait until everything before has completed
+  wait,     ///< the next command needs the data of the last read: it leaves after that has returned
+  fence,    ///< later column commands and moves leave after the last earlier one left; rows may run ahead
 };
 inline constexpr int opcode_count = 19;
 
 /// Short name, as in the command text format.
 [[nodiscard]] constexpr const char* name_of(opcode op) noexcept {
-  constexpr const char* names[opcode_count] = {"ACT",    "ACT_AB", "PRE", "PRE_AB",  "RD",      "WR",  "MAC",
-                                               "LUT",    "WRGB",   "MV_OUT", "MV_IN", "SFM",     "HOST_RD", "HOST_WR",
-                                               "REF",    "MODE",   "SYNC",   "WAIT",  "FENCE"};
+  constexpr const char* names[opcode_count] = {"ACT", "ACT_AB", "PRE",    "PRE_AB", "RD",   "WR",      "MAC",
+                                               "LUT", "WRGB",   "MV_OUT", "MV_IN",  "SFM",  "HOST_RD", "HOST_WR",
+                                               "REF", "MODE",   "SYNC",   "WAIT",   "FENCE"};
   return names[static_cast<int>(op)];
 }
 
@@ -51,7 +51,7 @@ enum class phase : std::uint8_t { broadcast, table_build, score, softmax, value,
 inline constexpr int phase_count = 9;
 
 [[nodiscard]] constexpr const char* name_of(phase p) noexcept {
-  constexpr const char* names[phase_count] = {"broadcast", "table_build", "score",  "softmax", "value",
+  constexpr const char* names[phase_count] = {"broadcast", "table_build", "score", "softmax", "value",
                                               "merge",     "encode",      "train", "transfer"};
   return names[static_cast<int>(p)];
 }

@@ -18,11 +18,11 @@ struct bank_counters {
   std::int64_t rd_columns = 0;
   std::int64_t wr_columns = 0;
   std::int64_t mac_columns = 0;
-  std::int64_t macs = 0;          ///< multiply-adds; a unit shared by two banks counts in the bank that is read
-  std::int64_t lut_slots = 0;     ///< column slots spent on look-ups
+  std::int64_t macs = 0;       ///< multiply-adds; a unit shared by two banks counts in the bank that is read
+  std::int64_t lut_slots = 0;  ///< column slots spent on look-ups
   std::int64_t lut_lookups = 0;
-  std::int64_t cell_bytes = 0;    ///< bytes sensed or driven by the column decoder
-  std::int64_t busy_cycles = 0;   ///< cycles of column slots used
+  std::int64_t cell_bytes = 0;   ///< bytes sensed or driven by the column decoder
+  std::int64_t busy_cycles = 0;  ///< cycles of column slots used
 };
 
 /// Events of one command channel that belong to no single bank. Additive, except that `cycles` of parallel channels is
@@ -34,15 +34,15 @@ struct channel_counters {
   std::int64_t ref_count = 0;
   std::int64_t mode_switches = 0;
   std::int64_t host_syncs = 0;
-  std::int64_t group_bytes = 0;         ///< bank-group wires
-  std::int64_t global_bytes = 0;        ///< global I/O
+  std::int64_t group_bytes = 0;   ///< bank-group wires
+  std::int64_t global_bytes = 0;  ///< global I/O
   std::int64_t tsv_bytes = 0;
-  std::int64_t interposer_bytes = 0;    ///< to or from the processor's pins
-  std::int64_t row_commands = 0;        ///< on the command bus
-  std::int64_t column_commands = 0;     ///< on the command bus, a run of n counts n
-  std::int64_t data_cycles = 0;         ///< data bus cycles used by reads, writes and buffer transfers
-  std::int64_t open_cycles = 0;         ///< some row open (active standby)
-  std::int64_t cycles = 0;              ///< by how much the channel's last completion moved
+  std::int64_t interposer_bytes = 0;  ///< to or from the processor's pins
+  std::int64_t row_commands = 0;      ///< on the command bus
+  std::int64_t column_commands = 0;   ///< on the command bus, a run of n counts n
+  std::int64_t data_cycles = 0;       ///< data bus cycles used by reads, writes and buffer transfers
+  std::int64_t open_cycles = 0;       ///< some row open (active standby)
+  std::int64_t cycles = 0;            ///< by how much the channel's last completion moved
 };
 
 /// Calls visit(name, member pointer) for every field.

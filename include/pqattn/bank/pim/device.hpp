@@ -22,16 +22,16 @@ using cycle_count = std::int64_t;
 
 /// How the device's banks hang together. "Command channel": the set of banks that share one command bus.
 struct organisation {
-  std::int32_t stacks = 1;                  ///< stacks, packages or modules
-  std::int32_t channels = 1;                ///< channels per stack
-  std::int32_t pseudo_channels = 1;         ///< pseudo-channels per channel
-  bool pseudo_channels_share_bus = false;   ///< true: one command drives all pseudo-channels of a channel
-  std::int32_t ranks = 1;                   ///< ranks (stack ids) behind one command bus
-  std::int32_t bank_groups = 1;             ///< bank groups per rank and pseudo-channel
+  std::int32_t stacks = 1;                 ///< stacks, packages or modules
+  std::int32_t channels = 1;               ///< channels per stack
+  std::int32_t pseudo_channels = 1;        ///< pseudo-channels per channel
+  bool pseudo_channels_share_bus = false;  ///< true: one command drives all pseudo-channels of a channel
+  std::int32_t ranks = 1;                  ///< ranks (stack ids) behind one command bus
+  std::int32_t bank_groups = 1;            ///< bank groups per rank and pseudo-channel
   std::int32_t banks_per_group = 1;
   std::int32_t rows_per_bank = 1;
   std::int32_t row_bytes = 1024;
-  std::int32_t column_bytes = 32;           ///< one column access (burst) of one bank
+  std::int32_t column_bytes = 32;  ///< one column access (burst) of one bank
 
   [[nodiscard]] constexpr std::int32_t command_channels() const noexcept {
     return stacks * channels * (pseudo_channels_share_bus ? 1 : pseudo_channels);
@@ -51,68 +51,68 @@ struct organisation {
 /// Command-to-command distances in cycles. Names follow JEDEC without the leading t or n; rd/wr/mac name the column
 /// command that follows an activation.
 struct timing {
-  std::int32_t tck_ps = 1000;      ///< the command clock's period in picoseconds
-  std::int32_t cl = 0;             ///< read command to first data
-  std::int32_t cwl = 0;            ///< write command to first data
-  std::int32_t bl = 1;             ///< data cycles of one burst
+  std::int32_t tck_ps = 1000;  ///< the command clock's period in picoseconds
+  std::int32_t cl = 0;         ///< read command to first data
+  std::int32_t cwl = 0;        ///< write command to first data
+  std::int32_t bl = 1;         ///< data cycles of one burst
   std::int32_t rcd_rd = 0;
   std::int32_t rcd_wr = 0;
   std::int32_t rcd_mac = 0;
-  std::int32_t act_extra = 0;      ///< cycles by which a multi-cycle ACT delays the column commands behind it
-  std::int32_t rp = 0;             ///< PRE of one bank to ACT
-  std::int32_t rp_ab = 0;          ///< PRE of all banks to ACT or REF
+  std::int32_t act_extra = 0;  ///< cycles by which a multi-cycle ACT delays the column commands behind it
+  std::int32_t rp = 0;         ///< PRE of one bank to ACT
+  std::int32_t rp_ab = 0;      ///< PRE of all banks to ACT or REF
   std::int32_t ras = 0;
   std::int32_t rc = 0;
-  std::int32_t ccd_s = 1;          ///< column to column, different bank group
-  std::int32_t ccd_l = 1;          ///< column to column, same bank group
-  std::int32_t mac = 1;            ///< all-bank MAC to all-bank MAC (power limits included)
-  std::int32_t lut = 1;            ///< look-up slot to look-up slot inside an open row
+  std::int32_t ccd_s = 1;  ///< column to column, different bank group
+  std::int32_t ccd_l = 1;  ///< column to column, same bank group
+  std::int32_t mac = 1;    ///< all-bank MAC to all-bank MAC (power limits included)
+  std::int32_t lut = 1;    ///< look-up slot to look-up slot inside an open row
   std::int32_t rrd_s = 0;
   std::int32_t rrd_l = 0;
-  std::int32_t faw = 0;            ///< window of four activations; 0 = not enforced
-  std::int32_t rtp = 0;            ///< RD, MAC or LUT to PRE
-  std::int32_t write_to_pre = 0;   ///< WR to PRE, usually cwl + bl + tWR
-  std::int32_t read_to_write = 0;  ///< RD to WR, usually cl + bl + 2 - cwl
-  std::int32_t write_to_read_s = 0;///< WR to RD, different bank group: cwl + bl + tWTR_S
-  std::int32_t write_to_read_l = 0;///< WR to RD, same bank group: cwl + bl + tWTR_L
-  std::int32_t refi = 0;           ///< refresh interval; 0 = this device is never refreshed
-  std::int32_t rfc = 0;            ///< duration of an all-bank refresh
-  std::int32_t pre_to_ref = 0;     ///< PRE to REF, usually rp_ab
+  std::int32_t faw = 0;              ///< window of four activations; 0 = not enforced
+  std::int32_t rtp = 0;              ///< RD, MAC or LUT to PRE
+  std::int32_t write_to_pre = 0;     ///< WR to PRE, usually cwl + bl + tWR
+  std::int32_t read_to_write = 0;    ///< RD to WR, usually cl + bl + 2 - cwl
+  std::int32_t write_to_read_s = 0;  ///< WR to RD, different bank group: cwl + bl + tWTR_S
+  std::int32_t write_to_read_l = 0;  ///< WR to RD, same bank group: cwl + bl + tWTR_L
+  std::int32_t refi = 0;             ///< refresh interval; 0 = this device is never refreshed
+  std::int32_t rfc = 0;              ///< duration of an all-bank refresh
+  std::int32_t pre_to_ref = 0;       ///< PRE to REF, usually rp_ab
 };
 
 /// The units that compute beside the banks, and the buffers around them.
 struct pim_units {
   bool present = false;
-  std::int32_t banks_per_unit = 1;          ///< how many banks share one unit (and one column per command)
-  std::int32_t lanes = 0;                   ///< multipliers of a unit
-  std::int32_t macs_per_column = 0;         ///< multiply-adds one unit does with one column
-  std::int32_t register_file_bytes = 0;     ///< vector registers of a unit
-  std::int32_t global_buffer_bytes = 0;     ///< operand buffer shared by the units of a command channel
-  std::int32_t lookups_per_slot = 1;        ///< table look-ups served by one column slot of one bank: "g"
-  std::int32_t activate_banks = 0;          ///< banks one all-bank ACT opens at once; 0 = all of them
-  std::int32_t mode_switch = 0;             ///< cycles between register mode and array mode; 0 = no modes
-  bool moves_overlap_macs = false;          ///< buffer traffic runs beside MACs on its own data path
-  std::int32_t buffer_interval = 1;         ///< buffer transfer to buffer transfer
-  std::int32_t buffer_out_to_in = 0;        ///< result read to next buffer write
-  std::int32_t buffer_in_to_out = 0;        ///< buffer write to result read
-  std::int32_t buffer_latency = 0;          ///< buffer transfer command to its completion
-  std::int32_t mac_latency = 1;             ///< MAC or LUT command to its completion
-  std::int32_t softmax_per_cycle = 16;      ///< elements per cycle of the softmax unit on the buffer die
+  std::int32_t banks_per_unit = 1;       ///< how many banks share one unit (and one column per command)
+  std::int32_t lanes = 0;                ///< multipliers of a unit
+  std::int32_t macs_per_column = 0;      ///< multiply-adds one unit does with one column
+  std::int32_t register_file_bytes = 0;  ///< vector registers of a unit
+  std::int32_t global_buffer_bytes = 0;  ///< operand buffer shared by the units of a command channel
+  std::int32_t lookups_per_slot = 1;     ///< table look-ups served by one column slot of one bank: "g"
+  std::int32_t activate_banks = 0;       ///< banks one all-bank ACT opens at once; 0 = all of them
+  std::int32_t mode_switch = 0;          ///< cycles between register mode and array mode; 0 = no modes
+  bool moves_overlap_macs = false;       ///< buffer traffic runs beside MACs on its own data path
+  std::int32_t buffer_interval = 1;      ///< buffer transfer to buffer transfer
+  std::int32_t buffer_out_to_in = 0;     ///< result read to next buffer write
+  std::int32_t buffer_in_to_out = 0;     ///< buffer write to result read
+  std::int32_t buffer_latency = 0;       ///< buffer transfer command to its completion
+  std::int32_t mac_latency = 1;          ///< MAC or LUT command to its completion
+  std::int32_t softmax_per_cycle = 16;   ///< elements per cycle of the softmax unit on the buffer die
 };
 
 /// Energy per event and per bit, in picojoules. What is 0 is not counted. Treat absolute joules as uncertain by half.
 struct energy_costs {
-  double act_pj = 0;                ///< one ACT and its PRE, one bank, whole row
-  double read_column_pj = 0;        ///< fixed part of one column read of one bank
-  double write_column_pj = 0;       ///< fixed part of one column write of one bank
-  double cell_pj_per_bit = 0;       ///< cell array to column decoder
-  double group_pj_per_bit = 0;      ///< column decoder to bank-group multiplexer
-  double global_pj_per_bit = 0;     ///< bank-group multiplexer to global I/O
-  double tsv_pj_per_bit = 0;        ///< through-silicon vias to the buffer die
-  double interposer_pj_per_bit = 0; ///< buffer die to the processor's pins
-  double mac_pj = 0;                ///< one fp16 multiply-add
-  double buffer_pj_per_byte = 0;    ///< SRAM buffers
-  double refresh_pj = 0;            ///< one all-bank refresh of one command channel
+  double act_pj = 0;                          ///< one ACT and its PRE, one bank, whole row
+  double read_column_pj = 0;                  ///< fixed part of one column read of one bank
+  double write_column_pj = 0;                 ///< fixed part of one column write of one bank
+  double cell_pj_per_bit = 0;                 ///< cell array to column decoder
+  double group_pj_per_bit = 0;                ///< column decoder to bank-group multiplexer
+  double global_pj_per_bit = 0;               ///< bank-group multiplexer to global I/O
+  double tsv_pj_per_bit = 0;                  ///< through-silicon vias to the buffer die
+  double interposer_pj_per_bit = 0;           ///< buffer die to the processor's pins
+  double mac_pj = 0;                          ///< one fp16 multiply-add
+  double buffer_pj_per_byte = 0;              ///< SRAM buffers
+  double refresh_pj = 0;                      ///< one all-bank refresh of one command channel
   double active_standby_pj_per_cycle = 0;     ///< one command channel, some row open
   double precharge_standby_pj_per_cycle = 0;  ///< one command channel, every row closed
 };
@@ -133,15 +133,15 @@ enum class refresh_policy : std::uint8_t {
 
 /// How the controller in front of the device behaves, as far as cycles depend on it.
 struct controller {
-  std::int32_t start = 0;           ///< cycle of the first command
-  std::int32_t read_end = 0;        ///< cycles counted after the last read data
-  std::int32_t write_end = 0;       ///< the same after the last write data
-  std::int32_t pim_end = 0;         ///< the same after the last PIM operation
-  std::int32_t dependent_gap = 0;   ///< end of read data to the command that needed it
-  std::int32_t alignment = 1;       ///< column commands leave only at start + k * alignment
-  std::int32_t first_refresh = 0;   ///< cycle of the first refresh; 0 = one interval after 0
-  bool rows_in_order = false;       ///< true: row commands wait for the column commands before them
-  bool closes_idle_rows = false;    ///< rows that nothing queued needs are precharged at once
+  std::int32_t start = 0;          ///< cycle of the first command
+  std::int32_t read_end = 0;       ///< cycles counted after the last read data
+  std::int32_t write_end = 0;      ///< the same after the last write data
+  std::int32_t pim_end = 0;        ///< the same after the last PIM operation
+  std::int32_t dependent_gap = 0;  ///< end of read data to the command that needed it
+  std::int32_t alignment = 1;      ///< column commands leave only at start + k * alignment
+  std::int32_t first_refresh = 0;  ///< cycle of the first refresh; 0 = one interval after 0
+  bool rows_in_order = false;      ///< true: row commands wait for the column commands before them
+  bool closes_idle_rows = false;   ///< rows that nothing queued needs are precharged at once
   refresh_policy refresh = refresh_policy::block;
 };
 
@@ -149,13 +149,13 @@ struct controller {
 struct dma_core {
   bool present = false;
   std::int32_t clock_khz = 0;
-  std::int32_t tasklets = 0;             ///< hardware threads
-  std::int32_t issue_distance = 0;       ///< cycles between two instructions of one thread
-  std::int32_t working_bytes = 0;        ///< scratch memory of a core
-  std::int32_t dma_setup_read = 0;       ///< core cycles
+  std::int32_t tasklets = 0;        ///< hardware threads
+  std::int32_t issue_distance = 0;  ///< cycles between two instructions of one thread
+  std::int32_t working_bytes = 0;   ///< scratch memory of a core
+  std::int32_t dma_setup_read = 0;  ///< core cycles
   std::int32_t dma_setup_write = 0;
-  std::int32_t dma_cycles_per_kib = 0;   ///< core cycles per 1024 bytes
-  std::int32_t dma_granule_bytes = 8;    ///< transfers are multiples of this
+  std::int32_t dma_cycles_per_kib = 0;  ///< core cycles per 1024 bytes
+  std::int32_t dma_granule_bytes = 8;   ///< transfers are multiples of this
   std::int32_t dma_max_bytes = 2048;
 };
 
@@ -361,8 +361,8 @@ struct range_check {
   PQATTN_TRY(detail::require(t.refi == 0 || t.rfc > 0, "timing.rfc", "must be positive when timing.refi is"));
   PQATTN_TRY(detail::require(!d.pim.present || d.pim.macs_per_column > 0 || d.core.present, "pim.macs_per_column",
                              "must be positive when pim.present is true"));
-  PQATTN_TRY(detail::require(banks % d.pim.banks_per_unit == 0, "pim.banks_per_unit",
-                             "must divide the banks of a channel"));
+  PQATTN_TRY(
+      detail::require(banks % d.pim.banks_per_unit == 0, "pim.banks_per_unit", "must divide the banks of a channel"));
   if (d.capacity_bytes > o.total_bytes()) {
     return failure(status_code::invalid_argument, "capacity_bytes", "is more than the organisation holds",
                    o.total_bytes(), d.capacity_bytes);

@@ -13,7 +13,7 @@ namespace pim {
 /// Picojoules by class.
 struct energy_report {
   double activate_pj = 0;
-  double array_pj = 0;        ///< fixed column energies and the cell array
+  double array_pj = 0;  ///< fixed column energies and the cell array
   double group_pj = 0;
   double global_pj = 0;
   double tsv_pj = 0;
