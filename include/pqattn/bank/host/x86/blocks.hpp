@@ -41,7 +41,8 @@ struct slot_run {
   }
 };
 
-/// Stores `count` registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset, only slots [begin, end).
+/// Stores registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset; only slots
+/// [begin, end) are written.
 template <class Isa, std::size_t Count>
 PQATTN_ALWAYS_INLINE void store_slots(float* row, std::ptrdiff_t offset, std::ptrdiff_t slot, std::ptrdiff_t begin,
                                       std::ptrdiff_t end, const typename Isa::floats (&values)[Count]) noexcept {

@@ -134,6 +134,16 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE void storef(float* p, floats v) noexcept { _mm256_storeu_ps(p, v); }
   static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm256_set1_ps(v); }
   static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm256_add_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept {
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+  }
+  /// -1 where the sign bit is set, else 0.
+  static PQATTN_ALWAYS_INLINE ints sign_of(floats v) noexcept { return _mm256_srai_epi32(_mm256_castps_si256(v), 31); }
+  /// Low bytes of four vectors, in order.
+  static PQATTN_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, ints a, ints b, ints c, ints d) noexcept {
+    const ints low = set32(0xff);
+    store_bytes(p, and_(a, low), and_(b, low), and_(c, low), and_(d, low));
+  }
   static PQATTN_ALWAYS_INLINE floats subf(floats a, floats b) noexcept { return _mm256_sub_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats mulf(floats a, floats b) noexcept { return _mm256_mul_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats maxf(floats a, floats b) noexcept { return _mm256_max_ps(a, b); }
@@ -212,6 +222,11 @@ struct avx2 {
   /// x in the low, y in the high 16 bits of each 32.
   static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
     return _mm256_blend_epi16(x, _mm256_slli_epi32(y, 16), 0xaa);
+  }
+  /// (first, first + 1, ...) * factor modulo 2^32.
+  static PQATTN_ALWAYS_INLINE ints multiples32(std::uint32_t factor, std::uint32_t first) noexcept {
+    const ints count = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), set32(static_cast<int>(first)));
+    return _mm256_mullo_epi32(count, set32(static_cast<int>(factor)));
   }
   /// High 32 bits of position * steps[0..lanes), modulo 2^64.
   static PQATTN_ALWAYS_INLINE ints phases(const std::uint64_t* steps, std::uint64_t position) noexcept {
@@ -312,6 +327,14 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE void storef(float* p, floats v) noexcept { _mm512_storeu_ps(p, v); }
   static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm512_set1_ps(v); }
   static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm512_add_ps(a, b); }
+  static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept { return _mm512_abs_ps(v); }
+  static PQATTN_ALWAYS_INLINE ints sign_of(floats v) noexcept { return _mm512_srai_epi32(_mm512_castps_si512(v), 31); }
+  static PQATTN_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, ints a, ints b, ints c, ints d) noexcept {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(b));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 32), _mm512_cvtepi32_epi8(c));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 48), _mm512_cvtepi32_epi8(d));
+  }
   static PQATTN_ALWAYS_INLINE floats subf(floats a, floats b) noexcept { return _mm512_sub_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats mulf(floats a, floats b) noexcept { return _mm512_mul_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats maxf(floats a, floats b) noexcept { return _mm512_max_ps(a, b); }
@@ -380,6 +403,11 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE ints pair_words(ints x, ints y) noexcept {
     return _mm512_mask_blend_epi16(0xaaaaaaaau, x, _mm512_slli_epi32(y, 16));
+  }
+  static PQATTN_ALWAYS_INLINE ints multiples32(std::uint32_t factor, std::uint32_t first) noexcept {
+    const ints count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mullo_epi32(_mm512_add_epi32(count, set32(static_cast<int>(first))),
+                              set32(static_cast<int>(factor)));
   }
   static PQATTN_ALWAYS_INLINE ints phases(const std::uint64_t* steps, std::uint64_t position) noexcept {
     const __m512i factor = _mm512_set1_epi64(static_cast<long long>(position));

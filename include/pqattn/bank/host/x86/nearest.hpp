@@ -18,7 +18,7 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-// --- many points, centroids row-major: lanes run over points -----------------------------------------------------------
+// --- many points, centroids row-major: lanes run over points ---------------------------------------------------------
 
 namespace detail {
 
@@ -148,7 +148,7 @@ inline void assign_points(const float* points, std::size_t stride, std::size_t p
   }
 }
 
-// --- one vector, centroids in planes: lanes run over centroids ----------------------------------------------------------
+// --- one vector, centroids in planes: lanes run over centroids -------------------------------------------------------
 
 /// Component planes of a codebook as stored: entry k of plane c. difference() is x - entry, up to rounding, given
 /// relative(x).
@@ -377,7 +377,7 @@ inline void nearest_centroids(const Planes& planes, std::size_t plane, std::size
   }
 }
 
-// --- sums of points ----------------------------------------------------------------------------------------------------
+// --- sums of points --------------------------------------------------------------------------------------------------
 
 /// sums[code * width + c] += weight * point, mass[code] += weight, point after point in double, so that the result
 /// does not depend on the instruction set. Points channel-major as in assign_points; null weights are 1.

@@ -91,6 +91,7 @@ inline void requantize_table(const std::int8_t* in, float scale, float offset, f
   const floats term = Isa::setf(offset * inverse + 128.0f);  // bytes are packed unsigned, 128 up
   for (std::size_t i = 0; i < count; i += Isa::bytes) {
     typename Isa::ints part[4];
+    PQATTN_X86_UNROLL
     for (std::size_t j = 0; j < 4; ++j) {
       part[j] = Isa::to_ints(Isa::fma(factor, Isa::to_floats(Isa::widen_signed_bytes(in + i + j * Isa::lanes)), term));
     }
@@ -98,6 +99,31 @@ inline void requantize_table(const std::int8_t* in, float scale, float offset, f
     Isa::store_bytes(bytes, part[0], part[1], part[2], part[3]);
     Isa::store(bytes, Isa::xor_(Isa::load(bytes), Isa::set8(-128)));
   }
+}
+
+/// Length of the longest pair: over the codes when both components share a code, else over both codes on their own.
+/// A null table stands for a component that does not exist.
+template <class Isa>
+inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, const std::int8_t* y, float y_scale,
+                          float y_offset, bool same_code, std::size_t count) noexcept {
+  using floats = typename Isa::floats;
+  const auto component = [&](const std::int8_t* table, float scale, float offset, std::size_t i) noexcept {
+    return table == nullptr ? Isa::setf(0.0f)
+                            : Isa::fma(Isa::to_floats(Isa::widen_signed_bytes(table + i)), Isa::setf(scale),
+                                       Isa::setf(offset));
+  };
+  floats both = Isa::setf(0.0f);
+  floats first = Isa::setf(0.0f);
+  floats second = Isa::setf(0.0f);
+  for (std::size_t i = 0; i < count; i += Isa::lanes) {
+    const floats a = component(x, x_scale, x_offset, i);
+    const floats b = component(y, y_scale, y_offset, i);
+    const floats a_squared = Isa::mulf(a, a);
+    both = Isa::maxf(both, Isa::fma(b, b, a_squared));
+    first = Isa::maxf(first, a_squared);
+    second = Isa::maxf(second, Isa::mulf(b, b));
+  }
+  return std::sqrt(same_code ? Isa::largest(both) : Isa::largest(first) + Isa::largest(second));
 }
 
 }  // namespace detail
@@ -123,7 +149,7 @@ inline void requantize_table(const std::int8_t* in, float scale, float offset, f
 }
 
 /// Lays a byte codebook out for the rotary kernel, in rotary_book_bytes bytes at `memory`.
-/// The two components of a pair get one scale: hypot of their largest magnitudes becomes 127.
+/// The two components of a pair get one scale: the longest pair becomes 127 long.
 /// O(stages * dim * 2^code_bits). rotation.pairs may be 0.
 template <class Isa>
 inline void build_rotary_book(const geometry& shape, const rope& rotation, const byte_codebook& book,
@@ -152,31 +178,36 @@ inline void build_rotary_book(const geometry& shape, const rope& rotation, const
     pair = {};
     pair.turn = turns ? local : rotation.pairs;
     parts.steps[index] = turns ? turn_step(rotation.frequencies[local]) : 0;
-    float largest[2] = {0.0f, 0.0f};
+    const std::int8_t* planes[2] = {nullptr, nullptr};
+    float scales[2] = {};
+    float offsets[2] = {};
+    std::uint32_t runs[2] = {};
     for (int side = 0; side < 2; ++side) {
-      if (channels[side] < shape.dim) {
-        const std::size_t at = stage * shape.dim + position_of[channels[side]];
-        // Bytes span at most [-128, 127]; the codebook's rounding uses its range, so this is tight.
-        largest[side] = std::fabs(book.offset[at]) + 128.0f * std::fabs(book.scale[at]);
+      const bool exists = channels[side] < shape.dim;
+      const std::uint32_t position = position_of[exists ? channels[side] : channels[0]];
+      const std::size_t at = stage * shape.dim + position;
+      runs[side] = run_of[position];
+      if (exists) {
+        planes[side] = book.bytes + at * entries;
+        scales[side] = book.scale[at];
+        offsets[side] = book.offset[at];
       }
     }
-    const float reach = std::sqrt(largest[0] * largest[0] + largest[1] * largest[1]);
+    const float reach = detail::longest_pair<Isa>(planes[0], scales[0], offsets[0], planes[1], scales[1], offsets[1],
+                                                  runs[0] == runs[1], entries);
     const float inverse = reach > 0.0f ? 127.0f / reach : 0.0f;
     pair.scale = reach / 127.0f;
     for (int side = 0; side < 2; ++side) {
       std::int8_t* table = parts.tables + (2 * index + static_cast<std::size_t>(side)) * entries;
-      const bool exists = channels[side] < shape.dim;
-      const std::uint32_t position = position_of[exists ? channels[side] : channels[0]];
-      const std::size_t at = stage * shape.dim + position;
-      const auto code = static_cast<std::uint32_t>((stage * shape.subvectors + run_of[position]) * 8 *
-                                                   shape.code_bits());
+      const auto code =
+          static_cast<std::uint32_t>((stage * shape.subvectors + runs[side]) * 8 * shape.code_bits());
       (side == 0 ? pair.code_x : pair.code_y) = code;
-      (side == 0 ? pair.channel_x : pair.channel_y) = exists ? static_cast<std::uint16_t>(channels[side]) : no_channel;
-      if (exists) {
-        detail::requantize_table<Isa>(book.bytes + at * entries, book.scale[at], book.offset[at], inverse, entries,
-                                      table);
-      } else {
+      (side == 0 ? pair.channel_x : pair.channel_y) =
+          planes[side] == nullptr ? no_channel : static_cast<std::uint16_t>(channels[side]);
+      if (planes[side] == nullptr) {
         std::memset(table, 0, entries);
+      } else {
+        detail::requantize_table<Isa>(planes[side], scales[side], offsets[side], inverse, entries, table);
       }
     }
   }
@@ -228,7 +259,7 @@ PQATTN_ALWAYS_INLINE void cosine_sine(typename Isa::ints phase, typename Isa::fl
 }  // namespace detail
 
 /// Fills a turn table for slots at `offsets[0..64)` positions from the block's base, or 0..63 when null.
-/// `steps`: turn_step of each pair's frequency. O(64 * pairs), about 40 cycles per pair and 16 slots.
+/// O(64 * pairs): about 200 instructions per pair with 512-bit registers and no offsets.
 template <class Isa>
 inline void fill_turn_table(const rope& rotation, const std::int64_t* offsets, void* memory) noexcept {
   using ints = typename Isa::ints;
@@ -241,26 +272,28 @@ inline void fill_turn_table(const rope& rotation, const std::int64_t* offsets, v
   alignas(64) std::uint8_t planes[4][slots];  // |cos|, |sin|, cos < 0, sin < 0
   for (std::size_t pair = 0; pair <= pairs; ++pair) {
     const std::uint64_t step = pair < pairs ? turn_step(rotation.frequencies[pair]) : 0;
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-      const std::uint64_t offset = offsets == nullptr ? slot : static_cast<std::uint64_t>(offsets[slot]);
-      phases[slot] = static_cast<std::uint32_t>((step * offset) >> 32);
+    for (std::size_t slot = 0; offsets != nullptr && slot < slots; ++slot) {
+      phases[slot] = static_cast<std::uint32_t>((step * static_cast<std::uint64_t>(offsets[slot])) >> 32);
     }
+    // Offsets below 64 lose at most 2^-26 turns when the step is cut to 32 bits.
+    const auto short_step = static_cast<std::uint32_t>((step + (std::uint64_t{1} << 31)) >> 32);
     for (std::size_t slot = 0; slot < slots; slot += Isa::bytes) {
       ints values[4][4];
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < 4; ++i) {
+        const std::size_t at = slot + i * Isa::lanes;
+        const ints phase = offsets == nullptr ? Isa::multiples32(short_step, static_cast<std::uint32_t>(at))
+                                              : Isa::load(phases + at);
         floats cosine, sine;
-        detail::cosine_sine<Isa>(Isa::load(phases + slot + i * Isa::lanes), cosine, sine);
-        const floats turned[2] = {cosine, sine};
-        for (int kind = 0; kind < 2; ++kind) {
-          const floats opposite = Isa::subf(Isa::setf(0.0f), turned[kind]);
-          values[kind][i] = Isa::to_ints(Isa::mulf(Isa::maxf(turned[kind], opposite), Isa::setf(255.0f)));
-          const floats negative = Isa::maxf(Isa::mulf(opposite, Isa::setf(1e9f)), Isa::setf(0.0f));
-          values[2 + kind][i] = Isa::to_ints(Isa::minf(negative, Isa::setf(255.0f)));
-        }
+        detail::cosine_sine<Isa>(phase, cosine, sine);
+        values[0][i] = Isa::to_ints(Isa::mulf(Isa::magnitude(cosine), Isa::setf(255.0f)));
+        values[1][i] = Isa::to_ints(Isa::mulf(Isa::magnitude(sine), Isa::setf(255.0f)));
+        values[2][i] = Isa::sign_of(cosine);
+        values[3][i] = Isa::sign_of(sine);
       }
+      PQATTN_X86_UNROLL
       for (int kind = 0; kind < 4; ++kind) {
-        Isa::store_bytes(planes[kind] + slot, values[kind][0], values[kind][1], values[kind][2], values[kind][3]);
+        Isa::store_low_bytes(planes[kind] + slot, values[kind][0], values[kind][1], values[kind][2], values[kind][3]);
       }
       const ints c = Isa::load(planes[0] + slot);
       const ints s = Isa::load(planes[1] + slot);
@@ -554,7 +587,7 @@ template <class Isa>
 
 /// out(row, slot - run.first) = score of the slot. `position(slot)` gives a slot's position (int64).
 /// `turns`: the table of offsets 0..63. Blocks whose used slots are not consecutive get a table of their own, which
-/// costs about 10 us each.
+/// costs several times what the block's scores do.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa, class Position>
 inline bool rotary_score(const rotary_book& book, const rope& rotation, const turn_table<Isa>& turns,
