@@ -63,6 +63,7 @@ cache_config small_config(std::uint32_t d_k = 32, std::uint32_t d_v = 32) {
   cache_config config;
   config.keys.shape = {d_k, d_k / 4, 32, 1};
   config.values.shape = {d_v, d_v / 4, 32, 1};
+  config.keys.storage = config.values.storage = codebook_storage::f16;
   config.train_tokens = 150;
   config.kmeans.iterations = 3;
   config.exact_type = dtype::f32;

@@ -19,7 +19,7 @@ inline namespace v0 {
 struct side_config {
   bool coded = true;                                 ///< false keeps every token exact
   geometry shape;                                    ///< dim is needed either way, the rest when coded
-  codebook_storage storage = codebook_storage::f16;  ///< of the codebook
+  codebook_storage storage = codebook_storage::i8;  ///< of the codebook
 };
 
 /// Configuration of one KV-head cache. Plain data; the rotation and channel orders it points to must outlive the cache.
