@@ -113,8 +113,7 @@ class side_store {
     const std::size_t out = leaving(added, coding);
     PQATTN_TRY(sinks_.grow(sink_limit_));
     PQATTN_TRY(side_.coded ? coded_.reserve(body + out) : exact_body_.grow(body + out));
-    // The window slides in a buffer of twice its length, so that it moves back to the front once in a while only.
-    return recent_.grow(std::max(recent_.size() + added - out, coding ? 2 * recent_limit_ : 0));
+    return recent_.grow(std::max(recent_.size() + added - out, coding ? window_capacity() : 0));
   }
 
   /// Takes arriving rows in. `body` is the number of rows already in the body, `tile` has room for block_tokens rows
@@ -154,7 +153,7 @@ class side_store {
   }
 
   /// Gives back what the window held while everything was exact. A refused allocation only keeps the larger buffer.
-  void shrink_window() { static_cast<void>(recent_.resize(std::max(2 * recent_limit_, recent_.size()))); }
+  void shrink_window() { static_cast<void>(recent_.resize(std::max(window_capacity(), recent_.size()))); }
 
   void add_to(memory_report& report) const noexcept {
     report.codes_bytes += coded_.codes_bytes();
@@ -164,6 +163,9 @@ class side_store {
   }
 
  private:
+  /// The window slides in a buffer half again as long, so that it moves back to the front once in a while only.
+  [[nodiscard]] std::size_t window_capacity() const noexcept { return recent_limit_ + (recent_limit_ + 1) / 2; }
+
   void push_body(const rows_view& rows, std::size_t first) noexcept {
     if (side_.coded) {
       // Room is reserved and the rows are checked: banks have no other reason to fail.
