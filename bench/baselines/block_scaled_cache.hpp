@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+// What a user would build instead: a KV cache of 8-bit or 4-bit numbers with one f16 scale per 32 (as ggml's q8_0 and
+// q4_0), one head's rows contiguous, and decode attention on it with VNNI dot products for keys and f32 multiply-adds
+// for values. The g query heads of a group share every load, unpacking and conversion; tokens are handled 16 / g at a
+// time so that sums stay in registers and one transposition reduces 16 of them.
+//
+// Needs AVX-512 with VNNI; without it `supported` is false and attend() does nothing.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "pqattn/bank/host/softmax.hpp"
+#include "pqattn/bank/host/x86/isa.hpp"
+#include "pqattn/core/half.hpp"
+
+namespace bench {
+
+/// Keys or values: `dim` numbers per row, a multiple of 64, in blocks of 32 with one scale.
+template <int Bits>
+class block_scaled_rows {
+ public:
+  static_assert(Bits == 8 || Bits == 4);
+  static constexpr std::size_t block = 32;
+
+  explicit block_scaled_rows(std::size_t dim) : dim_(dim) {}
+
+  [[nodiscard]] std::size_t number_bytes() const { return dim_ * Bits / 8; }
+  [[nodiscard]] std::size_t row_bytes() const { return number_bytes() + dim_ / block * 2; }
+  [[nodiscard]] std::size_t size() const { return count_; }
+  [[nodiscard]] std::size_t dim() const { return dim_; }
+  [[nodiscard]] const std::uint8_t* row(std::size_t index) const { return bytes_.data() + index * row_bytes(); }
+
+  void append(const float* values) {
+    bytes_.resize((count_ + 1) * row_bytes() + 64);  // registers may read past the last row
+    std::uint8_t* out = bytes_.data() + count_ * row_bytes();
+    for (std::size_t b = 0; b < dim_ / block; ++b) {
+      float largest = 0.0f;
+      for (std::size_t i = 0; i < block; ++i) {
+        largest = std::max(largest, std::fabs(values[b * block + i]));
+      }
+      const float limit = Bits == 8 ? 127.0f : 7.0f;
+      const pqattn::half scale = pqattn::to_half(largest / limit);
+      std::memcpy(out + number_bytes() + 2 * b, &scale.bits, 2);
+      const float step = pqattn::to_float(scale);
+      for (std::size_t i = 0; i < block; ++i) {
+        const float level = step > 0.0f ? std::nearbyint(values[b * block + i] / step) : 0.0f;
+        const int number = static_cast<int>(std::clamp(level, -limit, limit));
+        put(out, b * block + i, number);
+      }
+    }
+    ++count_;
+  }
+
+  [[nodiscard]] float at(std::size_t index, std::size_t column) const {
+    pqattn::half scale;
+    std::memcpy(&scale.bits, row(index) + number_bytes() + 2 * (column / block), 2);
+    return pqattn::to_float(scale) * static_cast<float>(get(row(index), column));
+  }
+
+ private:
+  // 8 bits: number + 128. 4 bits: of every 128 numbers, number i + 8 is the low nibble of byte i and number i + 64 + 8
+  // the high one (for a last run of 64: i + 32).
+  [[nodiscard]] std::size_t half_run(std::size_t column) const {
+    return dim_ - column / 128 * 128 >= 128 ? 64 : 32;
+  }
+  void put(std::uint8_t* out, std::size_t column, int number) const {
+    if constexpr (Bits == 8) {
+      out[column] = static_cast<std::uint8_t>(number + 128);
+    } else {
+      const std::size_t run = half_run(column);
+      const std::size_t within = column % 128;
+      std::uint8_t& pair = out[column / 128 * 64 + within % run];
+      pair = static_cast<std::uint8_t>(within < run ? (pair & 0xf0) | (number + 8) : (pair & 0x0f) | ((number + 8) << 4));
+    }
+  }
+  [[nodiscard]] int get(const std::uint8_t* in, std::size_t column) const {
+    if constexpr (Bits == 8) {
+      return in[column] - 128;
+    } else {
+      const std::size_t run = half_run(column);
+      const std::size_t within = column % 128;
+      const int pair = in[column / 128 * 64 + within % run];
+      return (within < run ? pair & 15 : pair >> 4) - 8;
+    }
+  }
+
+  std::size_t dim_;
+  std::size_t count_ = 0;
+  std::vector<std::uint8_t> bytes_;
+};
+
+/// Decode attention over 128-dimensional rows.
+template <int Bits>
+class block_scaled_attention {
+ public:
+  static constexpr std::size_t dim = 128;
+#if PQATTN_X86_AVX512VBMI
+  static constexpr bool supported = true;
+#else
+  static constexpr bool supported = false;
+#endif
+
+  block_scaled_rows<Bits> keys{dim};
+  block_scaled_rows<Bits> values{dim};
+
+  /// out (rows, 128) = attention of the queries (rows, 128, scale multiplied in) over all tokens. rows: 1, 2, 4 or 8.
+  void attend([[maybe_unused]] const float* queries, [[maybe_unused]] std::size_t rows,
+              [[maybe_unused]] float* out) const {
+#if PQATTN_X86_AVX512VBMI
+    switch (rows) {
+      case 1: return run<1>(queries, out);
+      case 2: return run<2>(queries, out);
+      case 4: return run<4>(queries, out);
+      default:
+        run<4>(queries, out);
+        return run<4>(queries + 4 * dim, out + 4 * dim);
+    }
+#endif
+  }
+
+ private:
+#if PQATTN_X86_AVX512VBMI
+  using isa = pqattn::x86::avx512vbmi;
+  static constexpr std::size_t tile = 256;
+  static constexpr int zero_level = Bits == 8 ? 128 : 8;
+
+  /// Queries rounded to bytes with one scale each, and what the unsigned keys' zero level must be corrected by.
+  struct rounded_query {
+    __m512i numbers[2];
+    __m512i correction[2];
+    float scale;
+  };
+
+  static rounded_query round_query(const float* query) {
+    rounded_query result;
+    float largest = 1e-30f;
+    for (std::size_t i = 0; i < dim; ++i) {
+      largest = std::max(largest, std::fabs(query[i]));
+    }
+    result.scale = largest / 127.0f;
+    alignas(64) std::int8_t numbers[dim];
+    alignas(64) std::int32_t correction[dim / 4];
+    for (std::size_t i = 0; i < dim; ++i) {
+      numbers[i] = static_cast<std::int8_t>(std::nearbyint(query[i] / result.scale));
+    }
+    for (std::size_t i = 0; i < dim / 4; ++i) {
+      correction[i] = 0;
+      for (std::size_t j = 0; j < 4; ++j) {
+        correction[i] -= zero_level * numbers[4 * i + j];
+      }
+    }
+    for (std::size_t i = 0; i < 2; ++i) {
+      result.numbers[i] = _mm512_load_si512(numbers + 64 * i);
+      result.correction[i] = _mm512_load_si512(correction + 16 * i);
+    }
+    return result;
+  }
+
+  /// The two registers of unsigned numbers of one row.
+  static PQATTN_ALWAYS_INLINE void load_row(const std::uint8_t* row, __m512i* numbers) {
+    if constexpr (Bits == 8) {
+      numbers[0] = _mm512_loadu_si512(row);
+      numbers[1] = _mm512_loadu_si512(row + 64);
+    } else {
+      const __m512i pairs = _mm512_loadu_si512(row);
+      numbers[0] = _mm512_and_si512(pairs, _mm512_set1_epi8(15));
+      numbers[1] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), _mm512_set1_epi8(15));
+    }
+  }
+
+  template <std::size_t Rows>
+  PQATTN_ALWAYS_INLINE void score_tile(const rounded_query* query, std::size_t first, std::size_t count,
+                                       float* scores) const {
+    constexpr std::size_t tokens = 16 / Rows;
+    const __m512i pick[2] = {_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+                             _mm512_setr_epi32(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3)};
+    for (std::size_t t = 0; t < count; t += tokens) {
+      __m512 sum[16];
+      PQATTN_X86_UNROLL
+      for (std::size_t i = 0; i < tokens; ++i) {
+        const std::uint8_t* row = keys.row(first + std::min(t + i, count - 1));
+        _mm_prefetch(reinterpret_cast<const char*>(row + 24 * keys.row_bytes()), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(row + 24 * keys.row_bytes() + 64), _MM_HINT_T0);
+        __m512i numbers[2];
+        load_row(row, numbers);
+        const __m128 four = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + keys.number_bytes())));
+        const __m512 scale[2] = {_mm512_permutexvar_ps(pick[0], _mm512_castps128_ps512(four)),
+                                 _mm512_permutexvar_ps(pick[1], _mm512_castps128_ps512(four))};
+        PQATTN_X86_UNROLL
+        for (std::size_t r = 0; r < Rows; ++r) {
+          const __m512i low = _mm512_dpbusd_epi32(query[r].correction[0], numbers[0], query[r].numbers[0]);
+          const __m512i high = _mm512_dpbusd_epi32(query[r].correction[1], numbers[1], query[r].numbers[1]);
+          sum[r * tokens + i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), scale[1],
+                                                _mm512_mul_ps(_mm512_cvtepi32_ps(low), scale[0]));
+        }
+      }
+      alignas(64) float reduced[16];
+      _mm512_store_ps(reduced, isa::sums(sum));
+      for (std::size_t r = 0; r < Rows; ++r) {
+        for (std::size_t i = 0; i < tokens; ++i) {
+          scores[r * tile + t + i] = reduced[r * tokens + i] * query[r].scale;
+        }
+      }
+    }
+  }
+
+  template <std::size_t Rows>
+  PQATTN_ALWAYS_INLINE void add_tile(std::size_t first, std::size_t count, const float* probabilities,
+                                     float* out) const {
+    constexpr std::size_t vectors = Rows == 1 ? 8 : 4;  // registers of channels at a time
+    const __m512 zero = _mm512_set1_ps(static_cast<float>(zero_level));
+    for (std::size_t part = 0; part < 8 / vectors; ++part) {
+      __m512 sum[Rows][vectors];
+      PQATTN_X86_UNROLL
+      for (std::size_t r = 0; r < Rows; ++r) {
+        PQATTN_X86_UNROLL
+        for (std::size_t i = 0; i < vectors; ++i) {
+          sum[r][i] = _mm512_loadu_ps(out + r * dim + (part * vectors + i) * 16);
+        }
+      }
+      for (std::size_t t = 0; t < count; ++t) {
+        const std::uint8_t* row = values.row(first + t);
+        if (part == 0) {
+          _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes()), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes() + 64), _MM_HINT_T0);
+        }
+        const __m128 four =
+            _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + values.number_bytes())));
+        alignas(16) float scale[4];
+        _mm_store_ps(scale, four);
+        __m512 value[vectors];
+        PQATTN_X86_UNROLL
+        for (std::size_t i = 0; i < vectors; ++i) {
+          const std::size_t channel = (part * vectors + i) * 16;
+          const __m128i bytes = load_sixteen(row, channel);
+          const __m512 number = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+          value[i] = _mm512_mul_ps(_mm512_sub_ps(number, zero), _mm512_set1_ps(scale[channel / 32]));
+        }
+        PQATTN_X86_UNROLL
+        for (std::size_t r = 0; r < Rows; ++r) {
+          const __m512 weight = _mm512_set1_ps(probabilities[r * tile + t]);
+          PQATTN_X86_UNROLL
+          for (std::size_t i = 0; i < vectors; ++i) {
+            sum[r][i] = _mm512_fmadd_ps(value[i], weight, sum[r][i]);
+          }
+        }
+      }
+      PQATTN_X86_UNROLL
+      for (std::size_t r = 0; r < Rows; ++r) {
+        PQATTN_X86_UNROLL
+        for (std::size_t i = 0; i < vectors; ++i) {
+          _mm512_storeu_ps(out + r * dim + (part * vectors + i) * 16, sum[r][i]);
+        }
+      }
+    }
+  }
+
+  static PQATTN_ALWAYS_INLINE __m128i load_sixteen(const std::uint8_t* row, std::size_t channel) {
+    if constexpr (Bits == 8) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + channel));
+    } else {
+      const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + channel % 64));
+      return _mm_and_si128(channel < 64 ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+    }
+  }
+
+  template <std::size_t Rows>
+  void run(const float* queries, float* out) const {
+    rounded_query rounded[Rows];
+    float maximum[Rows];
+    float sum[Rows] = {};
+    for (std::size_t r = 0; r < Rows; ++r) {
+      rounded[r] = round_query(queries + r * dim);
+      maximum[r] = pqattn::masked_score;
+    }
+    std::fill(out, out + Rows * dim, 0.0f);
+    alignas(64) float scores[Rows * tile];
+    for (std::size_t first = 0; first < keys.size(); first += tile) {
+      const std::size_t count = std::min(tile, keys.size() - first);
+      score_tile<Rows>(rounded, first, count, scores);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        float rescale = 1.0f;
+        pqattn::detail::softmax_row<pqattn::isa::native>(scores + r * tile, count, maximum[r], sum[r], rescale);
+        if (rescale != 1.0f) {
+          for (std::size_t c = 0; c < dim; ++c) {
+            out[r * dim + c] *= rescale;
+          }
+        }
+      }
+      add_tile<Rows>(first, count, scores, out);
+    }
+    for (std::size_t r = 0; r < Rows; ++r) {
+      for (std::size_t c = 0; c < dim; ++c) {
+        out[r * dim + c] /= sum[r];
+      }
+    }
+  }
+#endif
+};
+
+}  // namespace bench

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: MIT
+// The x86 kernels one by one, and the caches a user would build instead. Inputs are random and fixed; ns_per_token is
+// per token and KV head, whatever the number of query rows.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <memory>
+#include <new>
+#include <random>
+#include <vector>
+
+#include "baselines/block_scaled_cache.hpp"
+#include "baselines/exact_cache.hpp"
+#include "baselines/scalar_lookup.hpp"
+#include "pqattn/bank/host/x86/exact_rows.hpp"
+#include "pqattn/bank/host/x86/nearest.hpp"
+#include "pqattn/bank/host/x86/rotary_score.hpp"
+#include "pqattn/bank/host/x86/table_score.hpp"
+#include "pqattn/bank/host/x86/value_sum.hpp"
+
+#if PQATTN_X86_AVX2
+namespace {
+
+using pqattn::x86::native;
+
+class aligned_block {
+ public:
+  explicit aligned_block(std::size_t bytes)
+      : data_(::operator new(bytes + 64, std::align_val_t{64})) {
+    std::memset(data_, 0, bytes + 64);
+  }
+  aligned_block(const aligned_block&) = delete;
+  aligned_block& operator=(const aligned_block&) = delete;
+  ~aligned_block() { ::operator delete(data_, std::align_val_t{64}); }
+  [[nodiscard]] void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+std::vector<float> normals(std::size_t count, float scale = 1.0f) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = normal(random);
+  }
+  return values;
+}
+
+/// Random codes of `tokens` tokens and a byte codebook, 128 channels.
+struct coded_head {
+  pqattn::geometry shape;
+  std::size_t tokens;
+  std::vector<float> scale = std::vector<float>(128, 0.02f);
+  std::vector<float> offset = std::vector<float>(128, 0.1f);
+  aligned_block tables;
+  aligned_block codes;
+
+  coded_head(std::uint32_t subvectors, std::uint32_t centroids, std::size_t count)
+      : shape{128, subvectors, centroids, 1, nullptr},
+        tokens(count),
+        tables(128 * pqattn::x86::table_bytes(shape.code_bits())),
+        codes(count / 64 * block_bytes()) {
+    std::mt19937 random(1);
+    for (std::size_t i = 0; i < 128 * pqattn::x86::table_bytes(shape.code_bits()); ++i) {
+      static_cast<std::int8_t*>(tables.data())[i] = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+    }
+    for (std::size_t i = 0; i < count / 64 * block_bytes(); ++i) {
+      static_cast<std::uint8_t*>(codes.data())[i] = static_cast<std::uint8_t>(random());
+    }
+  }
+  [[nodiscard]] std::size_t block_bytes() const { return std::size_t{shape.groups()} * 8 * shape.code_bits(); }
+  [[nodiscard]] pqattn::x86::byte_codebook book() const {
+    return {static_cast<const std::int8_t*>(tables.data()), scale.data(), offset.data()};
+  }
+  [[nodiscard]] pqattn::x86::slot_run run() const {
+    return {static_cast<const std::uint8_t*>(codes.data()), nullptr, block_bytes(), 0, tokens};
+  }
+};
+
+void count_tokens(benchmark::State& state, std::size_t tokens, std::size_t bytes_per_token) {
+  const auto done = static_cast<double>(state.iterations()) * static_cast<double>(tokens);
+  state.counters["ns_per_token"] =
+      benchmark::Counter(done * 1e-9, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["bytes_per_second"] =
+      benchmark::Counter(done * static_cast<double>(bytes_per_token), benchmark::Counter::kIsRate);
+  state.SetLabel(native::name);
+}
+
+/// Arguments: subvectors, centroids, tokens, query rows.
+coded_head head_of(const benchmark::State& state) {
+  return {static_cast<std::uint32_t>(state.range(0)), static_cast<std::uint32_t>(state.range(1)),
+          static_cast<std::size_t>(state.range(2))};
+}
+
+void rotary_score(benchmark::State& state) {
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  std::vector<float> frequencies(64);
+  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
+  pqattn::rope rotation;
+  rotation.pairs = 64;
+  rotation.frequencies = frequencies.data();
+  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
+  pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
+  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data());
+  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
+  pqattn::x86::fill_turn_table<native>(rotation, nullptr, turns.data());
+  const std::vector<float> queries = normals(rows * 128, 0.3f);
+  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
+  pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
+  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<native>(head.shape, rotation, rows));
+  const aligned_block out(rows * head.tokens * sizeof(float));
+  for (auto iteration : state) {
+    pqattn::x86::rotary_score<native>(
+        book, rotation, pqattn::x86::turn_table_at<native>(64, turns.data()),
+        pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), head.run(),
+        [](std::size_t slot) { return static_cast<std::int64_t>(slot); }, static_cast<float*>(out.data()), head.tokens,
+        scratch.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, head.tokens, head.block_bytes() / 64);
+}
+
+void table_score(benchmark::State& state, pqattn::x86::table_precision precision) {
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  const std::vector<float> queries = normals(rows * 128, 0.3f);
+  const aligned_block memory(pqattn::x86::score_table_bytes(head.shape, rows, precision));
+  const aligned_block build_scratch(pqattn::x86::score_table_scratch_bytes(head.shape));
+  const aligned_block scratch(pqattn::x86::table_scratch_bytes(rows));
+  const aligned_block out(rows * head.tokens * sizeof(float));
+  pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
+                                          memory.data(), build_scratch.data());
+  for (auto iteration : state) {
+    pqattn::x86::table_score<native>(head.shape,
+                                     pqattn::x86::score_tables_at(head.shape, rows, precision, memory.data()),
+                                     head.run(), static_cast<float*>(out.data()), head.tokens, scratch.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, head.tokens, head.block_bytes() / 64);
+}
+
+void build_tables(benchmark::State& state) {
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  const std::vector<float> queries = normals(rows * 128, 0.3f);
+  const auto precision = pqattn::x86::table_precision::bytes;
+  const aligned_block memory(pqattn::x86::score_table_bytes(head.shape, rows, precision));
+  const aligned_block scratch(pqattn::x86::score_table_scratch_bytes(head.shape));
+  for (auto iteration : state) {
+    pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
+                                            memory.data(), scratch.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(native::name);
+}
+
+void value_sum(benchmark::State& state) {
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  std::vector<float> probabilities = normals(rows * head.tokens);
+  for (float& p : probabilities) {
+    p = std::exp(p);
+  }
+  const aligned_block scratch(pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
+  std::vector<float> out(rows * 128);
+  std::size_t skipped = 0;
+  for (auto iteration : state) {
+    pqattn::x86::value_sum<native>(head.shape, head.book(), head.run(), probabilities.data(), head.tokens, rows,
+                                   nullptr, out.data(), 128, skipped, scratch.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, head.tokens, head.block_bytes() / 64);
+}
+
+template <class Element>
+struct exact_head {
+  std::vector<Element> keys;
+  std::vector<Element> values;
+  std::size_t tokens;
+
+  explicit exact_head(std::size_t count) : keys(count * 128), values(count * 128), tokens(count) {
+    const std::vector<float> pattern = normals(128 * 1024);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if constexpr (std::is_same_v<Element, pqattn::half>) {
+        keys[i] = values[i] = pqattn::to_half(pattern[i % pattern.size()]);
+      } else {
+        keys[i] = values[i] = pattern[i % pattern.size()];
+      }
+    }
+  }
+  [[nodiscard]] pqattn::x86::exact_rows<Element> rows(const std::vector<Element>& of) const {
+    return {of.data(), tokens, 128, 128};
+  }
+};
+
+/// Arguments: tokens, query rows.
+template <class Isa, class Element>
+void attend_exact(benchmark::State& state) {
+  const exact_head<Element> head(static_cast<std::size_t>(state.range(0)));
+  const auto rows = static_cast<std::size_t>(state.range(1));
+  const std::vector<float> queries = normals(rows * 128, 0.1f);
+  std::vector<float> out(rows * 128);
+  for (auto iteration : state) {
+    bench::attend_exact<Isa>(head.rows(head.keys), head.rows(head.values), queries.data(), rows, out.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, head.tokens, 2 * 128 * sizeof(Element));
+  state.SetLabel(Isa::name);
+}
+
+template <int Bits>
+void attend_block_scaled(benchmark::State& state) {
+  using cache_type = bench::block_scaled_attention<Bits>;
+  if (!cache_type::supported) {
+    state.SkipWithError("needs AVX-512 VNNI");
+    return;
+  }
+  const auto tokens = static_cast<std::size_t>(state.range(0));
+  const auto rows = static_cast<std::size_t>(state.range(1));
+  auto cache = std::make_unique<cache_type>();
+  const std::vector<float> pattern = normals(128 * 1024);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    cache->keys.append(pattern.data() + t % 1024 * 128);
+    cache->values.append(pattern.data() + (t + 5) % 1024 * 128);
+  }
+  const std::vector<float> queries = normals(rows * 128, 0.1f);
+  std::vector<float> out(rows * 128);
+  for (auto iteration : state) {
+    cache->attend(queries.data(), rows, out.data());
+    benchmark::ClobberMemory();
+  }
+  // The result must be attention: compare the first row with plain loops over what the cache holds.
+  double largest = -1e30;
+  std::vector<double> scores(tokens);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t c = 0; c < 128; ++c) {
+      scores[t] += static_cast<double>(queries[c]) * static_cast<double>(cache->keys.at(t, c));
+    }
+    largest = std::max(largest, scores[t]);
+  }
+  double error = 0.0;
+  double signal = 0.0;
+  double total = 0.0;
+  std::vector<double> want(128);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const double weight = std::exp(scores[t] - largest);
+    total += weight;
+    for (std::size_t c = 0; c < 128; ++c) {
+      want[c] += weight * static_cast<double>(cache->values.at(t, c));
+    }
+  }
+  for (std::size_t c = 0; c < 128; ++c) {
+    const double difference = static_cast<double>(out[c]) - want[c] / total;
+    error += difference * difference;
+    signal += want[c] / total * (want[c] / total);
+  }
+  if (!(error <= 1e-3 * signal)) {
+    state.SkipWithError("the baseline computes something else");
+    return;
+  }
+  count_tokens(state, tokens, 2 * cache->keys.row_bytes());
+}
+
+void attend_scalar(benchmark::State& state) {
+  const auto tokens = static_cast<std::size_t>(state.range(0));
+  const auto rows = static_cast<std::size_t>(state.range(1));
+  bench::scalar_codes keys{32, 4, std::vector<std::uint8_t>(32 * tokens), normals(128 * 256)};
+  std::mt19937 random(3);
+  for (std::uint8_t& code : keys.codes) {
+    code = static_cast<std::uint8_t>(random());
+  }
+  const bench::scalar_codes values = keys;
+  const std::vector<float> queries = normals(rows * 128, 0.1f);
+  std::vector<float> out(128);
+  std::vector<float> scores;
+  for (auto iteration : state) {
+    for (std::size_t row = 0; row < rows; ++row) {
+      bench::attend_by_scalar_lookup(keys, values, queries.data() + row * 128, scores, out.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, tokens, 64);
+}
+
+/// One Lloyd iteration of one head: 4096 points of 128 channels, 32 sub-vectors, 256 centroids.
+void lloyd_iteration(benchmark::State& state) {
+  constexpr std::size_t points = 4096;
+  const std::vector<float> values = normals(points * 128);
+  std::vector<float> centroids = normals(32 * 256 * 4, 0.9f);
+  std::vector<std::uint16_t> codes(points);
+  std::vector<float> distances(points);
+  std::vector<double> sums(256 * 4);
+  std::vector<double> mass(256);
+  for (auto iteration : state) {
+    for (std::size_t group = 0; group < 32; ++group) {
+      const float* sub = values.data() + group * 4 * points;
+      pqattn::x86::assign_points<native>(sub, points, points, 4, centroids.data() + group * 1024, 256, codes.data(),
+                                         distances.data());
+      std::fill(sums.begin(), sums.end(), 0.0);
+      std::fill(mass.begin(), mass.end(), 0.0);
+      pqattn::x86::add_points(sub, points, points, 4, nullptr, codes.data(), sums.data(), mass.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(native::name);
+}
+
+/// One 128-channel vector at a time, 32 sub-vectors, 256 centroids. Argument: vectors that share a pass.
+template <class Planes, std::size_t Vectors>
+void encode_with(benchmark::State& state, const Planes& planes) {
+  const std::vector<float> vectors = normals(Vectors * 128);
+  std::uint32_t codes[32][Vectors];
+  for (auto iteration : state) {
+    for (std::size_t group = 0; group < 32; ++group) {
+      const float* x[Vectors];
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        x[v] = vectors.data() + v * 128 + 4 * group;
+      }
+      pqattn::x86::nearest_centroids<native, Vectors>(planes, 4 * group, 4, 256, x, codes[group]);
+    }
+    benchmark::DoNotOptimize(codes);
+    benchmark::ClobberMemory();
+  }
+  const auto done = static_cast<double>(state.iterations()) * static_cast<double>(Vectors);
+  state.counters["ns_per_vector"] =
+      benchmark::Counter(done * 1e-9, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.SetLabel(native::name);
+}
+
+void encode_floats(benchmark::State& state) {
+  const std::vector<float> numbers = normals(128 * 256);
+  const pqattn::x86::float_planes planes{numbers.data(), 256};
+  state.range(0) == 1 ? encode_with<pqattn::x86::float_planes, 1>(state, planes)
+                      : encode_with<pqattn::x86::float_planes, 4>(state, planes);
+}
+
+void encode_bytes(benchmark::State& state) {
+  std::vector<std::int8_t> numbers(128 * 256);
+  std::mt19937 random(2);
+  for (std::int8_t& number : numbers) {
+    number = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+  }
+  const std::vector<float> scale(128, 0.02f);
+  const std::vector<float> offset(128, 0.1f);
+  const pqattn::x86::byte_planes planes{numbers.data(), scale.data(), offset.data(), 256};
+  state.range(0) == 1 ? encode_with<pqattn::x86::byte_planes, 1>(state, planes)
+                      : encode_with<pqattn::x86::byte_planes, 4>(state, planes);
+}
+
+constexpr std::int64_t cached = 4096;
+constexpr std::int64_t large = 131072;
+
+void coded_arguments(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"m", "K", "n", "g"});
+  for (const std::int64_t rows : {1, 4, 8}) {
+    bench->Args({32, 256, cached, rows});
+    bench->Args({64, 16, cached, rows});
+  }
+  bench->Args({64, 256, cached, 4});
+  bench->Args({32, 256, large, 4});
+}
+
+void exact_arguments(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"n", "g"});
+  for (const std::int64_t tokens : {cached, large}) {
+    for (const std::int64_t rows : {1, 4, 8}) {
+      bench->Args({tokens, rows});
+    }
+  }
+}
+
+BENCHMARK(rotary_score)->Apply(coded_arguments);
+BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Apply(coded_arguments);
+BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
+BENCHMARK(value_sum)->Apply(coded_arguments);
+BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
+BENCHMARK(attend_exact<native, pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
+BENCHMARK(attend_exact<native, float>)->Name("attend_f32")->Apply(exact_arguments);
+BENCHMARK(attend_exact<pqattn::x86::avx2, pqattn::half>)->Name("attend_f16_avx2")->Apply(exact_arguments);
+BENCHMARK(attend_block_scaled<8>)->Name("attend_int8")->Apply(exact_arguments);
+BENCHMARK(attend_block_scaled<4>)->Name("attend_int4")->Apply(exact_arguments);
+BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({cached, 1})->Args({cached, 4});
+BENCHMARK(lloyd_iteration)->Unit(benchmark::kMillisecond);
+BENCHMARK(encode_floats)->ArgName("vectors")->Arg(1)->Arg(4);
+BENCHMARK(encode_bytes)->ArgName("vectors")->Arg(1)->Arg(4);
+
+}  // namespace
+#endif  // PQATTN_X86_AVX2
