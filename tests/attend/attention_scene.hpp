@@ -55,6 +55,7 @@ struct scene_plan {
   std::uint32_t stages = 1;
   pqattn::rope_pairing pairing = pqattn::rope_pairing::half_split;
   float key_scale = 1.0f;
+  float value_mean = 0.0f;
 };
 
 template <class Bank>
@@ -71,8 +72,8 @@ class attention_scene {
     const pqattn::geometry value_shape{plan.value_dim, plan.value_subvectors, plan.value_centroids, plan.stages};
     key_book_ = std::make_unique<stored_book<Bank>>(bank, key_shape, plan.storage,
                                                     random.normals(key_shape.codebook_values(), plan.key_scale));
-    value_book_ = std::make_unique<stored_book<Bank>>(bank, value_shape, plan.storage,
-                                                      random.normals(value_shape.codebook_values()));
+    value_book_ = std::make_unique<stored_book<Bank>>(
+        bank, value_shape, plan.storage, random.normals(value_shape.codebook_values(), 1.0f, plan.value_mean));
     queries = random.normals(plan.rows * plan.key_dim);
     expected.rows = plan.rows;
     expected.key_dim = plan.key_dim;

@@ -304,6 +304,29 @@ TEMPLATE_TEST_CASE("empty clusters are moved to where they help", "[train]", hos
   }
 }
 
+TEMPLATE_TEST_CASE("one repair gives every empty cluster a point of its own", "[train]", host_bank, scalar_bank) {
+  TestType bank;
+  pqattn_test::random_data random(59);
+  CAPTURE(random.seed());
+  const std::vector<float> points = random.normals(100 * 2);
+  std::vector<float> start(12 * 2, 1e6f);
+  start[0] = start[1] = 0.0f;
+  const clustering<TestType> run(bank, points, nullptr, 2, 12, with(1, kmeans_init::warm_start), start);
+  REQUIRE_OK(run.outcome);
+  CHECK(run.report.empty_clusters == 0);
+  CHECK(std::set<std::uint16_t>(run.codes.begin(), run.codes.end()).size() == 12);
+}
+
+TEMPLATE_TEST_CASE("repair looks at weights, not at distance alone", "[train]", host_bank, scalar_bank) {
+  TestType bank;
+  // A heavy pair one apart, and a light point far away.
+  const std::vector<float> points = {-1.0f, 1.0f, 0.0f, 1000.0f};
+  const float weights[] = {1e6f, 2e6f, 1e6f, 1e-3f};
+  const clustering<TestType> run(bank, points, weights, 1, 2, with(1, kmeans_init::warm_start), {0.25f, 1e9f});
+  REQUIRE_OK(run.outcome);
+  CHECK(run.centroids[1] == -1.0f);  // 1e6 * 1.25^2 is the largest cost
+}
+
 TEST_CASE("a warm start from the result changes next to nothing", "[train]") {
   host_bank bank;
   pqattn_test::random_data random(57);
