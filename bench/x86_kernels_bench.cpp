@@ -15,6 +15,7 @@
 #include "pqattn/bank/host/x86/exact_rows.hpp"
 #include "pqattn/bank/host/x86/nearest.hpp"
 #include "pqattn/bank/host/x86/rotary_score.hpp"
+#include "pqattn/bank/host/x86/softmax.hpp"
 #include "pqattn/bank/host/x86/table_score.hpp"
 #include "pqattn/bank/host/x86/value_sum.hpp"
 
@@ -173,6 +174,83 @@ void value_sum(benchmark::State& state) {
     benchmark::ClobberMemory();
   }
   count_tokens(state, head.tokens, head.block_bytes() / 64);
+}
+
+/// Whole decode attention on codes, keys and values alike: queries and tables prepared, scores, softmax, values. The
+/// rotary codebook and turn table are kept, as a cache would. Arguments as above.
+template <bool Rotary>
+void decode(benchmark::State& state) {
+  constexpr std::size_t tile = 4096;
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  const auto precision = pqattn::x86::table_precision::bytes;
+  std::vector<float> frequencies(64);
+  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
+  pqattn::rope rotation;
+  rotation.pairs = 64;
+  rotation.frequencies = frequencies.data();
+  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
+  pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
+  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data());
+  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
+  pqattn::x86::fill_turn_table<native>(rotation, nullptr, turns.data());
+  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
+  const aligned_block tables(pqattn::x86::score_table_bytes(head.shape, rows, precision));
+  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<native>(head.shape, rotation, rows) +
+                              pqattn::x86::score_table_scratch_bytes(head.shape) +
+                              pqattn::x86::table_scratch_bytes(rows) +
+                              pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
+  const aligned_block score_memory(rows * tile * sizeof(float));
+  auto* scores = static_cast<float*>(score_memory.data());
+  const std::vector<float> queries = normals(rows * 128, 0.05f);
+  std::vector<float> out(rows * 128);
+  std::vector<float> maximum(rows);
+  std::vector<float> sum(rows);
+  std::size_t skipped = 0;
+  for (auto iteration : state) {
+    if constexpr (Rotary) {
+      pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
+    } else {
+      pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
+                                              tables.data(), scratch.data());
+    }
+    std::fill(out.begin(), out.end(), 0.0f);
+    std::fill(maximum.begin(), maximum.end(), pqattn::masked_score);
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    for (std::size_t first = 0; first < head.tokens; first += tile) {
+      pqattn::x86::slot_run run = head.run();
+      run.first = first;
+      run.count = std::min(tile, head.tokens - first);
+      if constexpr (Rotary) {
+        pqattn::x86::rotary_score<native>(
+            book, rotation, pqattn::x86::turn_table_at<native>(64, turns.data()),
+            pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), run,
+            [](std::size_t slot) { return static_cast<std::int64_t>(slot); }, scores, tile, scratch.data());
+      } else {
+        pqattn::x86::table_score<native>(head.shape,
+                                         pqattn::x86::score_tables_at(head.shape, rows, precision, tables.data()), run,
+                                         scores, tile, scratch.data());
+      }
+      for (std::size_t row = 0; row < rows; ++row) {
+        float rescale = 1.0f;
+        pqattn::x86::softmax_row<native>(scores + row * tile, run.count, pqattn::masked_score, maximum[row], sum[row],
+                                         rescale);
+        for (std::size_t c = 0; c < 128; ++c) {
+          out[row * 128 + c] *= rescale;
+        }
+      }
+      pqattn::x86::value_sum<native>(head.shape, head.book(), run, scores, tile, rows, nullptr, out.data(), 128,
+                                     skipped, scratch.data());
+    }
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t c = 0; c < 128; ++c) {
+        out[row * 128 + c] /= sum[row];
+      }
+    }
+    benchmark::DoNotOptimize(out.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, head.tokens, 2 * head.block_bytes() / 64);
 }
 
 template <class Element>
@@ -351,6 +429,7 @@ void encode_bytes(benchmark::State& state) {
 }
 
 constexpr std::int64_t cached = 4096;
+constexpr std::int64_t decoded = 32768;
 constexpr std::int64_t large = 131072;
 
 void coded_arguments(benchmark::internal::Benchmark* bench) {
@@ -363,9 +442,18 @@ void coded_arguments(benchmark::internal::Benchmark* bench) {
   bench->Args({32, 256, large, 4});
 }
 
+void decode_arguments(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"m", "K", "n", "g"});
+  for (const std::int64_t rows : {1, 4, 8}) {
+    bench->Args({32, 256, decoded, rows});
+    bench->Args({64, 256, decoded, rows});
+    bench->Args({64, 16, decoded, rows});
+  }
+}
+
 void exact_arguments(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"n", "g"});
-  for (const std::int64_t tokens : {cached, large}) {
+  for (const std::int64_t tokens : {cached, decoded, large}) {
     for (const std::int64_t rows : {1, 4, 8}) {
       bench->Args({tokens, rows});
     }
@@ -376,6 +464,8 @@ BENCHMARK(rotary_score)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
 BENCHMARK(value_sum)->Apply(coded_arguments);
+BENCHMARK(decode<false>)->Name("decode_tables")->Apply(decode_arguments);
+BENCHMARK(decode<true>)->Name("decode_rotary")->Apply(decode_arguments);
 BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
 BENCHMARK(attend_exact<native, pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
 BENCHMARK(attend_exact<native, float>)->Name("attend_f32")->Apply(exact_arguments);

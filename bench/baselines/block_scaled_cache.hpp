@@ -15,8 +15,9 @@
 #include <cstring>
 #include <vector>
 
-#include "pqattn/bank/host/softmax.hpp"
+#include "pqattn/bank/bank.hpp"
 #include "pqattn/bank/host/x86/isa.hpp"
+#include "pqattn/bank/host/x86/softmax.hpp"
 #include "pqattn/core/half.hpp"
 
 namespace bench {
@@ -76,7 +77,8 @@ class block_scaled_rows {
       const std::size_t run = half_run(column);
       const std::size_t within = column % 128;
       std::uint8_t& pair = out[column / 128 * 64 + within % run];
-      pair = static_cast<std::uint8_t>(within < run ? (pair & 0xf0) | (number + 8) : (pair & 0x0f) | ((number + 8) << 4));
+      const int level = number + 8;
+      pair = static_cast<std::uint8_t>(within < run ? (pair & 0xf0) | level : (pair & 0x0f) | (level << 4));
     }
   }
   [[nodiscard]] int get(const std::uint8_t* in, std::size_t column) const {
@@ -286,7 +288,7 @@ class block_scaled_attention {
       score_tile<Rows>(rounded, first, count, scores);
       for (std::size_t r = 0; r < Rows; ++r) {
         float rescale = 1.0f;
-        pqattn::detail::softmax_row<pqattn::isa::native>(scores + r * tile, count, maximum[r], sum[r], rescale);
+        pqattn::x86::softmax_row<isa>(scores + r * tile, count, pqattn::masked_score, maximum[r], sum[r], rescale);
         if (rescale != 1.0f) {
           for (std::size_t c = 0; c < dim; ++c) {
             out[r * dim + c] *= rescale;

@@ -6,8 +6,9 @@
 #include <cstddef>
 #include <vector>
 
-#include "pqattn/bank/host/softmax.hpp"
+#include "pqattn/bank/bank.hpp"
 #include "pqattn/bank/host/x86/exact_rows.hpp"
+#include "pqattn/bank/host/x86/softmax.hpp"
 
 #if PQATTN_X86_AVX2
 
@@ -30,8 +31,8 @@ void attend_exact(const pqattn::x86::exact_rows<Element>& keys, const pqattn::x8
     pqattn::x86::score_exact_rows<Isa>(part, queries, rows, keys.dim, scores, tile);
     for (std::size_t row = 0; row < rows; ++row) {
       float rescale = 1.0f;
-      pqattn::detail::softmax_row<pqattn::isa::native>(scores + row * tile, part.count, maximum[row], sum[row],
-                                                       rescale);
+      pqattn::x86::softmax_row<Isa>(scores + row * tile, part.count, pqattn::masked_score, maximum[row], sum[row],
+                                    rescale);
       for (std::size_t c = 0; rescale != 1.0f && c < keys.dim; ++c) {
         out[row * keys.dim + c] *= rescale;
       }

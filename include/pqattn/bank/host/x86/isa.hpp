@@ -137,6 +137,14 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
   }
+  static PQATTN_ALWAYS_INLINE floats round(floats v) noexcept {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  /// v * 2^power for whole powers up to 127; below 2^-126 the result may be 0.
+  static PQATTN_ALWAYS_INLINE floats scale_by_power(floats v, floats power) noexcept {
+    const ints biased = _mm256_add_epi32(to_ints(_mm256_max_ps(power, _mm256_set1_ps(-127.0f))), set32(127));
+    return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  }
   /// -1 where the sign bit is set, else 0.
   static PQATTN_ALWAYS_INLINE ints sign_of(floats v) noexcept { return _mm256_srai_epi32(_mm256_castps_si256(v), 31); }
   /// Low bytes of four vectors, in order.
@@ -328,6 +336,12 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm512_set1_ps(v); }
   static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm512_add_ps(a, b); }
   static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept { return _mm512_abs_ps(v); }
+  static PQATTN_ALWAYS_INLINE floats round(floats v) noexcept {
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static PQATTN_ALWAYS_INLINE floats scale_by_power(floats v, floats power) noexcept {
+    return _mm512_scalef_ps(v, power);
+  }
   static PQATTN_ALWAYS_INLINE ints sign_of(floats v) noexcept { return _mm512_srai_epi32(_mm512_castps_si512(v), 31); }
   static PQATTN_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, ints a, ints b, ints c, ints d) noexcept {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));

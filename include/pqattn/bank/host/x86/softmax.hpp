@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// The softmax part of one row of scores.
+#pragma once
+
+#include <cmath>
+
+#include "isa.hpp"
+
+#if PQATTN_X86_AVX2
+
+namespace pqattn {
+inline namespace v0 {
+namespace x86 {
+inline namespace PQATTN_X86_UNIT {
+
+namespace detail {
+
+/// exp(score - reference), relative error below 2e-7 for results above 2^-126, 0 far below.
+template <class Isa>
+PQATTN_ALWAYS_INLINE typename Isa::floats exp_from(typename Isa::floats score,
+                                                   typename Isa::floats reference) noexcept {
+  using floats = typename Isa::floats;
+  const floats t = Isa::mulf(Isa::subf(score, reference), Isa::setf(1.44269504f));
+  const floats power = Isa::round(t);
+  const floats r = Isa::subf(t, power);
+  // Minimax for 2^r on [-1/2, 1/2], relative error 9.2e-8, exact at 0.
+  floats p = Isa::fma(Isa::setf(1.32647273e-3f), r, Isa::setf(9.67151299e-3f));
+  p = Isa::fma(p, r, Isa::setf(5.55073358e-2f));
+  p = Isa::fma(p, r, Isa::setf(2.40222424e-1f));
+  p = Isa::fma(p, r, Isa::setf(6.93147004e-1f));
+  p = Isa::fma(p, r, Isa::setf(1.0f));
+  return Isa::scale_by_power(p, power);
+}
+
+}  // namespace detail
+
+/// Scores become exp(score - maximum) against running statistics; a score at or below `masked` / 2 becomes 0.
+/// `scores` has room for `count` rounded up to 64 floats, and the padding becomes 0. The error of an exponential grows
+/// with its argument as f32 rounds it: relative 1e-7 * (1 + maximum - score).
+/// maximum, sum: of earlier tiles, updated. rescale: exp(old maximum - new maximum), or 1 when the sum was 0.
+template <class Isa>
+inline void softmax_row(float* scores, std::size_t count, float masked, float& maximum, float& sum,
+                        float& rescale) noexcept {
+  using floats = typename Isa::floats;
+  const std::size_t padded = (count + 63) / 64 * 64;
+  for (std::size_t i = count; i < padded; ++i) {
+    scores[i] = masked;
+  }
+  floats highest[4] = {Isa::setf(masked), Isa::setf(masked), Isa::setf(masked), Isa::setf(masked)};
+  for (std::size_t i = 0; i < padded; i += 4 * Isa::lanes) {
+    PQATTN_X86_UNROLL
+    for (std::size_t j = 0; j < 4; ++j) {
+      highest[j] = Isa::maxf(highest[j], Isa::loadf(scores + i + j * Isa::lanes));
+    }
+  }
+  const float tile = Isa::largest(Isa::maxf(Isa::maxf(highest[0], highest[1]), Isa::maxf(highest[2], highest[3])));
+  const float next = tile > maximum ? tile : maximum;
+  // Against 0 a masked score vanishes; against itself, where there is nothing else, it would be exp(0).
+  const floats reference = Isa::setf(next > 0.5f * masked ? next : 0.0f);
+  floats total[4] = {Isa::setf(0.0f), Isa::setf(0.0f), Isa::setf(0.0f), Isa::setf(0.0f)};
+  for (std::size_t i = 0; i < padded; i += 4 * Isa::lanes) {
+    PQATTN_X86_UNROLL
+    for (std::size_t j = 0; j < 4; ++j) {
+      const floats p = detail::exp_from<Isa>(Isa::loadf(scores + i + j * Isa::lanes), reference);
+      Isa::storef(scores + i + j * Isa::lanes, p);
+      total[j] = Isa::addf(total[j], p);
+    }
+  }
+  rescale = sum == 0.0f ? 1.0f : std::exp(maximum - next);
+  sum = sum * rescale + Isa::sum(Isa::addf(Isa::addf(total[0], total[1]), Isa::addf(total[2], total[3])));
+  maximum = next;
+}
+
+}  // namespace PQATTN_X86_UNIT
+}  // namespace x86
+}  // namespace v0
+}  // namespace pqattn
+
+#endif  // PQATTN_X86_AVX2

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#include "pqattn/bank/host/x86/softmax.hpp"
+
+#include <algorithm>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <vector>
+
+#include "bank/host/x86/isa_list.hpp"
+#include "support/random_data.hpp"
+
+#ifdef PQATTN_TEST_X86_ISAS
+namespace {
+constexpr float masked = -1.0e30f;
+}
+
+TEMPLATE_TEST_CASE("softmax of tiles against double", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const std::size_t count : {1u, 15u, 64u, 65u, 300u}) {
+    for (const float spread : {0.0f, 1.0f, 30.0f, 300.0f}) {
+      pqattn_test::random_data random(count);
+      float maximum = masked;
+      float sum = 0.0f;
+      double want_maximum = static_cast<double>(masked);
+      double want_sum = 0.0;
+      for (int tile = 0; tile < 3; ++tile) {
+        std::vector<float> scores = random.normals((count + 63) / 64 * 64, spread, 5.0f * static_cast<float>(tile));
+        if (count > 10) {
+          scores[3] = masked;
+          scores[4] = 2.0f * masked;
+        }
+        std::vector<double> want(scores.begin(), scores.begin() + static_cast<std::ptrdiff_t>(count));
+        const double before = want_maximum;
+        want_maximum = std::max(want_maximum, *std::max_element(want.begin(), want.end()));
+        const double want_rescale = want_sum == 0.0 ? 1.0 : std::exp(before - want_maximum);
+        want_sum *= want_rescale;
+        float rescale = -1.0f;
+        pqattn::x86::softmax_row<TestType>(scores.data(), count, masked, maximum, sum, rescale);
+        INFO(TestType::name << ", count " << count << ", spread " << spread << ", tile " << tile << ", seed "
+                            << random.seed());
+        for (std::size_t i = 0; i < count; ++i) {
+          const double p = std::exp(want[i] - want_maximum);
+          want_sum += p;
+          CHECK(std::fabs(static_cast<double>(scores[i]) - p) <= 2e-7 * p * (1.0 + want_maximum - want[i]) + 1.2e-38);
+        }
+        for (std::size_t i = count; i < scores.size(); ++i) {
+          CHECK(scores[i] == 0.0f);
+        }
+        CHECK(static_cast<double>(maximum) == want_maximum);
+        CHECK(std::fabs(static_cast<double>(rescale) - want_rescale) <= 1e-5 * want_rescale + 1e-38);
+        CHECK(std::fabs(static_cast<double>(sum) - want_sum) <= 1e-5 * want_sum);
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("softmax of nothing but masked scores is 0", "[x86]", PQATTN_TEST_X86_ISAS) {
+  std::vector<float> scores(64, masked);
+  float maximum = masked;
+  float sum = 0.0f;
+  float rescale = 0.0f;
+  pqattn::x86::softmax_row<TestType>(scores.data(), 50, masked, maximum, sum, rescale);
+  CHECK(scores == std::vector<float>(64, 0.0f));
+  CHECK(sum == 0.0f);
+  CHECK(maximum == masked);
+  CHECK(rescale == 1.0f);
+}
+
+#else
+TEST_CASE("x86 softmax") { SKIP("not compiled for AVX2"); }
+#endif
