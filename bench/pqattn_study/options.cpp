@@ -19,8 +19,8 @@ constexpr const char* description =
     "after RoPE, positions 0, 1, ..., attention softmax(q.k / sqrt(d)), causal.";
 
 constexpr const char* examples = R"(Figures:
-  output_nmse             sum |o - o'|^2 / sum |o|^2 over attention outputs of the judged queries
-  output_nmse_rows        the same for each query row alone, then the mean over rows
+  output_nmse             |o - o'|^2 / |o|^2 of each judged query row's attention output, mean over rows
+  output_nmse_pooled      sum |o - o'|^2 / sum |o|^2 over all of them
   attention_kl            mean over query rows of KL(exact attention || attention on codes), in nats
   top1_agreement          share of query rows whose most attended token is the same
   bits_per_element        codes, codebooks and exact tokens (16 bits) over all elements of K and V

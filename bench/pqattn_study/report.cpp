@@ -50,7 +50,7 @@ nlohmann::ordered_json side_json(const side_result& side, const pqattn::geometry
 }
 
 nlohmann::ordered_json error_json(const attention_error& error) {
-  return {{"output_nmse", error.output_nmse()}, {"output_nmse_rows", error.output_nmse_rows()},
+  return {{"output_nmse", error.output_nmse()}, {"output_nmse_pooled", error.output_nmse_pooled()},
           {"attention_kl", error.kl()},         {"top1_agreement", error.top_1_agreement()},
           {"logit_rmse", error.logit_rmse()},   {"sink_mass", error.sink_mass()},
           {"coded_mass", error.coded_mass()}};
@@ -111,11 +111,11 @@ std::string as_table(const study_result& result, const options& chosen) {
   append(text, "bits per element, everything   %10.4f\n", result.bits_per_element());
   append(text, "codebook MSE                   %10.3e   keys %.3e, values %.3e\n\n", result.codebook_mse(),
          result.keys.mse(), result.values.mse());
-  append(text, "%-10s %12s %12s %12s %8s %11s %10s %11s\n", "head", "output NMSE", "NMSE by row", "KL (nats)", "top-1",
+  append(text, "%-10s %12s %12s %12s %8s %11s %10s %11s\n", "head", "output NMSE", "NMSE pooled", "KL (nats)", "top-1",
          "logit RMSE", "sink mass", "coded mass");
   const auto row = [&](const char* name, const attention_error& error) {
     append(text, "%-10s %12.3e %12.3e %12.3e %8.4f %11.3e %10.4f %11.4f\n", name, error.output_nmse(),
-           error.output_nmse_rows(), error.kl(), error.top_1_agreement(), error.logit_rmse(), error.sink_mass(),
+           error.output_nmse_pooled(), error.kl(), error.top_1_agreement(), error.logit_rmse(), error.sink_mass(),
            error.coded_mass());
   };
   for (std::size_t i = 0; i < result.heads.size(); ++i) {

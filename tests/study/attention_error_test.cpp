@@ -115,6 +115,8 @@ void check_against_reference(const head_data& data, const attention_window& wind
   CHECK_THAT(got.output.error + 1.0, WithinRel(want.error + 1.0, 1e-12));
   CHECK_THAT(got.output.energy, WithinRel(want.energy, 1e-12));
   CHECK_THAT(got.row_nmse_sum + 1.0, WithinRel(want.row_nmse + 1.0, 1e-11));
+  CHECK_THAT(got.output_nmse() + 1.0, WithinRel(want.row_nmse / static_cast<double>(want.rows) + 1.0, 1e-11));
+  CHECK_THAT(got.output_nmse_pooled() + 1.0, WithinRel(want.error / want.energy + 1.0, 1e-11));
   CHECK_THAT(got.kl_sum + 1.0, WithinRel(want.kl + 1.0, 1e-11));
   CHECK_THAT(got.squared_logits + 1.0, WithinRel(want.squared_logits + 1.0, 1e-12));
   CHECK_THAT(got.sink_mass_sum + 1.0, WithinRel(want.sink_mass + 1.0, 1e-12));
@@ -230,7 +232,7 @@ TEST_CASE("attention error of parts adds up", "[study][attention_error]") {
   first.add(second);
   CHECK(both.rows == first.rows);
   CHECK_THAT(both.output_nmse(), WithinRel(first.output_nmse(), 1e-13));
-  CHECK_THAT(both.output_nmse_rows(), WithinRel(first.output_nmse_rows(), 1e-13));
+  CHECK_THAT(both.output_nmse_pooled(), WithinRel(first.output_nmse_pooled(), 1e-13));
   CHECK_THAT(both.kl(), WithinRel(first.kl(), 1e-13));
   CHECK_THAT(both.logit_rmse(), WithinRel(first.logit_rmse(), 1e-13));
   CHECK_THAT(both.coded_mass(), WithinRel(first.coded_mass(), 1e-13));

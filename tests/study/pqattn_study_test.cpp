@@ -167,7 +167,8 @@ TEST_CASE("pqattn-study on real activations: product quantization at 2 bits", "[
   // 2008 coded tokens at 2 bits, 40 at 16, four codebooks of 64 x 256 f16 numbers over 2 x 2 x 2048 x 64 elements.
   const double expected = (2008 * 2.0 + 40 * 16.0 + 256 * 16.0) / 2048;
   CHECK_THAT(result.at("bits_per_element").get<double>(), WithinRel(expected, 1e-12));
-  CHECK(result.at("output_nmse").get<double>() < 0.0012);
+  CHECK(result.at("output_nmse").get<double>() < 0.0025);
+  CHECK(result.at("output_nmse_pooled").get<double>() < 0.0012);
   CHECK(result.at("attention_kl").get<double>() < 0.004);
   CHECK(result.at("top1_agreement").get<double>() > 0.98);
   CHECK(result.at("query_rows") == 4 * 512);

@@ -48,10 +48,10 @@ struct attention_error {
     coded_scores += other.coded_scores;
   }
 
+  /// Mean over query rows of each row's own |o - o'|^2 / |o|^2: every row counts the same.
+  [[nodiscard]] double output_nmse() const noexcept { return per_row(row_nmse_sum); }
   /// sum |o - o'|^2 / sum |o|^2 over all outputs: rows with large outputs count most.
-  [[nodiscard]] double output_nmse() const noexcept { return output.normalized(); }
-  /// Mean over query rows of each row's own NMSE: every row counts the same.
-  [[nodiscard]] double output_nmse_rows() const noexcept { return per_row(row_nmse_sum); }
+  [[nodiscard]] double output_nmse_pooled() const noexcept { return output.normalized(); }
   /// Mean over query rows of KL(p_exact || p_approximate), in nats.
   [[nodiscard]] double kl() const noexcept { return per_row(kl_sum); }
   [[nodiscard]] double top_1_agreement() const noexcept { return per_row(static_cast<double>(agreeing)); }
