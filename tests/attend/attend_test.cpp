@@ -362,7 +362,7 @@ TEST_CASE("any executor gives the same bits", "[attend]") {
   attention_params params;
   params.skip_mass = 0.01f;
   REQUIRE_OK(scene.run(params, out, lse));
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     pqattn_test::shuffled_executor shuffled(workers, scene.random.seed());
     pqattn_test::thread_executor threads(workers);
     for (const pqattn::executor& runner : {shuffled.get(), threads.get()}) {
@@ -434,7 +434,7 @@ TEST_CASE("segments may be split anywhere", "[attend]") {
   const auto whole = scene.segments[0];
   std::vector<float> out;
   std::vector<float> lse;
-  for (const std::size_t cut : {1, 63, 64, 65, 300, 499}) {
+  for (const std::size_t cut : {1U, 63U, 64U, 65U, 300U, 499U}) {
     CAPTURE(cut);
     scene.segments.assign(2, whole);
     scene.segments[0].slots = {0, cut};
@@ -477,13 +477,13 @@ TEST_CASE("any workspace of the stated size will do, and no byte more is used", 
   scene_plan plan;
   attention_scene<host_bank> scene(bank, plan, {segment_plan{}}, 15);
   const pqattn_test::attention_result expected = pqattn_test::reference_attention(scene.expected);
-  for (const std::size_t workers : {1, 3}) {
+  for (const std::size_t workers : {1U, 3U}) {
     pqattn_test::shuffled_executor shuffled(workers, 5);
     attention_params params;
     params.parts = shuffled.get();
     const std::size_t bytes =
         pqattn::attention_workspace_bytes(scene.segments.data(), 1, plan.rows, plan.key_dim, plan.value_dim, workers);
-    for (const std::size_t offset : {0, 1, 17, 63}) {
+    for (const std::size_t offset : {0U, 1U, 17U, 63U}) {
       std::vector<std::byte> memory(bytes + offset + 64, std::byte{0x77});
       std::vector<float> out(plan.rows * plan.value_dim);
       std::vector<float> lse(plan.rows);

@@ -32,10 +32,10 @@ struct bank_case {
     const char* storages[] = {"f32", "f16", "i8"};
     const char* rotations[] = {"no", "half-split", "interleaved", "partial"};
     return "d=" + std::to_string(dim) + " m=" + std::to_string(subvectors) + " K=" + std::to_string(centroids) +
-           " stages=" + std::to_string(stages) + " " + storages[static_cast<int>(storage)] + " tokens=" +
-           std::to_string(tokens) + " rows=" + std::to_string(rows) + " " + rotations[static_cast<int>(rotation)] +
-           " rope from " + std::to_string(base) + (ordered ? " ordered" : "") + (scattered ? " scattered" : "") +
-           (paged ? " paged" : "");
+           " stages=" + std::to_string(stages) + " " + storages[static_cast<int>(storage)] +
+           " tokens=" + std::to_string(tokens) + " rows=" + std::to_string(rows) + " " +
+           rotations[static_cast<int>(rotation)] + " rope from " + std::to_string(base) + (ordered ? " ordered" : "") +
+           (scattered ? " scattered" : "") + (paged ? " paged" : "");
   }
 };
 

@@ -195,8 +195,8 @@ class bank_case_run {
   void check_pool_outside() {
     std::vector<std::uint16_t> now(data_.pool_blocks * pqattn::block_tokens * groups());
     run([&] {
-      return bank_.load_codes({data_.shape, code_memory_.get(), nullptr},
-                              {0, data_.pool_blocks * pqattn::block_tokens}, now.data());
+      return bank_.load_codes({data_.shape, code_memory_.get(), nullptr}, {0, data_.pool_blocks * pqattn::block_tokens},
+                              now.data());
     });
     const std::size_t block = pqattn::block_tokens * groups();
     for (std::size_t physical = 0; physical < data_.pool_blocks; ++physical) {
@@ -476,8 +476,8 @@ void check_training_programs(Bank& bank) {
     std::uint32_t width;
     std::uint32_t centroids;
   };
-  constexpr training_case cases[] = {{1, 1, 1},   {2, 3, 2},    {15, 2, 3},   {16, 7, 16},    {17, 4, 17},
-                                     {63, 1, 9},  {64, 8, 64},  {65, 4, 300}, {130, 33, 50},  {257, 4, 256},
+  constexpr training_case cases[] = {{1, 1, 1},   {2, 3, 2},    {15, 2, 3},    {16, 7, 16},   {17, 4, 17},
+                                     {63, 1, 9},  {64, 8, 64},  {65, 4, 300},  {130, 33, 50}, {257, 4, 256},
                                      {999, 3, 5}, {40, 128, 7}, {70, 2, 65536}};
   std::uint64_t stream = 500;
   for (const training_case& test : cases) {
@@ -636,7 +636,7 @@ void check_softmax_program(Bank& bank) {
 template <class Bank>
 void check_exact_programs(Bank& bank, const bank_limits& limits) {
   std::uint64_t stream = 900;
-  for (const std::size_t dim : {1, 3, 7, 16, 31, 64, 80, 129, 1024}) {
+  for (const std::size_t dim : {1U, 3U, 7U, 16U, 31U, 64U, 80U, 129U, 1024U}) {
     for (const auto type : {pqattn::dtype::f32, pqattn::dtype::f16, pqattn::dtype::bf16}) {
       const matrix_layout layouts[] = {dense_layout, padded_layout, awkward_layout, reversed_layout};
       random_data random(stream++);
@@ -785,11 +785,19 @@ void check_bank(Bank& bank, const bank_limits& limits) {
     check_training_programs(bank);
     check_assign_agrees_with_encode(bank);
   }
-  SECTION("softmax") { check_softmax_program(bank); }
-  SECTION("exact rows") { check_exact_programs(bank, limits); }
-  SECTION("failed calls change nothing") { check_failed_store(bank); }
+  SECTION("softmax") {
+    check_softmax_program(bank);
+  }
+  SECTION("exact rows") {
+    check_exact_programs(bank, limits);
+  }
+  SECTION("failed calls change nothing") {
+    check_failed_store(bank);
+  }
   if constexpr (Bank::concurrent) {
-    SECTION("concurrent calls") { check_concurrency(bank); }
+    SECTION("concurrent calls") {
+      check_concurrency(bank);
+    }
   }
 }
 

@@ -225,10 +225,9 @@ class scalar_bank {
         sum += p;
       }
       std::fill(scores + count, scores + pqattn::blocks_for(count) * pqattn::block_tokens, 0.0f);
-      const double rescale =
-          state.sum[row] == 0.0f
-              ? 1.0
-              : std::exp(static_cast<double>(state.maximum[row]) - static_cast<double>(maximum));
+      const double rescale = state.sum[row] == 0.0f
+                                 ? 1.0
+                                 : std::exp(static_cast<double>(state.maximum[row]) - static_cast<double>(maximum));
       state.rescale[row] = static_cast<float>(rescale);
       state.sum[row] = static_cast<float>(static_cast<double>(state.sum[row]) * rescale + sum);
       state.maximum[row] = maximum;

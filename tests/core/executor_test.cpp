@@ -11,7 +11,7 @@ TEST_CASE("every part runs once, with a worker in range", "[core]") {
   pqattn_test::shuffled_executor shuffled(3, 11);
   pqattn_test::thread_executor threads(4);
   for (const pqattn::executor& runner : {pqattn::executor{}, shuffled.get(), threads.get()}) {
-    for (const std::size_t parts : {0, 1, 2, 100}) {
+    for (const std::size_t parts : {0U, 1U, 2U, 100U}) {
       std::vector<std::atomic<int>> runs(parts);
       std::atomic<int> strays{0};
       run_parts(runner, parts, [&](std::size_t part, std::size_t worker) {

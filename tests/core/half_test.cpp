@@ -112,8 +112,8 @@ TEST_CASE("every binary16 number widens exactly and comes back", "[core]") {
     if (std::isnan(expected)) {
       wrong += !std::isnan(wide) || !std::isnan(to_float(to_half(wide)));
     } else {
-      wrong += static_cast<double>(wide) != expected || std::signbit(wide) != (bits >= 0x8000) ||
-               to_half(wide).bits != bits;
+      wrong +=
+          static_cast<double>(wide) != expected || std::signbit(wide) != (bits >= 0x8000) || to_half(wide).bits != bits;
     }
   }
   CHECK(wrong == 0);

@@ -28,7 +28,8 @@ TEST_CASE("a buffer gives back what it took, once", "[core]") {
     REQUIRE(pqattn::buffer::make(memory.resource(), 50, third).ok());
     third = std::move(second);  // the 50 bytes go now
     CHECK(memory.live_bytes == 100);
-    third = std::move(third);
+    pqattn::buffer& alias = third;
+    third = std::move(alias);
     CHECK(memory.live_bytes == 100);
     CHECK(third.size() == 100);
     REQUIRE(pqattn::buffer::make(memory.resource(), 0, third).ok());

@@ -25,7 +25,7 @@ TEST_CASE("rows load and store through every dtype, stride and alignment", "[cor
   for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
     for (const auto& layout : {pqattn_test::dense_layout, pqattn_test::padded_layout, pqattn_test::awkward_layout,
                                pqattn_test::reversed_layout}) {
-      for (const std::size_t cols : {1, 2, 7, 64, 129}) {
+      for (const std::size_t cols : {1U, 2U, 7U, 64U, 129U}) {
         CAPTURE(name_of(type), layout.col_stride, layout.offset_bytes, cols);
         const std::size_t rows = 5;
         const std::vector<float> source = random.normals(rows * cols);

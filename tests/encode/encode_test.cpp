@@ -203,9 +203,9 @@ TEST_CASE("encoding in place gives the codes of encoding elsewhere, and the tail
   host_bank bank;
   pqattn_test::random_data random(5);
   CAPTURE(random.seed());
-  for (const std::size_t tokens : {32, 63, 64, 65, 100, 128, 1000}) {
+  for (const std::size_t tokens : {32U, 63U, 64U, 65U, 100U, 128U, 1000U}) {
     for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
-      for (const std::size_t offset : {0, 1, 2}) {
+      for (const std::size_t offset : {0U, 1U, 2U}) {
         const geometry shape{20, 5, 256};
         const std::vector<float> source = random.normals(shape.codebook_values());
         const std::size_t bytes = tokens * 20 * size_of(type);

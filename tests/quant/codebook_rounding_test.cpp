@@ -34,8 +34,8 @@ TEST_CASE("f16 storage rounds to binary16, and refuses what it cannot hold", "[q
   const std::vector<float> rounded = numbers;
   REQUIRE(round_codebook(shape, codebook_storage::f16, numbers.data()).ok());
   CHECK(numbers == rounded);
-  for (const float bad : {65520.0f, -1e30f, std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::quiet_NaN()}) {
+  for (const float bad :
+       {65520.0f, -1e30f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     std::vector<float> refused = before;
     refused[33] = bad;
     refused[34] = bad;

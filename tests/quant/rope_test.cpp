@@ -45,9 +45,9 @@ TEST_CASE("angles at any position agree with double precision", "[quant]") {
   CAPTURE(random.seed());
   for (const double theta : {10000.0, 500000.0}) {
     const built_rope built(64, rope_pairing::half_split, theta);
-    std::vector<std::int64_t> positions = {0,     1,      63,     64,       65,       4095,     4096,     262143,
-                                           262144, 300000, 16777215, 16777216, 20000000, 20000001, -1,       -64,
-                                           -20000000, 1000000000000};
+    std::vector<std::int64_t> positions = {0,        1,        63,     64,     65,        4095,
+                                           4096,     262143,   262144, 300000, 16777215,  16777216,
+                                           20000000, 20000001, -1,     -64,    -20000000, 1000000000000};
     for (int i = 0; i < 200; ++i) {
       positions.push_back(static_cast<std::int64_t>(random.below(20000000)));
     }

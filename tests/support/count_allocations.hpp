@@ -35,8 +35,12 @@ inline void* counted_or_throw(std::size_t bytes, std::size_t alignment) {
 }  // namespace pqattn_test
 
 // NOLINTBEGIN(misc-definitions-in-headers): included once by design
-PQATTN_TEST_NOINLINE void* operator new(std::size_t bytes) { return pqattn_test::counted_or_throw(bytes, 1); }
-PQATTN_TEST_NOINLINE void* operator new[](std::size_t bytes) { return pqattn_test::counted_or_throw(bytes, 1); }
+PQATTN_TEST_NOINLINE void* operator new(std::size_t bytes) {
+  return pqattn_test::counted_or_throw(bytes, 1);
+}
+PQATTN_TEST_NOINLINE void* operator new[](std::size_t bytes) {
+  return pqattn_test::counted_or_throw(bytes, 1);
+}
 PQATTN_TEST_NOINLINE void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return pqattn_test::counted_or_throw(bytes, static_cast<std::size_t>(alignment));
 }
@@ -56,12 +60,28 @@ PQATTN_TEST_NOINLINE void* operator new[](std::size_t bytes, std::align_val_t al
                                           const std::nothrow_t&) noexcept {
   return pqattn_test::counted_allocation(bytes, static_cast<std::size_t>(alignment));
 }
-PQATTN_TEST_NOINLINE void operator delete(void* memory) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete[](void* memory) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+PQATTN_TEST_NOINLINE void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete[](void* memory) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+PQATTN_TEST_NOINLINE void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
 // NOLINTEND(misc-definitions-in-headers)

@@ -17,9 +17,9 @@ inline std::string message_of(const pqattn::status& result) {
 }  // namespace pqattn_test
 
 /// Requires success and prints the status otherwise.
-#define REQUIRE_OK(expression)                                     \
-  do {                                                             \
-    const ::pqattn::status require_ok_status = (expression);       \
-    INFO(::pqattn_test::message_of(require_ok_status));            \
-    REQUIRE(require_ok_status.ok());                               \
+#define REQUIRE_OK(expression)                               \
+  do {                                                       \
+    const ::pqattn::status require_ok_status = (expression); \
+    INFO(::pqattn_test::message_of(require_ok_status));      \
+    REQUIRE(require_ok_status.ok());                         \
   } while (false)

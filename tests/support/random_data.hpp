@@ -18,8 +18,7 @@ class random_data {
  public:
   /// One stream of the run's seed; print `seed()` with CAPTURE or INFO.
   explicit random_data(std::uint64_t stream) : random_data(Catch::getSeed(), stream) {}
-  random_data(std::uint64_t seed, std::uint64_t stream)
-      : seed_(pqattn::mix_seed(seed, stream)), source_(seed_) {}
+  random_data(std::uint64_t seed, std::uint64_t stream) : seed_(pqattn::mix_seed(seed, stream)), source_(seed_) {}
 
   [[nodiscard]] std::uint64_t seed() const { return seed_; }
 

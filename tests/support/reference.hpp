@@ -17,7 +17,9 @@ namespace pqattn_test {
 
 using doubles = std::vector<double>;
 
-inline doubles to_doubles(const std::vector<float>& values) { return doubles(values.begin(), values.end()); }
+inline doubles to_doubles(const std::vector<float>& values) {
+  return doubles(values.begin(), values.end());
+}
 
 // --- errors --------------------------------------------------------------------------------------------------------
 
@@ -182,19 +184,19 @@ struct attention_case {
   std::size_t tokens = 0;
   std::size_t key_dim = 0;
   std::size_t value_dim = 0;
-  doubles queries;                          ///< (rows, key_dim)
-  doubles keys;                             ///< (tokens, key_dim), rotated
-  doubles values;                           ///< (tokens, value_dim)
+  doubles queries;  ///< (rows, key_dim)
+  doubles keys;     ///< (tokens, key_dim), rotated
+  doubles values;   ///< (tokens, value_dim)
   double scale = 1.0;
-  doubles bias;                             ///< (rows, tokens), -infinity excludes
-  doubles alibi_slopes;                     ///< rows
+  doubles bias;          ///< (rows, tokens), -infinity excludes
+  doubles alibi_slopes;  ///< rows
   double softcap = 0.0;
   std::vector<std::int64_t> key_positions;  ///< tokens
   std::vector<std::int64_t> query_positions;
   bool causal = false;
   std::int64_t window = 0;
-  std::vector<bool> live;                   ///< tokens
-  doubles sink_logits;                      ///< rows
+  std::vector<bool> live;  ///< tokens
+  doubles sink_logits;     ///< rows
 };
 
 struct attention_result {

@@ -17,9 +17,7 @@ namespace pqattn_test {
 template <class Bank>
 class bank_block {
  public:
-  bank_block(Bank& bank, std::size_t bytes) : bank_(&bank), bytes_(bytes) {
-    REQUIRE_OK(bank.reserve(bytes, place_));
-  }
+  bank_block(Bank& bank, std::size_t bytes) : bank_(&bank), bytes_(bytes) { REQUIRE_OK(bank.reserve(bytes, place_)); }
   bank_block(bank_block&& other) noexcept
       : bank_(std::exchange(other.bank_, nullptr)), bytes_(other.bytes_), place_(other.place_) {}
   bank_block& operator=(bank_block&&) = delete;

@@ -43,8 +43,7 @@ class activation_file {
   /// Nothing when the file does not exist or is not a floating array of rank 3.
   static std::optional<activation_file> open(const std::filesystem::path& path) {
     activation_file file;
-    if (!pqattn::load_npy(path.c_str(), file.file_) || file.file_.array.rank != 3 ||
-        !file.file_.array.is_floating()) {
+    if (!pqattn::load_npy(path.c_str(), file.file_) || file.file_.array.rank != 3 || !file.file_.array.is_floating()) {
       return std::nullopt;
     }
     return file;

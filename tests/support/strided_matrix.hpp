@@ -16,10 +16,10 @@ namespace pqattn_test {
 
 /// How the elements lie.
 struct matrix_layout {
-  std::size_t row_padding = 0;     ///< elements after each row
-  std::ptrdiff_t col_stride = 1;   ///< in elements, not 0
-  bool reversed_rows = false;      ///< negative row stride
-  std::size_t offset_bytes = 0;    ///< of the first element from a 64-byte boundary
+  std::size_t row_padding = 0;    ///< elements after each row
+  std::ptrdiff_t col_stride = 1;  ///< in elements, not 0
+  bool reversed_rows = false;     ///< negative row stride
+  std::size_t offset_bytes = 0;   ///< of the first element from a 64-byte boundary
 };
 
 inline constexpr matrix_layout dense_layout{};
@@ -29,8 +29,7 @@ inline constexpr matrix_layout reversed_layout{1, -3, true, 2};
 
 class strided_matrix {
  public:
-  strided_matrix(std::size_t rows, std::size_t cols, pqattn::dtype type = pqattn::dtype::f32,
-                 matrix_layout layout = {})
+  strided_matrix(std::size_t rows, std::size_t cols, pqattn::dtype type = pqattn::dtype::f32, matrix_layout layout = {})
       : rows_(rows), cols_(cols), type_(type) {
     const std::size_t spread = static_cast<std::size_t>(layout.col_stride < 0 ? -layout.col_stride : layout.col_stride);
     const std::size_t pitch = (cols == 0 ? 0 : (cols - 1) * spread + 1) + layout.row_padding;

@@ -165,7 +165,7 @@ TEST_CASE("any executor trains the same bits, another seed others", "[train]") {
   training_params params = with(4, codebook_storage::f16);
   const trained first(bank, shape, view, nullptr, params);
   REQUIRE_OK(first.outcome);
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     pqattn_test::shuffled_executor shuffled(workers, random.seed());
     pqattn_test::thread_executor threads(workers);
     for (const pqattn::executor& runner : {shuffled.get(), threads.get()}) {
@@ -337,7 +337,7 @@ TEST_CASE("progress counts every iteration of every sub-vector and stage", "[tra
 
   pqattn_test::counting_resource memory;
   host_bank counted(memory.resource());
-  for (const std::size_t stop : {1, 17, 30}) {
+  for (const std::size_t stop : {1U, 17U, 30U}) {
     user.stop_at = stop;
     const trained stopped(counted, shape, view, nullptr, params);
     CHECK(stopped.outcome.code == status_code::cancelled);
@@ -369,7 +369,7 @@ TEST_CASE("memory that is refused or too small is an error, and none is kept", "
   host_bank bank;
   const std::size_t needed = pqattn::training_workspace_bytes(bank, shape, view, with(2));
   pqattn::training_report report;
-  for (const std::size_t offset : {0, 1, 33}) {
+  for (const std::size_t offset : {0U, 1U, 33U}) {
     std::vector<std::byte> workspace(needed + offset + 64, std::byte{0x5a});
     std::vector<float> centroids(shape.codebook_values(), -77.0f);
     REQUIRE_OK(train_codebook(bank, shape, view, nullptr, with(2), workspace.data() + offset, needed, centroids.data(),

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "pqattn/bank/host/host_bank.hpp"
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
-#include <algorithm>
-#include <vector>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "bank/conformance.hpp"
 #include "support/memory_resources.hpp"

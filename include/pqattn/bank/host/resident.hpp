@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../config.hpp"
 #include "../../core/memory.hpp"
 #include "../bank.hpp"
 
