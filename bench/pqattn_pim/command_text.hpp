@@ -113,7 +113,7 @@ inline constexpr command_form command_forms[] = {
     {pim::opcode::mv_out, "N"},     {pim::opcode::mv_in, "N"},      {pim::opcode::sfm, "n"},
     {pim::opcode::host_rd, "brcN"}, {pim::opcode::host_wr, "brcN"}, {pim::opcode::ref, ""},
     {pim::opcode::mode, ""},        {pim::opcode::sync, ""},        {pim::opcode::wait, ""},
-    {pim::opcode::fence, ""},
+    {pim::opcode::fence, ""},       {pim::opcode::ld_ab, "rcNs"},   {pim::opcode::st_ab, "rcNs"},
 };
 static_assert(std::size(command_forms) == pim::opcode_count);
 

@@ -232,6 +232,8 @@ class channel_walker {
       case opcode::act_ab:
       case opcode::pre_ab:
       case opcode::mac_ab:
+      case opcode::ld_ab:
+      case opcode::st_ab:
       case opcode::lut: {
         const bool all = c.set == bank_set::all || banks == 1;
         return {!all && c.set == bank_set::odd ? 1 : 0, banks, all ? 1 : 2, true, all ? bank_set::all : c.set};
@@ -298,6 +300,8 @@ class channel_walker {
       case opcode::host_rd:
       case opcode::host_wr:
       case opcode::mac_ab:
+      case opcode::ld_ab:
+      case opcode::st_ab:
         if (c.column < 0 || c.column >= o.columns_per_row()) {
           return bad("command.column", o.columns_per_row() - 1, c.column);
         }
@@ -307,7 +311,9 @@ class channel_walker {
         break;
       default: break;
     }
-    if ((c.op == opcode::mac_ab || c.op == opcode::lut) && !device_->pim.present) {
+    const bool in_units =
+        c.op == opcode::mac_ab || c.op == opcode::lut || c.op == opcode::ld_ab || c.op == opcode::st_ab;
+    if (in_units && !device_->pim.present) {
       return failure(status_code::unsupported, "command.op", "needs PIM units, which this device has not");
     }
     return {};
@@ -329,9 +335,12 @@ class channel_walker {
       case opcode::wr:
       case opcode::host_rd:
       case opcode::host_wr:
+      case opcode::ld_ab:
+      case opcode::st_ab:
       case opcode::mac_ab: columns(c, touched(c), c.count); break;
       case opcode::lut: {
-        const std::int64_t g = device_->pim.lookups_per_slot;
+        std::int64_t g = device_->pim.lookups_per_slot;
+        g = c.column > 0 && c.column < g ? c.column : g;
         columns(c, touched(c), (c.count + g - 1) / g);
         counts(range_of(c)).lut_lookups += c.count;
         break;
@@ -628,7 +637,7 @@ class channel_walker {
   // --- columns ----------------------------------------------------------------------------------------------------
 
   [[nodiscard]] static bool is_write(opcode op) noexcept {
-    return op == opcode::wr || op == opcode::host_wr;
+    return op == opcode::wr || op == opcode::host_wr || op == opcode::st_ab;
   }
   [[nodiscard]] static bool is_read(opcode op) noexcept {
     return op == opcode::rd || op == opcode::host_rd;
@@ -637,7 +646,12 @@ class channel_walker {
   [[nodiscard]] cycle_count column_ready(opcode op, const bank_range& r) noexcept {
     const auto& d = device_->timing;
     cycle_count t = std::max(floor_, column_fence_);
-    if (is_write(op)) {
+    if (op == opcode::st_ab) {
+      for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
+        t = std::max(t, at(b).next_wr);
+      }
+      t = std::max({t, last_mac_ + d.mac, last_read_ + d.read_to_write, last_write_ + d.ccd_l});
+    } else if (is_write(op)) {
       t = std::max({t, at(r.first).next_wr, last_read_ + d.read_to_write, last_mac_ + d.read_to_write,
                     last_write_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l});
     } else if (is_read(op)) {
@@ -666,7 +680,10 @@ class channel_walker {
   }
   [[nodiscard]] cycle_count column_interval(opcode op) const noexcept {
     const auto& d = device_->timing;
-    return op == opcode::mac_ab ? d.mac : op == opcode::lut ? d.lut : d.ccd_l;
+    if (op == opcode::lut) {
+      return d.lut;
+    }
+    return op == opcode::mac_ab || op == opcode::ld_ab || op == opcode::st_ab ? d.mac : d.ccd_l;
   }
 
   void columns(const command& c, const bank_range& r, std::int64_t count) noexcept {
@@ -717,6 +734,18 @@ class channel_walker {
       bank.lut_slots += run;
       last_mac_ = last;
       completes(last + device_->pim.mac_latency, device_->controller.pim_end);
+    } else if (c.op == opcode::ld_ab) {
+      bank.rd_columns += run;
+      last_mac_ = last;
+      completes(last + device_->pim.mac_latency, device_->controller.pim_end);
+    } else if (c.op == opcode::st_ab) {
+      bank.wr_columns += run;
+      last_mac_ = last;
+      last_write_ = last;
+      for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
+        group_of(b).last_write = last;
+      }
+      completes(last + d.cwl + d.bl, device_->controller.pim_end);
     } else {
       channel.data_cycles += run * d.bl;
       channel.group_bytes += bytes;

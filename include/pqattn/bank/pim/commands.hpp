@@ -19,7 +19,8 @@ enum class opcode : std::uint8_t {
   rd,       ///< read `count` columns of `bank` from `column` on, to the buffer die
   wr,       ///< write them, from the buffer die
   mac_ab,   ///< `count` columns of `row` in the set, multiplied and added in the PIM units
-  lut,      ///< `count` look-ups in open `row` of the set, lookups_per_slot of them per column slot
+  lut,      ///< `count` look-ups in open `row` of the set, lookups_per_slot of them per column slot; `column`, unless
+            ///< 0, is the most that one slot can serve (wide entries)
   wrgb,     ///< broadcast write of `count` columns into the channel's global buffer
   mv_out,   ///< move `count` columns of results from the banks' registers to the buffer die
   mv_in,    ///< move `count` columns from the buffer die to the banks' registers
@@ -31,14 +32,16 @@ enum class opcode : std::uint8_t {
   sync,     ///< wait until everything before has completed
   wait,     ///< the next command needs the data of the last read: it leaves after that has returned
   fence,    ///< later column commands and moves leave after the last earlier one left; rows may run ahead
+  ld_ab,    ///< `count` columns of `row` in the set into the units' registers; leaves no bank
+  st_ab,    ///< `count` columns of `row` in the set from the units' registers
 };
-inline constexpr int opcode_count = 19;
+inline constexpr int opcode_count = 21;
 
 /// Short name, as in the command text format.
 [[nodiscard]] constexpr const char* name_of(opcode op) noexcept {
-  constexpr const char* names[opcode_count] = {"ACT", "ACT_AB", "PRE",    "PRE_AB", "RD",   "WR",      "MAC",
-                                               "LUT", "WRGB",   "MV_OUT", "MV_IN",  "SFM",  "HOST_RD", "HOST_WR",
-                                               "REF", "MODE",   "SYNC",   "WAIT",   "FENCE"};
+  constexpr const char* names[opcode_count] = {"ACT", "ACT_AB", "PRE",    "PRE_AB", "RD",    "WR",      "MAC",
+                                               "LUT", "WRGB",   "MV_OUT", "MV_IN",  "SFM",   "HOST_RD", "HOST_WR",
+                                               "REF", "MODE",   "SYNC",   "WAIT",   "FENCE", "LD",      "ST"};
   return names[static_cast<int>(op)];
 }
 
