@@ -26,7 +26,23 @@ void check_finite(const pqattn::npy_array_view& array, const std::string& path) 
                     std::to_string(at[2]) + ") is " + (value != value ? "NaN" : "infinite"));
 }
 
-/// A non-empty, finite floating array of rank 3 whose rows are not wider than the library takes.
+void require_equal(const std::string& path, const char* what, std::size_t got, std::size_t expected) {
+  if (got != expected) {
+    throw study_error(path + ": has " + std::to_string(got) + " " + what + ", the keys have " +
+                      std::to_string(expected));
+  }
+}
+
+}  // namespace
+
+void require(const pqattn::status& result, const std::string& context) {
+  if (!result) {
+    char text[256];
+    result.format(text, sizeof(text));
+    throw study_error(context + ": " + text);
+  }
+}
+
 pqattn::npy_file load_heads(const std::string& path, const char* axes) {
   pqattn::npy_file file;
   require(pqattn::load_npy(path.c_str(), file), path);
@@ -46,23 +62,6 @@ pqattn::npy_file load_heads(const std::string& path, const char* axes) {
   }
   check_finite(array, path);
   return file;
-}
-
-void require_equal(const std::string& path, const char* what, std::size_t got, std::size_t expected) {
-  if (got != expected) {
-    throw study_error(path + ": has " + std::to_string(got) + " " + what + ", the keys have " +
-                      std::to_string(expected));
-  }
-}
-
-}  // namespace
-
-void require(const pqattn::status& result, const std::string& context) {
-  if (!result) {
-    char text[256];
-    result.format(text, sizeof(text));
-    throw study_error(context + ": " + text);
-  }
 }
 
 inputs load_inputs(const std::string& keys, const std::string& values, const std::string& queries) {

@@ -37,6 +37,10 @@ struct inputs {
   [[nodiscard]] std::size_t group() const noexcept { return query_heads / kv_heads; }
 };
 
+/// A non-empty, finite floating array of rank 3 whose rows are not wider than the library takes; `axes` names them in
+/// messages. Throws study_error naming the file.
+[[nodiscard]] pqattn::npy_file load_heads(const std::string& path, const char* axes);
+
 /// Loads and checks all three files. Throws study_error naming the file.
 [[nodiscard]] inputs load_inputs(const std::string& keys, const std::string& values, const std::string& queries);
 

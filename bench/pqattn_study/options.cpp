@@ -23,10 +23,18 @@ constexpr const char* examples = R"(Figures:
   output_nmse_pooled      sum |o - o'|^2 / sum |o|^2 over all of them
   attention_kl            mean over query rows of KL(exact attention || attention on codes), in nats
   top1_agreement          share of query rows whose most attended token is the same
-  bits_per_element        codes, codebooks and exact tokens (16 bits) over all elements of K and V
+  bits_per_element        codes, codebooks, rotations, metrics and exact tokens (16 bits) over all elements of K and V
   bits_per_element_codes  codes alone, with the scales of scalar formats, per element of the coded tokens
 Queries at positions >= --train-tokens are judged. The first --sinks tokens and the last --recent tokens up to and
 including the query are exact for every method. With --rope, every method codes the keys before RoPE.
+
+Methods of this library:
+  pq_plain   product quantization, codebooks per head from unweighted k-means
+  pq         the same with k-means weighted by attention
+  pq_shared  one codebook for all KV heads, trained on --calibration-keys and --calibration-values, or without them on
+             the first n tokens of all heads
+  pq_best    --target-bits B: shapes from choose_preset, keys trained and coded in the metric of the queries before
+             position n, values rotated onto principal components, additive stages refined together
 
 Examples:
   2 bits per element, keys coded before RoPE (LLaMA-style models):
@@ -34,6 +42,9 @@ Examples:
   3 bits for keys and 2 for values, for a script:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
       --subvectors 24 --value-subvectors 16 --json
+  The best attention at 2 bits of codes:
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
+      --method pq_best --target-bits 2
   A 4-bit block format for comparison:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy --method q4_0
   Exit codes: 0 done, 2 wrong usage, unreadable input or a method that cannot run.)";
@@ -87,9 +98,9 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->check(count)
       ->capture_default_str();
   app.add_option("--weights", chosen.weights,
-                 "k-means weights: attention mass from the last 32 training queries, or none")
-      ->check(CLI::IsMember({"none", "attention"}))
-      ->capture_default_str();
+                 "k-means weights: attention mass from the last 32 training queries, or none (default: attention for "
+                 "pq, none for pq_best)")
+      ->check(CLI::IsMember({"none", "attention"}));
   app.add_option("--weight-exponent", chosen.weight_exponent, "weights become max((mass / mean mass)^exponent, floor)")
       ->check(CLI::Range(0.0, 4.0))
       ->capture_default_str();
@@ -103,11 +114,27 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->check(count)->capture_default_str();
-  app.add_option("--iterations", chosen.iterations, "k-means iterations")
-      ->check(CLI::Range(1, 10000))
+  app.add_option("--iterations", chosen.iterations, "k-means iterations (default: 12 for pq_best, else 25)")
+      ->check(CLI::Range(1, 10000));
+  app.add_option("--codebooks", chosen.codebooks,
+                 "numbers a codebook is stored as (default: i8 for pq_best, else f16)")
+      ->check(CLI::IsMember({"f32", "f16", "i8"}));
+  app.add_option("--calibration-keys", chosen.calibration_keys, "pq_shared: keys .npy, after RoPE, to train on");
+  app.add_option("--calibration-values", chosen.calibration_values, "pq_shared: values .npy to train on");
+  app.add_option("--metric", chosen.metric, "pq_best: metric of the keys, from sampled or all keys, or the identity")
+      ->check(CLI::IsMember({"sampled", "exact", "none"}))
       ->capture_default_str();
-  app.add_option("--codebooks", chosen.codebooks, "numbers a codebook is stored as")
-      ->check(CLI::IsMember({"f32", "f16", "i8"}))
+  app.add_option("--metric-rows", chosen.metric_rows, "pq_best: query rows per head that make the metric")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  app.add_option("--joint-passes", chosen.joint_passes, "pq_best: joint passes after k-means")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  app.add_option("--sweeps", chosen.sweeps, "pq_best: sweeps over the groups when coding")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
+  app.add_option("--value-rotation", chosen.value_rotation, "pq_best: rotation of values before coding")
+      ->check(CLI::IsMember({"pca", "none"}))
       ->capture_default_str();
   const std::map<std::string, coded_sides> sides = {
       {"keys", coded_sides::keys}, {"values", coded_sides::values}, {"both", coded_sides::both}};

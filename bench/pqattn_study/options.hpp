@@ -27,14 +27,21 @@ struct options {
   std::optional<std::size_t> train_tokens;
   std::size_t sinks = 8;
   std::size_t recent = 32;
-  std::string weights = "attention";
+  std::optional<std::string> weights;  ///< "attention" or "none"; the default depends on the method
   double weight_exponent = 1.0;
   double weight_floor = 1.0;
   std::string rope = "none";
   double rope_theta = 10000.0;
   std::uint64_t seed = 1;
-  std::size_t iterations = 25;
-  std::string codebooks = "f16";
+  std::optional<std::size_t> iterations;
+  std::optional<std::string> codebooks;  ///< "f32", "f16" or "i8"; the default depends on the method
+  std::string calibration_keys;
+  std::string calibration_values;
+  std::string metric = "sampled";
+  std::size_t metric_rows = 256;
+  std::size_t joint_passes = 4;
+  std::size_t sweeps = 2;
+  std::string value_rotation = "pca";
   coded_sides sides = coded_sides::both;
   bool json = false;
 

@@ -28,11 +28,31 @@ struct pq_ranges {
   std::size_t coded_last = 0;
 };
 
-/// Replaces the coded rows of `rows` (dense, shape.dim wide) by what their codes read back as, and adds the codebook's
-/// bits to `cost`. `weights` is empty or has one number per row before
-/// train_last. Does nothing when no row is coded.
+/// A codebook trained on `samples` by k-means per sub-vector; `weights` has one number per row, or is null.
 /// Throws study_error.
-void code_as_pq(const pq_settings& settings, const pq_ranges& ranges, const std::vector<float>& weights,
-                std::vector<float>& rows, side_result& cost);
+[[nodiscard]] std::vector<float> train_pq(const pq_settings& settings, const pqattn::rows_view& samples,
+                                          const float* weights);
+
+/// Codes rows [first, last) of `rows` (dense, shape.dim wide) with a codebook and replaces them by what their codes
+/// read back as; adds the bits of the codes to `cost`. Throws study_error.
+void code_with_pq(const pq_settings& settings, const std::vector<float>& centroids, std::size_t first, std::size_t last,
+                  std::vector<float>& rows, side_result& cost);
+
+/// What pq_best adds to pq_settings.
+struct joint_settings {
+  pq_settings pq;
+  std::size_t passes = 4;
+  std::size_t sweeps = 2;
+  bool rotate = false;           ///< rotate onto principal components first (values)
+  const float* metric = nullptr;  ///< (dim, dim), or null for the identity
+};
+
+/// Trains jointly on the train rows, codes the coded rows with sweeps and replaces them by what their codes read back
+/// as; adds all bits to `cost`. `weights` is empty or has one number per row before train_last. Throws study_error.
+void code_jointly(const joint_settings& settings, const pq_ranges& ranges, const std::vector<float>& weights,
+                  std::vector<float>& rows, side_result& cost);
+
+/// Bits of a codebook as `settings` stores it.
+[[nodiscard]] double codebook_bits(const pq_settings& settings);
 
 }  // namespace pqattn_study

@@ -40,10 +40,12 @@ nlohmann::ordered_json side_json(const side_result& side, const pqattn::geometry
   if (shape.dim != 0) {
     json["subvectors"] = shape.subvectors;
     json["bits"] = shape.code_bits();
+    json["stages"] = shape.stages;
   }
   const double elements = side.coded_elements == 0 ? 1.0 : static_cast<double>(side.coded_elements);
   json["bits_per_element_codes"] = side.code_bits / elements;
   json["codebook_bytes"] = side.codebook_bits / 8.0;
+  json["transform_bytes"] = side.transform_bits / 8.0;
   json["codebook_mse"] = side.mse();
   json["nmse"] = side.error.normalized();
   return json;
@@ -76,9 +78,9 @@ std::string as_json(const study_result& result, const options& chosen) {
   json["code"] = name_of(chosen.sides);
   json["rope"] = result.method == "exact" ? "none" : chosen.rope;
   if (result.key_shape.dim != 0) {
-    json["weights"] = result.method == "pq_plain" ? "none" : chosen.weights;
-    json["codebooks"] = chosen.codebooks;
-    json["iterations"] = chosen.iterations;
+    json["weights"] = result.weights;
+    json["codebooks"] = result.codebooks;
+    json["iterations"] = result.iterations;
   }
   json["seed"] = chosen.seed;
   json["keys"] = side_json(result.keys, result.key_shape);
@@ -101,9 +103,10 @@ std::string as_table(const study_result& result, const options& chosen) {
   append(text, "%zu tokens, %zu KV heads, %zu query heads, d %zu / %zu\n", result.tokens, result.kv_heads,
          result.query_heads, result.key_dim, result.value_dim);
   if (result.key_shape.dim != 0) {
-    append(text, "keys %u x %u bits, values %u x %u bits, weights %s, codebooks %s\n", result.key_shape.subvectors,
-           result.key_shape.code_bits(), result.value_shape.subvectors, result.value_shape.code_bits(),
-           result.method == "pq_plain" ? "none" : chosen.weights.c_str(), chosen.codebooks.c_str());
+    append(text, "keys %u x %u bits x %u, values %u x %u bits x %u, weights %s, codebooks %s\n",
+           result.key_shape.subvectors, result.key_shape.code_bits(), result.key_shape.stages,
+           result.value_shape.subvectors, result.value_shape.code_bits(), result.value_shape.stages,
+           result.weights.c_str(), result.codebooks.c_str());
   }
   append(text, "trained on %zu tokens, judged on %zu query rows, %zu tokens exact\n\n", result.train_tokens,
          static_cast<std::size_t>(result.total.rows), result.exact_tokens);

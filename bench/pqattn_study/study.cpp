@@ -2,11 +2,14 @@
 #include "study.hpp"
 
 #include <pqattn/bank/host/host_bank.hpp>
+#include <pqattn/cache/policy.hpp>
 #include <pqattn/core/random.hpp>
 #include <pqattn/quant/codebook_rounding.hpp>
 #include <pqattn/quant/rope.hpp>
 #include <pqattn/study/baseline.hpp>
+#include <pqattn/train/channel_order.hpp>
 #include <pqattn/train/importance.hpp>
+#include <pqattn/train/query_metric.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -20,6 +23,10 @@ namespace {
 
 /// Query rows before the training boundary whose attention makes the k-means weights (t in AQPIM).
 constexpr std::size_t weight_rows = 32;
+/// Added to the metric's diagonal, whose mean is 1.
+constexpr float metric_ridge = 0.05f;
+/// Most rows that teach a codebook shared by all heads.
+constexpr std::size_t most_shared_rows = 32768;
 
 /// Options with every default filled in for these inputs.
 struct plan {
@@ -28,6 +35,8 @@ struct plan {
   std::size_t coded_last = 0;
   double scale = 1.0;
   bool is_pq = false;
+  bool is_best = false;
+  bool is_shared = false;
   bool weighted = false;
   pqattn::baseline_format format = pqattn::baseline_format::exact;
   pqattn::codebook_storage storage = pqattn::codebook_storage::f16;
@@ -38,6 +47,9 @@ struct plan {
   plan& operator=(const plan&) = delete;
   std::vector<float> rope_tables;
   pqattn::rope rotation;
+  std::vector<std::uint16_t> key_order;
+  std::vector<float> shared_keys;  ///< pq_shared: centroids for all heads
+  std::vector<float> shared_values;
 };
 
 class stopwatch {
@@ -57,6 +69,22 @@ pqattn::geometry make_shape(std::size_t dim, std::size_t subvectors, std::size_t
   shape.centroids = std::uint32_t{1} << bits;
   require(check_geometry(shape), context);
   return shape;
+}
+
+/// pq_best: shapes for the target, rotation pairs of keys side by side.
+void plan_best(const inputs& layer, const options& chosen, plan& made) {
+  const std::size_t end = made.window.first_query;
+  std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
+  pqattn::pq_preset preset;
+  require(choose_preset(static_cast<std::uint32_t>(layer.key_dim), static_cast<std::uint32_t>(layer.value_dim),
+                        chosen.target_bits.value_or(2.0), end - std::min(made.coded_first, end), workspace.data(),
+                        workspace.size(), preset),
+          "--target-bits");
+  made.key_shape = preset.keys;
+  made.value_shape = preset.values;
+  made.key_order.resize(layer.key_dim);
+  pqattn::fill_pair_order(made.rotation, preset.keys.dim, made.key_order.data());
+  made.key_shape.channel_order = made.key_order.data();
 }
 
 void plan_shapes(const inputs& layer, const options& chosen, plan& made) {
@@ -85,17 +113,27 @@ void plan_rope(const inputs& layer, const options& chosen, plan& made) {
 }
 
 void plan_method(const options& chosen, plan& made) {
-  if (chosen.method == "pq_best" || chosen.method == "pq_shared") {
-    throw study_error("--method " + chosen.method + ": is not available in this version");
-  }
-  if (chosen.target_bits) {
-    throw study_error("--target-bits: belongs to --method pq_best, which is not available in this version");
-  }
   made.is_pq = !pqattn::find_baseline(chosen.method, made.format);
-  made.storage = chosen.codebooks == "f32"   ? pqattn::codebook_storage::f32
-                 : chosen.codebooks == "f16" ? pqattn::codebook_storage::f16
-                                             : pqattn::codebook_storage::i8;
-  made.weighted = made.is_pq && chosen.method != "pq_plain" && chosen.weights == "attention";
+  made.is_best = chosen.method == "pq_best";
+  made.is_shared = chosen.method == "pq_shared";
+  if (chosen.target_bits && !made.is_best) {
+    throw study_error("--target-bits: belongs to --method pq_best");
+  }
+  if (!chosen.calibration_keys.empty() || !chosen.calibration_values.empty()) {
+    if (!made.is_shared) {
+      throw study_error("--calibration-keys and --calibration-values: belong to --method pq_shared");
+    }
+    if ((chosen.calibration_keys.empty() && chosen.codes_keys()) ||
+        (chosen.calibration_values.empty() && chosen.codes_values())) {
+      throw study_error("--calibration-keys: needs --calibration-values too, and the other way round");
+    }
+  }
+  const std::string storage = chosen.codebooks.value_or(made.is_best ? "i8" : "f16");
+  made.storage = storage == "f32"   ? pqattn::codebook_storage::f32
+                 : storage == "f16" ? pqattn::codebook_storage::f16
+                                    : pqattn::codebook_storage::i8;
+  made.weighted = made.is_best ? chosen.weights.value_or("none") == "attention"
+                               : chosen.method == "pq" && chosen.weights.value_or("attention") == "attention";
 }
 
 void make_plan(const inputs& layer, const options& chosen, plan& made) {
@@ -117,10 +155,12 @@ void make_plan(const inputs& layer, const options& chosen, plan& made) {
   made.coded_first = std::min(chosen.sinks, layer.tokens);
   made.coded_last = std::max(made.coded_first, layer.tokens - std::min(chosen.recent, layer.tokens));
   made.scale = 1.0 / std::sqrt(static_cast<double>(layer.key_dim));
-  if (made.is_pq) {
+  plan_rope(layer, chosen, made);
+  if (made.is_best) {
+    plan_best(layer, chosen, made);
+  } else if (made.is_pq) {
     plan_shapes(layer, chosen, made);
   }
-  plan_rope(layer, chosen, made);
 }
 
 std::vector<float> widen(const pqattn::rows_view& rows) {
@@ -160,19 +200,105 @@ std::vector<float> importance(const inputs& layer, const options& chosen, const 
   return weights;
 }
 
+/// Metric of one KV head's keys from query rows spread over the training range, of every head of the group.
+std::vector<float> key_metric(const inputs& layer, const options& chosen, const plan& made, std::size_t kv_head) {
+  const std::size_t end = made.window.first_query;
+  const std::size_t dim = layer.key_dim;
+  const std::size_t first = std::min(chosen.sinks + chosen.recent, end / 2);
+  const std::size_t rows = std::min(chosen.metric_rows, end - first);
+  pqattn::query_metric_params params;
+  params.scale = static_cast<float>(made.scale);
+  params.sinks = chosen.sinks;
+  params.recent = chosen.recent;
+  params.samples = chosen.metric == "exact" ? 0 : params.samples;
+  std::vector<double> sum(dim * dim);
+  std::vector<std::byte> workspace(pqattn::query_metric_workspace_bytes(end, dim));
+  const pqattn::rows_view keys = layer.keys(kv_head).slice(0, end);
+  std::vector<float> queries(rows * dim);
+  std::vector<std::int64_t> positions(rows);
+  for (std::size_t head = kv_head * layer.group(); head < (kv_head + 1) * layer.group(); ++head) {
+    for (std::size_t r = 0; r < rows; ++r) {
+      const std::size_t position = rows == 1 ? end - 1 : first + r * (end - 1 - first) / (rows - 1);
+      positions[r] = static_cast<std::int64_t>(position);
+      load_row(layer.queries(head), position, queries.data() + r * dim);
+    }
+    params.seed = pqattn::mix_seed(chosen.seed, 1000 + head);
+    require(add_query_metric(pqattn::view_rows(queries.data(), rows, dim), positions.data(), keys, made.rotation,
+                             params, workspace.data(), workspace.size(), sum.data()),
+            "query metric");
+  }
+  std::vector<float> metric(dim * dim);
+  pqattn::finish_query_metric(sum.data(), dim, metric_ridge, metric.data());
+  return metric;
+}
+
+/// Rows of every head of `heads` that teach a shared codebook, before RoPE when keys are coded there: rows
+/// [first, last) of each, thinned evenly when there are very many.
+std::vector<float> pooled_rows(const pqattn::npy_array_view& heads, const pqattn::rope& rotation, std::size_t first,
+                               std::size_t last) {
+  const std::size_t dim = heads.shape[2];
+  const std::size_t step = std::max<std::size_t>(1, heads.shape[0] * (last - first) / most_shared_rows);
+  std::vector<float> rows;
+  std::vector<float> row(dim);
+  for (std::size_t head = 0; head < heads.shape[0]; ++head) {
+    for (std::size_t t = first; t < last; t += step) {
+      load_row(heads.matrix(head), t, row.data());
+      rotate_row(rotation, static_cast<std::int64_t>(t), -1.0f, row.data());
+      rows.insert(rows.end(), row.begin(), row.end());
+    }
+  }
+  return rows;
+}
+
+pq_settings settings_of(const options& chosen, const plan& made, bool keys, std::size_t stream) {
+  pq_settings settings;
+  settings.shape = keys ? made.key_shape : made.value_shape;
+  settings.iterations = chosen.iterations.value_or(made.is_best ? 12 : 25);
+  settings.seed = pqattn::mix_seed(chosen.seed, stream);  // each codebook has a seed of its own
+  settings.storage = made.storage;
+  return settings;
+}
+
+/// pq_shared: the codebook of one side, from a calibration file or from the training range of all heads.
+std::vector<float> train_shared(const inputs& layer, const options& chosen, const plan& made, bool keys,
+                                side_result& cost) {
+  const std::string& path = keys ? chosen.calibration_keys : chosen.calibration_values;
+  pqattn::npy_file calibration;
+  if (!path.empty()) {
+    calibration = load_heads(path, "(kv_heads, tokens, d)");
+  }
+  const pqattn::npy_array_view& own = keys ? layer.keys_file.array : layer.values_file.array;
+  const pqattn::npy_array_view& source = path.empty() ? own : calibration.array;
+  if (source.shape[2] != own.shape[2]) {
+    throw study_error(path + ": has " + std::to_string(source.shape[2]) + " channels, the layer has " +
+                      std::to_string(own.shape[2]));
+  }
+  const std::size_t last = path.empty() ? made.window.first_query : source.shape[1];
+  const std::vector<float> rows =
+      pooled_rows(source, keys ? made.rotation : pqattn::rope{}, std::min(made.coded_first, last), last);
+  const pq_settings settings = settings_of(chosen, made, keys, keys ? 0 : 1);
+  cost.codebook_bits += codebook_bits(settings);
+  return train_pq(settings, pqattn::view_rows(rows.data(), rows.size() / own.shape[2], own.shape[2]), nullptr);
+}
+
 /// Everything about coding one side of one KV head.
 struct side_job {
   pqattn::cache_side side;
   std::size_t dim;
   std::size_t kv_head;
   const std::vector<float>* weights;
+  const std::vector<float>* metric;  ///< empty for the identity
+
+  [[nodiscard]] bool keys() const { return side == pqattn::cache_side::keys; }
 };
 
 void code_rows(const side_job& job, const plan& made, const options& chosen, std::vector<float>& rows,
                side_result& result) {
-  const bool keys = job.side == pqattn::cache_side::keys;
   const std::size_t count = made.coded_last - made.coded_first;
-  // Rotations of a baseline are shared by the heads; each codebook has a seed of its own.
+  if (count == 0) {
+    return;
+  }
+  // Rotations of a baseline are shared by the heads.
   if (!made.is_pq) {
     std::size_t bits = 0;
     require(code_as_baseline(made.format, job.side, rows.data() + made.coded_first * job.dim, count, job.dim,
@@ -181,15 +307,28 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     result.code_bits += static_cast<double>(bits);
     return;
   }
-  pq_settings settings;
-  settings.shape = keys ? made.key_shape : made.value_shape;
-  settings.iterations = chosen.iterations;
-  settings.seed = pqattn::mix_seed(chosen.seed, 2 * job.kv_head + (keys ? 0 : 1));
-  settings.storage = made.storage;
+  const pq_settings settings = settings_of(chosen, made, job.keys(), 2 * job.kv_head + (job.keys() ? 0 : 1));
+  if (made.is_shared) {
+    code_with_pq(settings, job.keys() ? made.shared_keys : made.shared_values, made.coded_first, made.coded_last, rows,
+                 result);
+    return;
+  }
   // Sinks are never coded, so they do not teach either: their keys and their weights are unlike all others.
-  const pq_ranges ranges{std::min(made.coded_first, made.window.first_query), made.window.first_query, made.coded_first,
-                         made.coded_last};
-  code_as_pq(settings, ranges, *job.weights, rows, result);
+  const std::size_t train_last = made.window.first_query;
+  const std::size_t train_first = std::min(made.coded_first, train_last);
+  if (made.is_best) {
+    const joint_settings joint{settings, chosen.joint_passes, chosen.sweeps,
+                               !job.keys() && chosen.value_rotation == "pca",
+                               job.metric->empty() ? nullptr : job.metric->data()};
+    code_jointly(joint, {train_first, train_last, made.coded_first, made.coded_last}, *job.weights, rows, result);
+    return;
+  }
+  const pqattn::rows_view samples =
+      pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim);
+  const std::vector<float> centroids =
+      train_pq(settings, samples, job.weights->empty() ? nullptr : job.weights->data() + train_first);
+  result.codebook_bits += codebook_bits(settings);
+  code_with_pq(settings, centroids, made.coded_first, made.coded_last, rows, result);
 }
 
 /// Codes the tokens between the sinks and the last recent window of `rows`, which are in the domain that is coded.
@@ -227,12 +366,16 @@ void study_kv_head(const inputs& layer, const options& chosen, const plan& made,
   std::vector<float> coded_values = values;
   const std::vector<float> weights = made.weighted ? importance(layer, chosen, made, kv_head) : std::vector<float>();
   if (chosen.codes_keys()) {
+    const std::vector<float> metric =
+        made.is_best && chosen.metric != "none" ? key_metric(layer, chosen, made, kv_head) : std::vector<float>();
     rotate_all(made.rotation, -1.0f, layer.key_dim, coded_keys);
-    code_side({pqattn::cache_side::keys, layer.key_dim, kv_head, &weights}, made, chosen, coded_keys, result.keys);
+    code_side({pqattn::cache_side::keys, layer.key_dim, kv_head, &weights, &metric}, made, chosen, coded_keys,
+              result.keys);
     rotate_all(made.rotation, +1.0f, layer.key_dim, coded_keys);
   }
   if (chosen.codes_values()) {
-    code_side({pqattn::cache_side::values, layer.value_dim, kv_head, &weights}, made, chosen, coded_values,
+    const std::vector<float> identity;
+    code_side({pqattn::cache_side::values, layer.value_dim, kv_head, &weights, &identity}, made, chosen, coded_values,
               result.values);
   }
   result.key_norm_spread.push_back(norm_spread(keys, layer.key_dim));
@@ -272,7 +415,10 @@ double side_result::mse() const noexcept {
 
 double study_result::bits_per_element() const noexcept {
   const double elements = static_cast<double>(kv_heads * tokens * (key_dim + value_dim));
-  return (keys.code_bits + keys.codebook_bits + values.code_bits + values.codebook_bits + exact_bits) / elements;
+  const auto side_bits = [](const side_result& side) {
+    return side.code_bits + side.codebook_bits + side.transform_bits;
+  };
+  return (side_bits(keys) + side_bits(values) + exact_bits) / elements;
 }
 
 double study_result::bits_per_element_codes() const noexcept {
@@ -300,8 +446,25 @@ study_result run_study(const inputs& layer, const options& chosen) {
   if (made.is_pq) {
     result.key_shape = made.key_shape;
     result.value_shape = made.value_shape;
+    result.iterations = settings_of(chosen, made, true, 0).iterations;
+    result.weights = made.weighted ? "attention" : "none";
+    result.codebooks = made.storage == pqattn::codebook_storage::f32   ? "f32"
+                       : made.storage == pqattn::codebook_storage::f16 ? "f16"
+                                                                       : "i8";
+    // Their orders belong to this call's plan.
+    result.key_shape.channel_order = nullptr;
   }
   result.exact_bits = exact_bits(layer, chosen, made);
+  if (made.is_shared) {
+    const stopwatch training;
+    if (chosen.codes_keys()) {
+      made.shared_keys = train_shared(layer, chosen, made, true, result.keys);
+    }
+    if (chosen.codes_values()) {
+      made.shared_values = train_shared(layer, chosen, made, false, result.values);
+    }
+    result.code_seconds += training.seconds();
+  }
   for (std::size_t kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
     study_kv_head(layer, chosen, made, kv_head, result);
   }

@@ -18,6 +18,7 @@ namespace pqattn_study {
 struct side_result {
   double code_bits = 0.0;  ///< codes, scales and norms of the coded tokens
   double codebook_bits = 0.0;
+  double transform_bits = 0.0;  ///< rotation and mean of values, metric of keys
   std::size_t coded_elements = 0;
   pqattn::squared_error error;  ///< coded rows in the domain they were coded in
 
@@ -40,6 +41,9 @@ struct study_result {
   std::size_t exact_tokens = 0;
   pqattn::geometry key_shape;  ///< dim 0 for methods without codebooks
   pqattn::geometry value_shape;
+  std::size_t iterations = 0;  ///< of k-means
+  std::string weights;    ///< as used; empty for methods without codebooks
+  std::string codebooks;  ///< as used; empty for methods without codebooks
   side_result keys;
   side_result values;
   std::vector<query_head_result> heads;

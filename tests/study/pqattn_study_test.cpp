@@ -210,6 +210,77 @@ TEST_CASE("pqattn-study orders the baselines on real activations", "[study][prog
   CHECK(turbo3 < kl("turbo2"));
 }
 
+TEST_CASE("pqattn-study on real activations: pq_best", "[study][program]") {
+  const scratch_folder folder;
+  const auto best = [&](const std::string& more) {
+    return run_json(folder, shipped() + "--rope half --method pq_best " + more);
+  };
+  const auto figure = [](const json& result, const char* name) { return result.at(name).get<double>(); };
+  const json plain = run_json(folder, shipped() + "--rope half --method pq_plain");
+  const json two = best("--target-bits 2");
+  CHECK(two.at("bits_per_element_codes") == 2.0);
+  CHECK(figure(two, "attention_kl") < 0.4 * figure(plain, "attention_kl"));
+  CHECK(figure(two, "output_nmse") < 0.5 * figure(plain, "output_nmse"));
+  // Everything: i8 codebooks with two floats of scale per stage and channel, the metric's triangle in f32, the
+  // rotation and mean in f16, 40 exact tokens.
+  const double key_bits = 2008 * 128.0 + 8.0 * (4 * 64 * 256 + 8 * 4 * 64) + 32.0 * 64 * 65 / 2 + 40 * 64 * 16.0;
+  const double value_bits = 2008 * 128.0 + 8.0 * (2 * 64 * 256 + 8 * 2 * 64) + 16.0 * (64 * 64 + 64) + 40 * 64 * 16.0;
+  CHECK_THAT(figure(two, "bits_per_element"), WithinRel((key_bits + value_bits) / (2 * 2048 * 64), 1e-12));
+
+  // Each part earns its place.
+  CHECK(figure(best("--target-bits 2 --metric none"), "attention_kl") > 1.2 * figure(two, "attention_kl"));
+  CHECK(figure(best("--target-bits 2 --code values --value-rotation none"), "output_nmse") >
+        figure(best("--target-bits 2 --code values"), "output_nmse"));
+  double last = 1.0;
+  for (const char* bits : {"1", "1.7", "2.5", "4"}) {
+    const json result = best(std::string("--target-bits ") + bits);
+    CAPTURE(bits);
+    CHECK(std::abs(figure(result, "bits_per_element_codes") - std::stod(bits)) < 0.07);
+    CHECK(figure(result, "bits_per_element_codes") < std::stod(bits) + 0.021);
+    CHECK(figure(result, "attention_kl") < last);
+    last = figure(result, "attention_kl");
+  }
+}
+
+TEST_CASE("pqattn-study never lets queries that are judged choose the codes", "[study][program]") {
+  // The same keys and values with other queries after position n: the codes, and so the codebook error, are the same.
+  const scratch_folder folder;
+  pqattn_test::random_data random(23);
+  CAPTURE(random.seed());
+  write_layer(folder, random);
+  const std::string arguments = layer(folder) + "--method pq_best --target-bits 2 --train-tokens 70 --rope half";
+  const json before = run_json(folder, arguments);
+  const std::string path = folder.file("queries.npy");
+  std::string bytes = read_all(path);
+  const auto shake = [&](std::size_t first, std::size_t last) {
+    const std::vector<float> noise = random.normals((last - first) * 20);
+    for (std::size_t head = 0; head < 6; ++head) {
+      bytes.replace(128 + 4 * 20 * (head * 100 + first), 4 * noise.size(), floats(noise));
+    }
+    write_file(path, bytes);
+  };
+  shake(70, 100);
+  const json after = run_json(folder, arguments);
+  CHECK(after.at("codebook_mse") == before.at("codebook_mse"));
+  CHECK(after.at("attention_kl") != before.at("attention_kl"));
+  shake(0, 70);
+  CHECK(run_json(folder, arguments).at("codebook_mse") != before.at("codebook_mse"));
+}
+
+TEST_CASE("pqattn-study shares one codebook between heads", "[study][program]") {
+  const scratch_folder folder;
+  const json own = run_json(folder, shipped() + "--rope half --method pq_plain");
+  const json shared = run_json(folder, shipped() + "--rope half --method pq_shared");
+  CHECK(shared.at("keys").at("codebook_bytes") == 0.5 * own.at("keys").at("codebook_bytes").get<double>());
+  CHECK(shared.at("bits_per_element_codes") == own.at("bits_per_element_codes"));
+  CHECK(shared.at("attention_kl").get<double>() < 0.1);
+  const std::string files = (pqattn_test::test_data_folder() / "tiny_lm" / "context0" / "layer1").string();
+  const json offline = run_json(folder, shipped() + "--rope half --method pq_shared --calibration-keys '" + files +
+                                            "/keys.npy' --calibration-values '" + files + "/values.npy'");
+  // The file it is judged on taught it, later tokens included.
+  CHECK(offline.at("attention_kl").get<double>() < shared.at("attention_kl").get<double>());
+}
+
 TEST_CASE("pqattn-study takes odd shapes and settings", "[study][program]") {
   const scratch_folder folder;
   pqattn_test::random_data random(20);
@@ -219,7 +290,10 @@ TEST_CASE("pqattn-study takes odd shapes and settings", "[study][program]") {
        {"--bits 4", "--bits 3 --subvectors 3 --value-subvectors 5 --value-bits 5", "--bits 1 --subvectors 20",
         "--bits 4 --rope interleaved --rope-theta 500", "--bits 4 --weights none --codebooks f32",
         "--bits 4 --codebooks i8", "--bits 4 --sinks 0 --recent 0", "--bits 4 --sinks 0 --recent 1000",
-        "--bits 4 --train-tokens 99", "--method pq_plain --bits 5", "--method turbo2 --rope half", "--method kivi2"}) {
+        "--bits 4 --train-tokens 99", "--method pq_plain --bits 5", "--method turbo2 --rope half", "--method kivi2",
+        "--method pq_shared --bits 5", "--method pq_best --target-bits 1.3", "--method pq_best --target-bits 5.9",
+        "--method pq_best --rope interleaved --metric exact", "--method pq_best --weights attention --codebooks f32",
+        "--method pq_best --train-tokens 12 --target-bits 3 --joint-passes 0 --sweeps 0"}) {
     const json result = run_json(folder, layer(folder) + more);
     CAPTURE(more);
     CHECK(result.at("heads").size() == 6);
@@ -242,8 +316,12 @@ TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
   const std::string files = layer(folder);
   require_refused(folder, "", "--keys");
   require_refused(folder, files + "--method pq4_0", "--method");
-  require_refused(folder, files + "--method pq_shared", "not available");
-  require_refused(folder, files + "--method pq_best --target-bits 2", "not available");
+  require_refused(folder, files + "--bits 4 --target-bits 2", "--target-bits");
+  require_refused(folder, files + "--method pq_best --target-bits 7", "--target-bits");
+  require_refused(folder, files + "--bits 4 --calibration-keys x.npy", "pq_shared");
+  require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys x.npy", "--calibration-values");
+  require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +
+                              "' --calibration-values '" + folder.file("values.npy") + "'", "12 channels");
   require_refused(folder, files + "--bits 17", "--bits");
   require_refused(folder, files + "--bits 4 --subvectors 21", "subvectors");
   require_refused(folder, files + "--kv-heads 3", "--kv-heads");

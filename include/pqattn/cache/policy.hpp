@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+// Which quantizer to take for a budget of bits.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "../core/status.hpp"
+#include "../quant/geometry.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// Quantizers for the keys and values of one KV head.
+struct pq_preset {
+  geometry keys;
+  geometry values;
+  double code_bits = 0.0;  ///< mean bits of codes per element over keys and values
+};
+
+namespace detail {
+
+/// Stages that serve a rate well: wide sub-vectors with several additive stages at low rates, where a single stage
+/// would need narrow sub-vectors; keys gain more from them than values.
+[[nodiscard]] inline double preferred_stages(bool keys, double rate) noexcept {
+  return rate < 2.3 ? (keys ? 4.0 : 2.0) : rate < 3.5 ? 3.0 : rate < 5.0 ? 2.0 : 3.0;
+}
+
+/// Expected error of one side, up to a common factor, from a fit to measured attention errors: about 1.7 powers of two
+/// per bit, and what fewer bits per code and another number of stages than preferred cost at the same rate.
+[[nodiscard]] inline double expected_error(bool keys, double rate, std::uint32_t stages, std::uint32_t bits,
+                                           std::uint32_t top_bits) noexcept {
+  const double stage_gap = std::abs(std::log2(static_cast<double>(stages) / preferred_stages(keys, rate)));
+  const double penalty = 0.4 * stage_gap + 0.25 * static_cast<double>(top_bits - bits);
+  return (keys ? 1.5 : 1.0) * std::exp2(penalty - 1.7 * rate);
+}
+
+/// Bits of the codes that `samples` training rows can teach: five rows a centroid, 8 bits at most.
+[[nodiscard]] constexpr std::uint32_t teachable_bits(std::size_t samples) noexcept {
+  std::uint32_t bits = 1;
+  while (bits < 8 && (std::size_t{5} << (bits + 1)) <= samples) {
+    ++bits;
+  }
+  return bits;
+}
+
+/// For each row length in bits the best geometry with it: candidates of one side.
+struct side_candidates {
+  static constexpr std::size_t most_bits = 8 * max_dim;  // 8 bits an element
+  double error[most_bits + 1];
+  geometry shape[most_bits + 1];
+
+  void fill(bool keys, std::uint32_t dim, std::uint32_t top_bits) noexcept {
+    for (double& entry : error) {
+      entry = -1.0;
+    }
+    for (std::uint32_t bits = 1; bits <= top_bits; ++bits) {
+      for (std::uint32_t stages = 1; stages <= max_stages; ++stages) {
+        for (std::uint32_t runs = 1; runs <= dim; ++runs) {
+          const std::size_t total = std::size_t{bits} * stages * runs;
+          if (total > std::size_t{8} * dim) {
+            break;
+          }
+          // Runs of one width are what kernels like best; uneven ones must earn their place.
+          const double uneven = dim % runs == 0 ? 1.0 : 1.1;
+          const double expected =
+              uneven * expected_error(keys, static_cast<double>(total) / dim, stages, bits, top_bits);
+          if (error[total] < 0.0 || expected < error[total]) {
+            error[total] = expected;
+            shape[total] = {dim, runs, std::uint32_t{1} << bits, stages, nullptr};
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace detail
+
+/// Bytes of workspace choose_preset needs.
+[[nodiscard]] constexpr std::size_t preset_workspace_bytes() noexcept {
+  return 2 * sizeof(detail::side_candidates) + alignof(detail::side_candidates);
+}
+
+/// Shapes whose mean code bits per element over K and V are as near `target_bits` (above 0, at most 8) as shapes
+/// allow, at most 0.02 above; among those within 0.03 of the best, the smallest expected error. Codes have up to 8
+/// bits, fewer when `training_rows` are too few to teach 256 centroids. Sub-vectors are cut as evenly as possible, so
+/// any head size works. When nothing fits below the target (a row has at least one bit) the smallest shapes result.
+/// Channel orders are left null. Errors: dims outside 1..1024, a target outside 0..8, fewer than two training rows.
+/// O(8 * 8 * 8 * dim + bits of a key row * bits of a value row).
+inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, double target_bits,
+                            std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
+                            pq_preset& result) noexcept {
+  if (key_dim < 1 || key_dim > max_dim || value_dim < 1 || value_dim > max_dim) {
+    return failure(status_code::invalid_argument, "key_dim", "and value_dim must be 1 to 1024");
+  }
+  if (!(target_bits > 0.0 && target_bits <= 8.0)) {
+    return failure(status_code::invalid_argument, "target_bits", "must be above 0 and at most 8");
+  }
+  if (training_rows < 2) {
+    return failure(status_code::too_few_samples, "training_rows", "must be at least 2", 2, training_rows);
+  }
+  const auto start = reinterpret_cast<std::uintptr_t>(workspace);
+  const std::size_t skip = (0 - start) & (alignof(detail::side_candidates) - 1);
+  if (workspace == nullptr || workspace_bytes < skip + 2 * sizeof(detail::side_candidates)) {
+    return failure(status_code::capacity, "workspace", "is too small for choosing a preset", preset_workspace_bytes(),
+                   workspace_bytes);
+  }
+  auto* sides = reinterpret_cast<detail::side_candidates*>(static_cast<std::byte*>(workspace) + skip);
+  detail::side_candidates& keys = sides[0];
+  detail::side_candidates& values = sides[1];
+  const std::uint32_t top_bits = detail::teachable_bits(training_rows);
+  keys.fill(true, key_dim, top_bits);
+  values.fill(false, value_dim, top_bits);
+
+  const double elements = static_cast<double>(key_dim) + static_cast<double>(value_dim);
+  const double most = (target_bits + 0.02) * elements;
+  // First pass: the most bits that fit. Second pass: the smallest error among what is near enough.
+  double used = 0.0;
+  for (int pass = 0; pass < 2; ++pass) {
+    double best = -1.0;
+    const double least = target_bits * elements < used ? target_bits * elements : used;
+    for (std::size_t k = 1; k <= std::size_t{8} * key_dim; ++k) {
+      for (std::size_t v = 1; v <= std::size_t{8} * value_dim && static_cast<double>(k + v) <= most; ++v) {
+        if (keys.error[k] < 0.0 || values.error[v] < 0.0) {
+          continue;
+        }
+        const auto total = static_cast<double>(k + v);
+        if (pass == 0) {
+          used = total > used ? total : used;
+          continue;
+        }
+        const double error = keys.error[k] + values.error[v];
+        if (total >= least - 0.03 * elements && (best < 0.0 || error < best)) {
+          best = error;
+          result = {keys.shape[k], values.shape[v], total / elements};
+        }
+      }
+    }
+    if (pass == 0 && used == 0.0) {
+      result = {keys.shape[1], values.shape[1], 2.0 / elements};
+      return {};
+    }
+  }
+  return {};
+}
+
+}  // namespace v0
+}  // namespace pqattn

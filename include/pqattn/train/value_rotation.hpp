@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+// Values before coding: subtract the mean, rotate onto principal components, deal the components to sub-vectors so
+// that each carries the same share (OPQ's eigenvalue allocation, Ge et al. 2013). Attention is linear in the values,
+// so the way back is applied once to the output, or absorbed in the projections.
+#pragma once
+
+#include <Eigen/Core>
+#include <Eigen/Eigenvalues>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "../core/memory.hpp"
+#include "../core/view.hpp"
+#include "../quant/geometry.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// A trained rotation, not owned: coded = basis * (value - mean), value = basis^T * coded + mean.
+struct value_rotation {
+  std::uint32_t dim = 0;
+  const float* mean = nullptr;   ///< dim
+  const float* basis = nullptr;  ///< (dim, dim) row-major, orthogonal: row p is the direction of coded channel p
+};
+
+/// Bytes of workspace train_value_rotation needs.
+[[nodiscard]] inline std::size_t value_rotation_workspace_bytes(std::uint32_t dim) noexcept {
+  carver memory;
+  memory.take<double>(std::size_t{dim} * dim);
+  memory.take<double>(dim);
+  memory.take<double>(dim);
+  memory.take<float>(dim);
+  memory.take<std::uint16_t>(dim);
+  return memory.required();
+}
+
+namespace detail {
+
+/// Deals components, largest eigenvalue first, each to the sub-vector with the smallest sum of log-variances among
+/// those with room. `order[p]` is the rank of the component at coded position p; `sums` has shape.subvectors entries.
+inline void balance_components(const double* descending, const geometry& shape, double* sums,
+                               std::uint16_t* order) noexcept {
+  std::uint32_t filled[max_dim] = {};
+  const double floor = 1.0e-9 * (descending[0] > 0.0 ? descending[0] : 1.0);
+  for (std::uint32_t run = 0; run < shape.subvectors; ++run) {
+    sums[run] = 0.0;
+  }
+  for (std::uint32_t rank = 0; rank < shape.dim; ++rank) {
+    std::uint32_t chosen = shape.subvectors;
+    for (std::uint32_t run = 0; run < shape.subvectors; ++run) {
+      if (filled[run] < shape.width(run) && (chosen == shape.subvectors || sums[run] < sums[chosen])) {
+        chosen = run;
+      }
+    }
+    order[shape.first_channel(chosen) + filled[chosen]++] = static_cast<std::uint16_t>(rank);
+    // Log-variances above the floor are positive, so an emptier sub-vector is always the smaller one.
+    sums[chosen] += std::log((descending[rank] > floor ? descending[rank] : floor) / floor) + 1.0e-6;
+  }
+}
+
+}  // namespace detail
+
+/// Learns mean and rotation from `samples` (tokens, d_v) for a quantizer that cuts the row in `subvectors` runs.
+/// `mean` (d_v) and `basis` (d_v, d_v) receive the result, ready for a geometry without channel order.
+/// Errors: no samples, NaN or infinity, subvectors outside 1..d_v, workspace too small.
+/// Cost: tokens * d_v^2 multiply-adds and an eigendecomposition, which allocates through Eigen.
+inline status train_value_rotation(const rows_view& samples, std::uint32_t subvectors, void* workspace,
+                                   std::size_t workspace_bytes, float* mean, float* basis) {
+  using square = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  geometry shape;
+  shape.dim = static_cast<std::uint32_t>(samples.cols);
+  shape.subvectors = subvectors;
+  shape.centroids = 2;
+  PQATTN_TRY(check_geometry(shape));
+  PQATTN_TRY(check_view(samples, "samples"));
+  if (samples.rows == 0) {
+    return failure(status_code::too_few_samples, "samples.rows", "must be at least 1", 1, 0);
+  }
+  const std::size_t dim = samples.cols;
+  carver memory(workspace, workspace_bytes);
+  auto* covariance = memory.take<double>(dim * dim);
+  auto* center = memory.take<double>(dim);
+  auto* spectrum = memory.take<double>(dim);
+  auto* row = memory.take<float>(dim);
+  auto* order = memory.take<std::uint16_t>(dim);
+  if (workspace == nullptr || !memory.fits()) {
+    return failure(status_code::capacity, "workspace", "is too small for the value rotation", memory.used(),
+                   workspace_bytes);
+  }
+  for (std::size_t i = 0; i < dim * dim; ++i) {
+    covariance[i] = 0.0;
+  }
+  for (std::size_t c = 0; c < dim; ++c) {
+    center[c] = 0.0;
+  }
+  for (std::size_t r = 0; r < samples.rows; ++r) {
+    load_row(samples, r, row);
+    for (std::size_t c = 0; c < dim; ++c) {
+      if (!is_finite(row[c])) {
+        return failure(status_code::not_finite, "samples", "has a NaN or infinity", r, c);
+      }
+      center[c] += static_cast<double>(row[c]) / static_cast<double>(samples.rows);
+    }
+  }
+  for (std::size_t r = 0; r < samples.rows; ++r) {
+    load_row(samples, r, row);
+    for (std::size_t c = 0; c < dim; ++c) {
+      spectrum[c] = static_cast<double>(row[c]) - center[c];
+    }
+    for (std::size_t a = 0; a < dim; ++a) {
+      for (std::size_t b = a; b < dim; ++b) {
+        covariance[b * dim + a] += spectrum[a] * spectrum[b];  // the solver reads the lower triangle
+      }
+    }
+  }
+  const auto size = static_cast<Eigen::Index>(dim);
+  const Eigen::SelfAdjointEigenSolver<square> solver(Eigen::Map<const square>(covariance, size, size));
+  if (solver.info() != Eigen::Success) {
+    return failure(status_code::not_finite, "samples", "have no eigendecomposition: their squares overflow");
+  }
+  for (std::size_t rank = 0; rank < dim; ++rank) {
+    spectrum[rank] = solver.eigenvalues()[static_cast<Eigen::Index>(dim - 1 - rank)];
+    mean[rank] = static_cast<float>(center[rank]);
+  }
+  detail::balance_components(spectrum, shape, center, order);
+  for (std::size_t p = 0; p < dim; ++p) {
+    const auto column = static_cast<Eigen::Index>(dim - 1 - order[p]);
+    for (std::size_t c = 0; c < dim; ++c) {
+      basis[p * dim + c] = static_cast<float>(solver.eigenvectors()(static_cast<Eigen::Index>(c), column));
+    }
+  }
+  return {};
+}
+
+/// coded = basis * (value - mean) for one row. `coded` must not overlap `value`. O(d_v^2).
+inline void rotate_value(const value_rotation& rotation, const float* value, float* coded) noexcept {
+  for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+    const float* direction = rotation.basis + std::size_t{p} * rotation.dim;
+    float sum = 0.0f;
+    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+      sum += direction[c] * (value[c] - rotation.mean[c]);
+    }
+    coded[p] = sum;
+  }
+}
+
+/// The way back, for a decoded row or for an attention output: value = basis^T * coded + mass * mean, where `mass` is
+/// the probability the coded tokens had (1 for a decoded row). `value` must not overlap `coded`. O(d_v^2).
+inline void unrotate_value(const value_rotation& rotation, const float* coded, float mass, float* value) noexcept {
+  for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+    value[c] = mass * rotation.mean[c];
+  }
+  for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+    const float* direction = rotation.basis + std::size_t{p} * rotation.dim;
+    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+      value[c] += direction[c] * coded[p];
+    }
+  }
+}
+
+/// Absorbs the rotation in one KV head's value projection, in place: W_v := basis W_v, b_v := basis (b_v - mean), so
+/// that the model produces coded-domain values. `weights` (d_v, hidden) row-major, y = W x + b; `bias` (d_v) may be
+/// null only when the mean is zero. `column` has d_v floats of scratch.
+inline void fold_into_value_projection(const value_rotation& rotation, float* weights, std::size_t hidden, float* bias,
+                                       float* column) noexcept {
+  for (std::size_t h = 0; h < hidden; ++h) {
+    for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+      float sum = 0.0f;
+      for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+        sum += rotation.basis[std::size_t{p} * rotation.dim + c] * weights[c * hidden + h];
+      }
+      column[p] = sum;
+    }
+    for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+      weights[p * hidden + h] = column[p];
+    }
+  }
+  if (bias != nullptr) {
+    rotate_value(rotation, bias, column);
+    for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+      bias[p] = column[p];
+    }
+  }
+}
+
+/// The other half, for each query head that reads the KV head: W_o := W_o basis^T over the head's columns, and
+/// b_o += W_o mean (exact when the head's probabilities sum to 1: no sink logit). `weights` points at the head's first
+/// column of the (hidden, stride) row-major output projection; `bias` (hidden); `scratch` has d_v floats.
+inline void fold_into_output_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
+                                        std::size_t stride, float* bias, float* scratch) noexcept {
+  for (std::size_t h = 0; h < hidden; ++h) {
+    float* row = weights + h * stride;
+    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+      bias[h] += row[c] * rotation.mean[c];
+    }
+    for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+      scratch[p] = 0.0f;
+      for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+        scratch[p] += row[c] * rotation.basis[std::size_t{p} * rotation.dim + c];
+      }
+    }
+    for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+      row[p] = scratch[p];
+    }
+  }
+}
+
+}  // namespace v0
+}  // namespace pqattn
