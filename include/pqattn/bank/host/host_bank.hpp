@@ -7,20 +7,24 @@
 
 #include "../../core/memory.hpp"
 #include "../bank.hpp"
+#include "encode_row.hpp"
 #include "exact.hpp"
+#include "host_options.hpp"
 #include "isa.hpp"
 #include "nearest.hpp"
 #include "rotary_score.hpp"
 #include "score.hpp"
 #include "softmax.hpp"
 #include "values.hpp"
+#include "x86_programs.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 
 /// Host bank. Addresses are pointers aligned to 64 bytes: level-0 callers may pass memory of their own wherever an
 /// address is asked for; reserve() uses the memory_resource given at construction. All programs are const, keep no
-/// state and may run concurrently. `Isa` is a tag of bank/host/isa.hpp.
+/// state and may run concurrently; they use up to 128 KB of stack. `Isa` is a tag of bank/host/isa.hpp. Codebooks stored
+/// as bytes (codebook_storage::i8) get the fast kernels where the instruction set has them; see host_options.
 template <class Isa = isa::native>
 class host_bank {
  public:
@@ -28,7 +32,9 @@ class host_bank {
   static constexpr bool concurrent = true;
 
   host_bank() = default;
-  explicit host_bank(const memory_resource& memory) noexcept : memory_(memory) {}
+  explicit host_bank(const memory_resource& memory, const host_options& options = {}) noexcept
+      : memory_(memory), options_(options) {}
+  explicit host_bank(const host_options& options) noexcept : options_(options) {}
 
   [[nodiscard]] const char* name() const noexcept { return "host"; }
   [[nodiscard]] const char* arch_name() const noexcept { return detail::isa_traits<Isa>::name; }
@@ -93,7 +99,12 @@ class host_bank {
   }
   status assign(address points, std::size_t count, std::uint32_t width, const float* centroids,
                 std::uint32_t centroid_count, std::uint16_t* codes, float* distances) const noexcept {
-    detail::assign_points<Isa>(as_points(points, count), count, width, centroids, centroid_count, codes, distances);
+    const detail::point_block block = as_points(points, count);
+    if constexpr (fast::available) {
+      fast::assign(block.values, block.stride, count, width, centroids, centroid_count, codes, distances);
+    } else {
+      detail::assign_points<Isa>(block, count, width, centroids, centroid_count, codes, distances);
+    }
     return {};
   }
   status centroid_sums(address points, std::size_t count, std::uint32_t width, const float* weights,
@@ -105,6 +116,10 @@ class host_bank {
     }
     for (std::uint32_t k = 0; k < centroid_count; ++k) {
       mass[k] = 0.0;
+    }
+    if constexpr (fast::available) {
+      fast::add_points(block.values, block.stride, count, width, weights, codes, sums, mass);
+      return {};
     }
     for (std::size_t i = 0; i < count; ++i) {
       const double weight = weights == nullptr ? 1.0 : static_cast<double>(weights[i]);
@@ -152,11 +167,29 @@ class host_bank {
 
   // Attention over codes
   [[nodiscard]] std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation) const noexcept {
-    return sizeof(float) * (rotation.enabled() ? detail::rotary_table_floats(shape, rows, rotation)
+    std::size_t fast_bytes = 0;
+    if constexpr (fast::available) {
+      if (fast::serves_scores(shape, codebook_storage::i8, rows, rotation, options_.scores)) {
+        fast_bytes = fast::table_bytes(shape, rows, rotation, options_.scores);
+      }
+    }
+    const std::size_t portable_bytes =
+        sizeof(float) * (rotation.enabled() ? detail::rotary_table_floats(shape, rows, rotation)
                                                : detail::score_table_floats(shape, rows));
+    return fast_bytes > portable_bytes ? fast_bytes : portable_bytes;
   }
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
                         address tables) const noexcept {
+    if constexpr (fast::available) {
+      if (fast::serves_scores(book.shape, book.storage, queries.rows, rotation, options_.scores)) {
+        if (rotation.enabled()) {
+          fast::prepare_rotary(queries, book, rotation, tables);
+        } else {
+          fast::prepare_tables(queries, book, options_.scores, tables);
+        }
+        return {};
+      }
+    }
     auto* floats = reinterpret_cast<float*>(tables);
     if (rotation.enabled()) {
       detail::prepare_rotary<Isa>(queries, book.shape, rotation, floats);
@@ -168,6 +201,16 @@ class host_bank {
   status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
                const slot_positions& positions, const code_span<address>& codes, slot_range slots,
                const score_tile& tile) const noexcept {
+    if constexpr (fast::available) {
+      if (fast::serves_scores(book.shape, book.storage, rows, rotation, options_.scores)) {
+        if (rotation.enabled()) {
+          fast::score_rotary(tables, rotation, positions, codes, slots, tile);
+        } else {
+          fast::score_tables(tables, options_.scores, codes, slots, tile);
+        }
+        return {};
+      }
+    }
     const auto* floats = reinterpret_cast<const float*>(tables);
     if (rotation.enabled()) {
       detail::score_rotary<Isa>(floats, detail::host_codebook{book}, rotation, positions, codes, slots, tile);
@@ -178,13 +221,23 @@ class host_bank {
   }
   status softmax_part(const score_tile& tile, std::size_t count, const softmax_state& state) const noexcept {
     for (std::size_t row = 0; row < tile.rows; ++row) {
-      detail::softmax_row<Isa>(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
+      if constexpr (fast::available) {
+        fast::softmax_row(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
+      } else {
+        detail::softmax_row<Isa>(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
+      }
     }
     return {};
   }
   status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
                            const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
                            std::size_t stride) const noexcept {
+    if constexpr (fast::available) {
+      if (options_.rounded_values && options.method != value_method::histogram &&
+          fast::accumulate_values(tile, book, codes, slots, options.skip_below, out, stride)) {
+        return {};
+      }
+    }
     std::uint64_t skipped[max_tile_blocks / 64] = {};
     const std::size_t blocks = blocks_for(slots.count);
     for (std::size_t block = 0; options.skip_below != nullptr && block < blocks; ++block) {
@@ -205,15 +258,27 @@ class host_bank {
 
   // Attention over exact rows
   status score_rows(const query_rows& queries, const rows_view& rows, const score_tile& tile) const noexcept {
+    if constexpr (fast::available) {
+      if (fast::score_rows(queries, rows, tile)) {
+        return {};
+      }
+    }
     detail::score_exact<Isa>(queries, rows, tile);
     return {};
   }
   status accumulate_rows(const score_tile& tile, const rows_view& rows, float* out, std::size_t stride) const noexcept {
+    if constexpr (fast::available) {
+      if (fast::accumulate_rows(tile, rows, out, stride)) {
+        return {};
+      }
+    }
     detail::add_values_exact<Isa>(tile, rows, out, stride);
     return {};
   }
 
  private:
+  using fast = detail::x86_programs<Isa>;
+
   static detail::point_block as_points(address points, std::size_t count) noexcept {
     return {reinterpret_cast<const float*>(points), detail::point_stride(count)};
   }
@@ -231,6 +296,7 @@ class host_bank {
   }
 
   memory_resource memory_;
+  host_options options_;
 };
 
 static_assert(bank_policy<host_bank<>>);

@@ -12,8 +12,23 @@
 namespace pqattn {
 inline namespace v0 {
 
+// The flags of this translation unit as a name. Tags live in an inline namespace of that name: host_bank<isa::avx2> of an
+// AVX2 unit and of an AVX-512 unit are different types, as their code is different.
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+#define PQATTN_ISA_UNIT unit_avx512vbmi
+#elif defined(__AVX512BW__)
+#define PQATTN_ISA_UNIT unit_avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#define PQATTN_ISA_UNIT unit_avx2
+#elif defined(__AVX__)
+#define PQATTN_ISA_UNIT unit_avx
+#else
+#define PQATTN_ISA_UNIT unit_baseline
+#endif
+
 /// Instruction-set tags. `native` is the best one the including translation unit is compiled for.
 namespace isa {
+inline namespace PQATTN_ISA_UNIT {
 struct sse2 {};
 struct avx2 {};        // with FMA3 and F16C
 struct avx512 {};      // F, CD, DQ, BW, VL
@@ -37,6 +52,7 @@ using native = neon64;
 #else
 using native = emulated<128>;
 #endif
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace isa
 
 namespace detail {

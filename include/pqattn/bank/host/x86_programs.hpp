@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: MIT
+// Which x86 kernels serve which bank program. Each function returns false, having done nothing, when no kernel
+// applies: other instruction sets, codebooks that are not bytes, codes too wide for look-ups in registers, or scratch that
+// would not fit the stack. The portable program then runs; a test holds the two equal.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../../core/memory.hpp"
+#include "../bank.hpp"
+#include "host_options.hpp"
+#include "isa.hpp"
+#include "resident.hpp"
+#include "x86/exact_rows.hpp"
+#include "x86/nearest.hpp"
+#include "x86/rotary_score.hpp"
+#include "x86/softmax.hpp"
+#include "x86/table_score.hpp"
+#include "x86/value_sum.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+namespace detail {
+
+/// Instruction sets without kernels of their own.
+template <class Isa>
+struct x86_programs {
+  static constexpr bool available = false;
+};
+
+#if PQATTN_X86_AVX2
+
+/// Programs written with the operations `Ops` (x86/isa.hpp).
+template <class Ops>
+struct x86_kernels {
+  static constexpr bool available = true;
+  using codebook = resident_codebook<std::byte*>;
+  using span = code_span<std::byte*>;
+
+  /// Scratch on the stack: programs run on the caller's threads and may not allocate.
+  static constexpr std::size_t stack_bytes = std::size_t{96} * 1024;
+  /// Query rows served by one pass over the codes.
+  static constexpr std::size_t rows_at_once = 8;
+
+  [[nodiscard]] static bool serves(const geometry& shape, codebook_storage storage) noexcept {
+    return storage == codebook_storage::i8 && shape.code_bits() <= x86::widest_code<Ops>;
+  }
+  [[nodiscard]] static bool serves_scores(const geometry& shape, codebook_storage storage, std::size_t rows,
+                                          const rope& rotation, score_precision precision) noexcept {
+    if (!serves(shape, storage) || precision == score_precision::f32) {
+      return false;
+    }
+    const std::size_t at_once = rows < rows_at_once ? rows : rows_at_once;
+    return !rotation.enabled() || x86::rotary_scratch_bytes<Ops>(shape, rotation, at_once) <= stack_bytes;
+  }
+
+  [[nodiscard]] static x86::byte_codebook bytes_of(const codebook& book) noexcept {
+    const host_codebook planes{book};
+    return {reinterpret_cast<const std::int8_t*>(book.memory), planes.scales(), planes.offsets()};
+  }
+  [[nodiscard]] static x86::slot_run run_of(const span& codes, slot_range slots) noexcept {
+    return {reinterpret_cast<const std::uint8_t*>(codes.memory), codes.pages, host_block_bytes(codes.shape),
+            slots.first, slots.count};
+  }
+  [[nodiscard]] static x86::table_precision width_of(score_precision precision) noexcept {
+    return precision == score_precision::words ? x86::table_precision::words : x86::table_precision::bytes;
+  }
+
+  // --- scores after RoPE or without it: rounded tables, then scratch that only building them needs ---
+
+  [[nodiscard]] static std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation,
+                                               score_precision precision) noexcept {
+    if (rotation.enabled()) {
+      const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
+      return align_up(x86::rotary_book_bytes(shape, rotation)) + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)) +
+             row_batches(rows) * align_up(x86::rotary_query_bytes(pairs, rows_at_once));
+    }
+    return align_up(x86::score_table_bytes(shape, rows_at_once, width_of(precision))) * row_batches(rows) +
+           x86::score_table_scratch_bytes(shape);
+  }
+
+  static void prepare_tables(const query_rows& queries, const codebook& book, score_precision precision,
+                             std::byte* memory) noexcept {
+    const std::size_t step = align_up(x86::score_table_bytes(book.shape, rows_at_once, width_of(precision)));
+    std::byte* scratch = memory + step * row_batches(queries.rows);
+    for_each_batch(queries.rows, [&](std::size_t first, std::size_t rows) {
+      x86::build_score_tables<Ops>(book.shape, bytes_of(book), queries.row(first), rows, queries.stride,
+                                   width_of(precision), memory + first / rows_at_once * step, scratch);
+    });
+  }
+
+  static void score_tables(const std::byte* memory, score_precision precision, const span& codes, slot_range slots,
+                           const score_tile& tile) noexcept {
+    alignas(64) std::byte scratch[x86::table_scratch_bytes(rows_at_once)];
+    const std::size_t step = align_up(x86::score_table_bytes(codes.shape, rows_at_once, width_of(precision)));
+    for_each_batch(tile.rows, [&](std::size_t first, std::size_t rows) {
+      const x86::score_tables tables =
+          x86::score_tables_at(codes.shape, rows, width_of(precision), memory + first / rows_at_once * step);
+      x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride, scratch);
+    });
+  }
+
+  // --- scores of keys coded before RoPE: the codebook by pairs, the turn table of a block, the queries by pairs ---
+
+  struct rotary_memory {
+    std::byte* book;
+    std::byte* turns;
+    std::byte* queries;
+    std::size_t query_step;
+  };
+  [[nodiscard]] static rotary_memory carve_rotary(const geometry& shape, const rope& rotation,
+                                                  std::byte* memory) noexcept {
+    const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
+    std::byte* turns = memory + align_up(x86::rotary_book_bytes(shape, rotation));
+    return {memory, turns, turns + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)),
+            align_up(x86::rotary_query_bytes(pairs, rows_at_once))};
+  }
+
+  static void prepare_rotary(const query_rows& queries, const codebook& book, const rope& rotation,
+                             std::byte* memory) noexcept {
+    const rotary_memory parts = carve_rotary(book.shape, rotation, memory);
+    x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), parts.book);
+    x86::fill_turn_table<Ops>(rotation, nullptr, parts.turns);
+    const x86::rotary_book by_pairs = x86::rotary_book_at(book.shape, rotation, parts.book);
+    for_each_batch(queries.rows, [&](std::size_t first, std::size_t rows) {
+      x86::prepare_rotary_queries(by_pairs, queries.row(first), rows, queries.stride,
+                                  parts.queries + first / rows_at_once * parts.query_step);
+    });
+  }
+
+  static void score_rotary(std::byte* memory, const rope& rotation, const slot_positions& positions,
+                           const span& codes, slot_range slots, const score_tile& tile) noexcept {
+    alignas(64) std::byte scratch[stack_bytes];
+    const rotary_memory parts = carve_rotary(codes.shape, rotation, memory);
+    const x86::rotary_book book = x86::rotary_book_at(codes.shape, rotation, parts.book);
+    const auto turns = x86::turn_table_at<Ops>(rotation.pairs, parts.turns);
+    for_each_batch(tile.rows, [&](std::size_t first, std::size_t rows) {
+      const x86::rotary_queries queries =
+          x86::rotary_queries_at(book.count, rows, parts.queries + first / rows_at_once * parts.query_step);
+      x86::rotary_score<Ops>(book, rotation, turns, queries, run_of(codes, slots),
+                             [&](std::size_t slot) { return positions.at(slot); }, tile.row(first), tile.stride,
+                             scratch);
+    });
+  }
+
+  // --- values ---
+
+  static bool accumulate_values(const score_tile& tile, const codebook& book, const span& codes, slot_range slots,
+                                const float* skip_below, float* out, std::size_t stride) noexcept {
+    alignas(64) std::byte scratch[stack_bytes];
+    std::size_t at_once = rows_at_once;
+    while (at_once > 1 && x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
+      at_once /= 2;
+    }
+    if (!serves(book.shape, book.storage) || x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
+      return false;
+    }
+    std::size_t skipped = 0;
+    for (std::size_t first = 0; first < tile.rows; first += at_once) {
+      const std::size_t rows = tile.rows - first < at_once ? tile.rows - first : at_once;
+      x86::value_sum<Ops>(book.shape, bytes_of(book), run_of(codes, slots), tile.row(first), tile.stride, rows,
+                          skip_below == nullptr ? nullptr : skip_below + first, out + first * stride, stride, skipped,
+                          scratch);
+    }
+    return true;
+  }
+
+  // --- exact rows ---
+
+  /// Calls body(rows of the view's element type), if their channels are contiguous and aligned for the type.
+  template <class Body>
+  static bool with_exact_rows(const rows_view& view, const Body& body) noexcept {
+    if (view.col_stride != 1 || reinterpret_cast<std::uintptr_t>(view.data) % size_of(view.type) != 0) {
+      return false;
+    }
+    const auto call = [&](const auto* data) {
+      using element = std::remove_cv_t<std::remove_pointer_t<decltype(data)>>;
+      body(x86::exact_rows<element>{data, view.rows, view.cols, view.row_stride});
+    };
+    switch (view.type) {
+      case dtype::f32: call(static_cast<const float*>(view.data)); break;
+      case dtype::f16: call(static_cast<const half*>(view.data)); break;
+      case dtype::bf16: call(static_cast<const bfloat16*>(view.data)); break;
+    }
+    return true;
+  }
+  static bool score_rows(const query_rows& queries, const rows_view& rows, const score_tile& tile) noexcept {
+    return with_exact_rows(rows, [&](const auto& exact) {
+      x86::score_exact_rows<Ops>(exact, queries.data, queries.rows, queries.stride, tile.data, tile.stride);
+    });
+  }
+  static bool accumulate_rows(const score_tile& tile, const rows_view& rows, float* out, std::size_t stride) noexcept {
+    return with_exact_rows(rows, [&](const auto& exact) {
+      x86::add_exact_rows<Ops>(exact, tile.data, tile.rows, tile.stride, out, stride);
+    });
+  }
+
+  static void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, float& rescale) noexcept {
+    x86::softmax_row<Ops>(scores, count, masked_score, maximum, sum, rescale);
+  }
+
+  // --- training and coding ---
+
+  static void assign(const float* points, std::size_t stride, std::size_t count, std::size_t width,
+                     const float* centroids, std::uint32_t centroid_count, std::uint16_t* codes,
+                     float* distances) noexcept {
+    x86::assign_points<Ops>(points, stride, count, width, centroids, centroid_count, codes, distances);
+  }
+  static void add_points(const float* points, std::size_t stride, std::size_t count, std::size_t width,
+                         const float* weights, const std::uint16_t* codes, double* sums, double* mass) noexcept {
+    x86::add_points(points, stride, count, width, weights, codes, sums, mass);
+  }
+
+  /// Nearest centroid of one sub-vector, in planes of any storage.
+  [[nodiscard]] static std::uint32_t nearest(const host_codebook& book, std::uint32_t group, const float* x) noexcept {
+    const std::size_t entries = plane_entries(book.book.shape);
+    const std::size_t plane = book.plane_of(group, 0);
+    const std::size_t width = book.book.shape.width(group);
+    const std::size_t count = book.book.shape.centroids;
+    std::uint32_t code = 0;
+    switch (book.book.storage) {
+      case codebook_storage::f32:
+        x86::nearest_centroids<Ops, 1>(
+            x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries}, plane, width, count, &x, &code);
+        break;
+      case codebook_storage::f16:
+        x86::nearest_centroids<Ops, 1>(
+            x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries}, plane, width, count, &x, &code);
+        break;
+      case codebook_storage::i8:
+        x86::nearest_centroids<Ops, 1>(x86::byte_planes{reinterpret_cast<const std::int8_t*>(book.book.memory),
+                                                        book.scales(), book.offsets(), entries},
+                                       plane, width, count, &x, &code);
+        break;
+    }
+    return code;
+  }
+
+ private:
+  [[nodiscard]] static constexpr std::size_t row_batches(std::size_t rows) noexcept {
+    return (rows + rows_at_once - 1) / rows_at_once;
+  }
+  template <class Body>
+  static void for_each_batch(std::size_t rows, const Body& body) noexcept {
+    for (std::size_t first = 0; first < rows; first += rows_at_once) {
+      body(first, rows - first < rows_at_once ? rows - first : rows_at_once);
+    }
+  }
+};
+
+template <>
+struct x86_programs<isa::avx2> : x86_kernels<x86::avx2> {};
+#if PQATTN_X86_AVX512BW
+template <>
+struct x86_programs<isa::avx512> : x86_kernels<x86::avx512bw> {};
+#endif
+#if PQATTN_X86_AVX512VBMI
+template <>
+struct x86_programs<isa::avx512vbmi> : x86_kernels<x86::avx512vbmi> {};
+#endif
+
+#endif  // PQATTN_X86_AVX2
+
+}  // namespace detail
+}  // namespace v0
+}  // namespace pqattn
