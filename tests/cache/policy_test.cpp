@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+#include "pqattn/cache/policy.hpp"
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <vector>
+
+namespace {
+
+pqattn::pq_preset choose(std::uint32_t key_dim, std::uint32_t value_dim, double bits, std::size_t rows) {
+  std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
+  pqattn::pq_preset preset;
+  REQUIRE(choose_preset(key_dim, value_dim, bits, rows, workspace.data(), workspace.size(), preset).ok());
+  return preset;
+}
+
+}  // namespace
+
+TEST_CASE("presets meet their budget for any head size", "[cache][policy]") {
+  for (const std::uint32_t key_dim : {1u, 3u, 17u, 64u, 80u, 128u}) {
+    for (const std::uint32_t value_dim : {1u, key_dim, 40u}) {
+      for (double bits = 1.0; bits <= 6.0; bits += 0.37) {
+        for (const std::size_t rows : {std::size_t{2}, std::size_t{90}, std::size_t{5000}}) {
+          CAPTURE(key_dim, value_dim, bits, rows);
+          const auto preset = choose(key_dim, value_dim, bits, rows);
+          REQUIRE(check_geometry(preset.keys).ok());
+          REQUIRE(check_geometry(preset.values).ok());
+          REQUIRE(preset.keys.centroids <= std::max<std::size_t>(2, rows / 5));
+          const double spent = static_cast<double>(preset.keys.row_bits() + preset.values.row_bits()) /
+                               (key_dim + value_dim);
+          REQUIRE(std::abs(spent - preset.code_bits) < 1e-12);
+          REQUIRE(spent <= bits + 0.02);
+          // One code more or less is the finest step; a row of at most 8 stages of one bit bounds tiny rows.
+          if (rows == 5000 && key_dim >= 17 && value_dim >= 17) {
+            REQUIRE(spent >= bits - 0.07);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("presets at usual sizes", "[cache][policy]") {
+  const auto is = [](const pqattn::geometry& shape, std::uint32_t subvectors, std::uint32_t stages) {
+    return shape.subvectors == subvectors && shape.stages == stages && shape.centroids == 256;
+  };
+  const auto two = choose(64, 64, 2.0, 1528);
+  CHECK(is(two.keys, 4, 4));
+  CHECK(is(two.values, 8, 2));
+  const auto four = choose(128, 128, 4.0, 1528);
+  CHECK(is(four.keys, 32, 2));
+  CHECK(is(four.values, 32, 2));
+  CHECK(choose(64, 64, 2.0, 500).keys.centroids == 64);
+}
+
+TEST_CASE("presets refuse what cannot be", "[cache][policy]") {
+  std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
+  pqattn::pq_preset preset;
+  const auto run = [&](std::uint32_t dim, double bits, std::size_t rows, std::size_t bytes) {
+    return choose_preset(dim, 8, bits, rows, workspace.data(), bytes, preset).code;
+  };
+  using pqattn::status_code;
+  CHECK(run(0, 2.0, 100, workspace.size()) == status_code::invalid_argument);
+  CHECK(run(2000, 2.0, 100, workspace.size()) == status_code::invalid_argument);
+  CHECK(run(8, 0.0, 100, workspace.size()) == status_code::invalid_argument);
+  CHECK(run(8, std::nan(""), 100, workspace.size()) == status_code::invalid_argument);
+  CHECK(run(8, 2.0, 1, workspace.size()) == status_code::too_few_samples);
+  CHECK(run(8, 2.0, 100, 64) == status_code::capacity);
+}
