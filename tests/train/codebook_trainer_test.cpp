@@ -19,6 +19,7 @@
 #include "support/random_data.hpp"
 #include "support/reference.hpp"
 #include "support/resident.hpp"
+#include "support/sanitizers.hpp"
 #include "support/shared_data.hpp"
 #include "support/strided_matrix.hpp"
 
@@ -463,15 +464,13 @@ TEST_CASE("distortion on normal data, two channels in 4 bits", "[train]") {
   CHECK(error > 0.09);
 }
 
-// The figures at full size; unoptimised builds leave them out.
-#ifdef NDEBUG
-#define PQATTN_TEST_SLOW "[train][slow]"
+TEST_CASE("distortion on normal data at full size", "[train][slow]") {
+#if PQATTN_TEST_ASAN
+  SKIP("takes minutes under AddressSanitizer");
 #else
-#define PQATTN_TEST_SLOW "[train][.][slow]"
-#endif
-TEST_CASE("distortion on normal data at full size", PQATTN_TEST_SLOW) {
   CHECK(gaussian_distortion(32768, {128, 32, 256}) <= 0.098);
   CHECK(gaussian_distortion(32768, {128, 64, 16}) <= 0.111);
+#endif
 }
 
 TEST_CASE("real keys before RoPE and values, trained on three quarters, code the rest", "[train]") {
