@@ -560,8 +560,20 @@ inline void rotary_blocks(const rotary_book& book, const turn_table<Isa>& turns,
     codes[b] = run.block(block + b);
     turn_queries<Isa>(book, queries, bases[b], scratch.queries + b * query_block);
   }
+  const std::size_t end = run.end_block();
+  const std::size_t after = block + blocks;
+  const std::size_t ahead = end - after < rotary_batch ? end - after : rotary_batch;
   for (std::size_t pair = 0; pair < book.count; pair += rotary_chunk) {
     const std::size_t count = book.count - pair < rotary_chunk ? book.count - pair : rotary_chunk;
+    // The next batch is fetched meanwhile, a share of every block with each chunk.
+    const std::size_t from = run.block_bytes * pair / book.count;
+    const std::size_t to = run.block_bytes * (pair + count) / book.count;
+    for (std::size_t b = 0; b < ahead; ++b) {
+      const auto* next = reinterpret_cast<const char*>(run.block(after + b));
+      for (std::size_t line = from & ~std::size_t{63}; line < to; line += 64) {
+        _mm_prefetch(next + line, _MM_HINT_T0);
+      }
+    }
     turn_keys<Isa, Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
     for (std::size_t b = 0; b < blocks; ++b) {
       sum_block<Isa>(scratch.keys + b * rotary_chunk * 256, count, scratch.queries + b * query_block + pair,
