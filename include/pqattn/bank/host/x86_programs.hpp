@@ -9,6 +9,7 @@
 
 #include "../../core/memory.hpp"
 #include "../bank.hpp"
+#include "code_block.hpp"
 #include "host_options.hpp"
 #include "isa.hpp"
 #include "resident.hpp"

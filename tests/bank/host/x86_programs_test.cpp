@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// What the host bank answers with its kernels against what it answers in f32, on codebooks stored as bytes.
+#include <pqattn/bank/host/x86_programs.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <vector>
+
+#include "pqattn/attend/attend.hpp"
+#include "pqattn/bank/host/host_bank.hpp"
+#include "support/memory_resources.hpp"
+#include "support/message.hpp"
+#include "support/random_data.hpp"
+
+namespace {
+
+using namespace pqattn;
+using pqattn_test::random_data;
+
+struct case_shape {
+  geometry shape;
+  std::size_t rows;
+  std::size_t tokens;
+  std::uint32_t pairs;
+  rope_pairing pairing;
+  bool scattered;
+};
+
+double relative_error(const std::vector<float>& got, const std::vector<float>& expected) {
+  double error = 0.0;
+  double norm = 0.0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double difference = static_cast<double>(got[i]) - static_cast<double>(expected[i]);
+    error += difference * difference;
+    norm += static_cast<double>(expected[i]) * static_cast<double>(expected[i]);
+  }
+  return error / norm;
+}
+
+/// One KV head's codes and codebooks, the same for every bank.
+struct coded_head {
+  const case_shape& in;
+  std::vector<float> tables;
+  rope rotation;
+  std::vector<float> key_centroids;
+  std::vector<float> value_centroids;
+  std::vector<std::uint16_t> codes;
+  std::vector<std::int32_t> positions;
+  std::vector<float> queries;
+
+  coded_head(random_data& random, const case_shape& shape) : in(shape) {
+    std::vector<float> frequencies(in.pairs);
+    fill_rope_frequencies(frequencies.data(), 2 * in.pairs, 10000.0);
+    tables.resize(rope_floats(in.pairs));
+    REQUIRE_OK(build_rope(frequencies.data(), in.pairs, in.pairing, tables.data(), rotation));
+    key_centroids = random.normals(in.shape.codebook_values(), 1.0f, 0.5f);
+    value_centroids = random.normals(in.shape.codebook_values(), 1.0f, -0.3f);
+    codes = random.codes(in.tokens * in.shape.groups(), in.shape.centroids);
+    queries = random.normals(in.rows * in.shape.dim, 0.7f);
+    for (std::size_t t = 0; t < in.tokens; ++t) {
+      positions.push_back(static_cast<std::int32_t>(in.scattered ? 3 * t + t % 2 : 100000 + t));
+    }
+  }
+
+  std::vector<float> attend_on(const host_bank<>& bank, pqattn_test::counting_resource& memory) const {
+    const auto place = [&](const std::vector<float>& centroids) {
+      resident_codebook<std::byte*> book{in.shape, codebook_storage::i8, nullptr};
+      REQUIRE_OK(bank.reserve(bank.codebook_bytes(in.shape, book.storage), book.memory));
+      REQUIRE_OK(bank.store_codebook({in.shape, centroids.data()}, book));
+      return book;
+    };
+    segment<std::byte*> tokens;
+    tokens.keys.coded = tokens.values.coded = true;
+    tokens.keys.book = place(key_centroids);
+    tokens.values.book = place(value_centroids);
+    code_span<std::byte*> span{in.shape, nullptr, nullptr};
+    const std::size_t code_bytes = blocks_for(in.tokens) * bank.code_block_bytes(in.shape);
+    REQUIRE_OK(bank.reserve(code_bytes, span.memory));
+    std::memset(span.memory, 0xee, code_bytes);
+    REQUIRE_OK(bank.store_codes(span, {0, in.tokens}, codes.data()));
+    tokens.keys.codes = tokens.values.codes = span;
+    tokens.slots = {0, in.tokens};
+    tokens.positions = {0, positions.data()};
+    tokens.rotation = rotation;
+    const std::size_t table_bytes = bank.table_bytes(in.shape, in.rows, rotation);
+    REQUIRE_OK(bank.reserve(table_bytes, tokens.tables));
+    std::vector<std::byte> workspace(
+        attention_workspace_bytes(&tokens, 1, in.rows, in.shape.dim, in.shape.dim, 1));
+    std::vector<float> out(in.rows * in.shape.dim);
+    std::vector<float> lse(in.rows);
+    const std::size_t before = memory.allocations;
+    REQUIRE_OK(attend(bank, view_rows(queries.data(), in.rows, in.shape.dim), &tokens, 1, {}, workspace.data(),
+                      workspace.size(), ref_rows(out.data(), in.rows, in.shape.dim), lse.data()));
+    CHECK(memory.allocations == before);
+    bank.release(tokens.tables, table_bytes);
+    bank.release(span.memory, code_bytes);
+    bank.release(tokens.keys.book.memory, bank.codebook_bytes(in.shape, codebook_storage::i8));
+    bank.release(tokens.values.book.memory, bank.codebook_bytes(in.shape, codebook_storage::i8));
+    out.insert(out.end(), lse.begin(), lse.end());
+    return out;
+  }
+};
+
+TEST_CASE("the default host bank answers as the exact one does, to rounding", "[bank]") {
+  random_data random(51);
+  CAPTURE(random.seed(), detail::x86_programs<isa::native>::available);
+  const case_shape cases[] = {
+      {{64, 16, 256}, 1, 1000, 0, {}, false},
+      {{64, 16, 256}, 4, 5000, 32, rope_pairing::half_split, false},
+      {{128, 32, 256}, 8, 700, 64, rope_pairing::interleaved, false},
+      {{80, 20, 16}, 17, 300, 30, rope_pairing::half_split, false},
+      {{96, 48, 16, 2}, 3, 130, 48, rope_pairing::half_split, true},
+      {{33, 7, 60}, 9, 65, 16, rope_pairing::half_split, false},
+      {{576, 72, 256}, 5, 90, 32, rope_pairing::interleaved, false},
+      {{1024, 128, 64}, 12, 70, 512, rope_pairing::half_split, false},
+      {{40, 10, 512}, 2, 300, 20, rope_pairing::half_split, false},
+      {{40, 10, 4096}, 2, 300, 20, rope_pairing::half_split, false},
+  };
+  for (const case_shape& in : cases) {
+    CAPTURE(in.shape.dim, in.shape.subvectors, in.shape.centroids, in.shape.stages, in.rows, in.tokens, in.pairs);
+    const coded_head head(random, in);
+    pqattn_test::counting_resource memory;
+    const host_bank<> exact(memory.resource(), exact_arithmetic);
+    const host_bank<> rounded(memory.resource());
+    const host_bank<> words(memory.resource(), {score_precision::words, true});
+    const std::vector<float> reference = head.attend_on(exact, memory);
+    CHECK(relative_error(head.attend_on(rounded, memory), reference) < 5e-4);
+    CHECK(relative_error(head.attend_on(words, memory), reference) < 5e-4);
+    CHECK(memory.mistakes == 0);
+  }
+}
+
+TEST_CASE("the search for the nearest centroid is the portable one, near ties aside", "[bank]") {
+  random_data random(52);
+  CAPTURE(random.seed());
+  for (const codebook_storage storage : {codebook_storage::f32, codebook_storage::f16, codebook_storage::i8}) {
+    for (const geometry& shape : {geometry{16, 4, 256}, geometry{15, 4, 33}, geometry{64, 2, 300}}) {
+      const host_bank<> bank;
+      std::vector<float> centroids = random.normals(shape.codebook_values());
+      resident_codebook<std::byte*> book{shape, storage, nullptr};
+      REQUIRE_OK(bank.reserve(bank.codebook_bytes(shape, storage), book.memory));
+      REQUIRE_OK(bank.store_codebook({shape, centroids.data()}, book));
+      const detail::host_codebook planes{book};
+      for (int trial = 0; trial < 200; ++trial) {
+        std::vector<float> x = random.normals(shape.max_width());
+        for (std::uint32_t group = 0; group < shape.groups(); ++group) {
+          const std::uint32_t portable = detail::nearest_centroid<isa::native>(planes, group, x.data());
+          std::uint32_t chosen = portable;
+          if constexpr (detail::x86_programs<isa::native>::available) {
+            chosen = detail::x86_programs<isa::native>::nearest(planes, group, x.data());
+          }
+          // The kernels round x - entry in another place: another centroid may win only as a near tie.
+          if (chosen != portable) {
+            const auto distance = [&](std::uint32_t k) {
+              double sum = 0.0;
+              for (std::uint32_t c = 0; c < shape.width(group); ++c) {
+                const double d = static_cast<double>(x[c]) - static_cast<double>(planes.entry(planes.plane_of(group, c), k));
+                sum += d * d;
+              }
+              return sum;
+            };
+            CHECK(std::abs(distance(chosen) - distance(portable)) < 1e-5 * distance(portable));
+          }
+        }
+      }
+      bank.release(book.memory, bank.codebook_bytes(shape, storage));
+    }
+  }
+}
+
+}  // namespace
