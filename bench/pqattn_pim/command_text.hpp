@@ -26,6 +26,7 @@ inline constexpr const char* command_format_help =
     "  RD bank row col [n]     WR bank row col [n]      n columns of a row, to or from the buffer die\n"
     "  HOST_RD, HOST_WR        as RD and WR, to or from the host\n"
     "  MAC row col [n] [set]   n columns of MACs, in every bank of the set at once\n"
+    "  LD, ST row col [n] [set]  n columns into the units' registers, or from them, in every bank of the set\n"
     "  LUT row n [set]         n look-ups in a row, in every bank of the set at once\n"
     "  WRGB [n]                broadcast n columns to the global buffer\n"
     "  MV_OUT [n]  MV_IN [n]   n columns of results out of the banks, or of operands into their registers\n"

@@ -15,6 +15,7 @@
 
 #include "check.hpp"
 #include "command_text.hpp"
+#include "study.hpp"
 #include "trace_report.hpp"
 
 namespace {
@@ -149,6 +150,17 @@ int run_devices(const std::string& name) {
   return ok;
 }
 
+int run_study(const std::string& name, const std::string& folder) {
+  pim::device device;
+  if (!find_device(name, device)) {
+    return failed;
+  }
+  if (!device.pim.present || device.pim.banks_per_unit > 2) {
+    return complain(name + ": has no PIM units, or units shared by more than two banks");
+  }
+  return pqattn_pim::pim_study(device, folder).run() ? ok : complain("cannot write into \"" + folder + "\"");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -174,6 +186,12 @@ int main(int argc, char** argv) {
   CLI::App* devices_command = app.add_subcommand("devices", "List the presets, or print one device as JSON");
   devices_command->add_option("device", device, "A preset or a JSON file");
 
+  std::string study_device = "hbm3_attacc";
+  std::string study_folder;
+  CLI::App* study_command = app.add_subcommand("study", "Decode steps in several systems, as tables (docs/pim.md)");
+  study_command->add_option("--device", study_device, "A preset or a JSON file")->capture_default_str();
+  study_command->add_option("--output", study_folder, "Existing folder for the tables as CSV");
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -184,6 +202,9 @@ int main(int argc, char** argv) {
   }
   if (*check_command) {
     return run_check(check);
+  }
+  if (*study_command) {
+    return run_study(study_device, study_folder);
   }
   return run_devices(device);
 }

@@ -8,7 +8,7 @@
 //  - A table of more than one row is looked up row by row, with the codes spread evenly over the rows.
 //  - Multiplying what a look-up slot returns is hidden behind the next slot.
 //  - Partial sums of `banks_added` banks are added on their way to the buffer die.
-//  - Argmin, softmax and reciprocals run on the buffer die at pim_units::softmax_per_cycle elements per cycle.
+//  - Argmin (unless it is beside the banks), softmax and reciprocals run on the buffer die at pim_units::softmax_per_cycle elements per cycle.
 // Exact rows stay with the processor and are counted as its work.
 #pragma once
 
@@ -39,6 +39,7 @@ struct bank_options {
   std::int32_t codebook_rows = 0;  ///< rows of the codebook region; 0 = an eighth of a bank
   std::int32_t banks_added = 0;    ///< banks whose partial sums are added before they move; 0 = a bank group
   std::int32_t update_slots = 2;   ///< column slots of one read-modify-write of a histogram bin
+  bool argmin_in_banks = false;    ///< comparing units beside the banks: only codes leave, not distances
   bool share_lookups = false;      ///< one look-up serves all query rows: their table entries lie side by side
   bool overflow_to_host = false;   ///< what does not fit lies on the host and is fetched over the link at each use
   walk_options walk;
@@ -241,9 +242,7 @@ class bank_programs {
           sweep(opcode::mac_ab, points, done, std::min(row_bytes(), bytes - done));
         }
       }
-      fence();
-      move(opcode::mv_out, in_channel * centroids * entry_bytes());
-      emit({.op = opcode::sfm, .count = in_channel * centroids});
+      compare(in_channel, centroids);
     });
     host_.from_device_bytes += static_cast<std::int64_t>(count) * 6;
     host_.to_device_bytes += std::int64_t{centroids} * width * 4;
@@ -630,7 +629,6 @@ class bank_programs {
   }
   void encode_batch(const resident_codebook<address>& book, const code_placement& p, std::int64_t tokens) noexcept {
     const std::int64_t stride = book_stride(book.shape, book.storage);
-    const std::int64_t distances = tokens * p.stripes_per_channel * p.groups * std::int64_t{book.shape.centroids};
     move(opcode::wrgb, tokens * p.stripes_per_channel * book.shape.dim * entry_bytes());
     for (std::int64_t f = 0; f < p.groups_per_bank; ++f) {
       for (std::int64_t done = 0; done < value_bytes(book); done += row_bytes()) {
@@ -639,9 +637,17 @@ class bank_programs {
         }
       }
     }
+    compare(tokens * p.stripes_per_channel * p.groups, book.shape.centroids);
+  }
+  /// Finds the nearest of `centroids` distances, `codes` times.
+  void compare(std::int64_t codes, std::int64_t centroids) noexcept {
     fence();
-    move(opcode::mv_out, distances * entry_bytes());
-    emit({.op = opcode::sfm, .count = distances});
+    if (options_.argmin_in_banks) {
+      move(opcode::mv_out, codes * 2);
+      return;
+    }
+    move(opcode::mv_out, codes * centroids * entry_bytes());
+    emit({.op = opcode::sfm, .count = codes * centroids});
   }
   /// Tables of one group of each bank.
   void build_tables(const resident_codebook<address>& book, std::int64_t f, std::int64_t query_rows,
