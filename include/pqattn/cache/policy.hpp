@@ -31,7 +31,7 @@ namespace detail {
 /// per bit, and what fewer bits per code and another number of stages than preferred cost at the same rate.
 [[nodiscard]] inline double expected_error(bool keys, double rate, std::uint32_t stages, std::uint32_t bits,
                                            std::uint32_t top_bits) noexcept {
-  const double stage_gap = std::abs(std::log2(static_cast<double>(stages) / preferred_stages(keys, rate)));
+  const double stage_gap = (std::abs)(std::log2(static_cast<double>(stages) / preferred_stages(keys, rate)));
   const double penalty = 0.4 * stage_gap + 0.25 * static_cast<double>(top_bits - bits);
   return (keys ? 1.5 : 1.0) * std::exp2(penalty - 1.7 * rate);
 }

@@ -105,7 +105,7 @@ inline void prepare_metric_group(const geometry& shape, const float* metric, std
     half_norms[k] = static_cast<float>(0.5 * norm);
   }
   for (std::size_t k = shape.centroids; k < lanes; ++k) {
-    half_norms[k] = std::numeric_limits<float>::max();
+    half_norms[k] = (std::numeric_limits<float>::max)();
     for (std::uint32_t c = 0; c < width; ++c) {
       planes[c * lanes + k] = 0.0f;
     }
@@ -122,7 +122,7 @@ template <class Isa>
   batch best[chains];
   batch winner[chains];
   for (std::size_t u = 0; u < chains; ++u) {
-    best[u] = batch(std::numeric_limits<float>::max());
+    best[u] = batch((std::numeric_limits<float>::max)());
     winner[u] = batch(0.0f);
   }
   for (std::size_t k = 0; k < lanes; k += chains * wide) {
@@ -150,7 +150,7 @@ template <class Isa>
     best[u].store_aligned(costs + u * wide);
     winner[u].store_aligned(starts + u * wide);
   }
-  float lowest = std::numeric_limits<float>::max();
+  float lowest = (std::numeric_limits<float>::max)();
   std::size_t code = 0;
   for (std::size_t i = 0; i < chains * wide; ++i) {
     const std::size_t index = static_cast<std::size_t>(starts[i]) + i;

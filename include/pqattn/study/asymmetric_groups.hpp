@@ -22,8 +22,8 @@ inline void code_asymmetric_group(float* x, std::size_t count, std::size_t strid
   float low = x[0];
   float high = x[0];
   for (std::size_t i = 1; i < count; ++i) {
-    low = std::min(low, x[i * stride]);
-    high = std::max(high, x[i * stride]);
+    low = (std::min)(low, x[i * stride]);
+    high = (std::max)(high, x[i * stride]);
   }
   const float zero = through_half(low);
   const float scale = through_half((high - low) / levels);
@@ -42,7 +42,7 @@ inline std::size_t code_kivi_keys(float* rows, std::size_t count, std::size_t di
   const auto levels = static_cast<float>((1u << bits) - 1);
   std::size_t spent = 0;
   for (std::size_t first = 0; first < count; first += kivi_group) {
-    const std::size_t tokens = std::min(kivi_group, count - first);
+    const std::size_t tokens = (std::min)(kivi_group, count - first);
     for (std::size_t channel = 0; channel < dim; ++channel) {
       detail::code_asymmetric_group(rows + first * dim + channel, tokens, dim, levels);
       spent += bits * tokens + 32;
@@ -57,7 +57,7 @@ inline std::size_t code_kivi_values(float* rows, std::size_t count, std::size_t 
   std::size_t spent = 0;
   for (std::size_t r = 0; r < count; ++r) {
     for (std::size_t first = 0; first < dim; first += kivi_group) {
-      const std::size_t width = std::min(kivi_group, dim - first);
+      const std::size_t width = (std::min)(kivi_group, dim - first);
       detail::code_asymmetric_group(rows + r * dim + first, width, 1, levels);
       spent += bits * width + 32;
     }

@@ -95,7 +95,7 @@ struct attention_error_workspace {
   double* approximate_output = nullptr;
 
   attention_error_workspace(carver& memory, std::size_t tokens, std::size_t d_k, std::size_t d_v) noexcept
-      : row(memory.take<float>(std::max(d_k, d_v))),
+      : row(memory.take<float>((std::max)(d_k, d_v))),
         keys(memory.take<double>(tokens * d_k)),
         values(memory.take<double>(tokens * d_v)),
         reconstructed_keys(memory.take<double>(tokens * d_k)),
@@ -122,8 +122,8 @@ struct query_span {
   std::size_t tokens;
 
   query_span(const attention_window& window, std::size_t position) noexcept
-      : sinks(std::min(window.sinks, position + 1)),
-        coded_end(std::max(sinks, position + 1 - std::min(window.recent, position + 1))),
+      : sinks((std::min)(window.sinks, position + 1)),
+        coded_end((std::max)(sinks, position + 1 - (std::min)(window.recent, position + 1))),
         tokens(position + 1) {}
 };
 
@@ -156,7 +156,7 @@ inline void judge_row(const query_span& span, double* scores, double* approximat
   const double approximate_sum = approximate_row.sum();
   approximate_row /= approximate_sum;
   const double lse_difference = exact_maximum + std::log(exact_sum) - approximate_maximum - std::log(approximate_sum);
-  sum.kl_sum += std::max(0.0, mean_difference - lse_difference);
+  sum.kl_sum += (std::max)(0.0, mean_difference - lse_difference);
 
   const auto sinks = static_cast<Eigen::Index>(span.sinks);
   const auto coded = static_cast<Eigen::Index>(span.coded_end - span.sinks);
@@ -169,8 +169,8 @@ inline void judge_row(const query_span& span, double* scores, double* approximat
 inline void block_outputs(const attention_window& window, std::size_t first, std::size_t rows, std::size_t d_v,
                           const attention_error_workspace& work) {
   const std::size_t tokens = first + rows;
-  const std::size_t sinks = std::min(window.sinks, tokens);
-  const std::size_t recent_from = std::max(sinks, first + 1 - std::min(window.recent, first + 1));
+  const std::size_t sinks = (std::min)(window.sinks, tokens);
+  const std::size_t recent_from = (std::max)(sinks, first + 1 - (std::min)(window.recent, first + 1));
   const std::size_t recent = tokens - recent_from;
   const std::size_t exact_tokens = sinks + recent;
   std::fill_n(work.exact_part, rows * exact_tokens, 0.0);
@@ -278,7 +278,7 @@ inline void judge_block(const rows_view& queries, const attention_window& window
   detail::widen_rows(head.reconstructed_keys, work.row, work.reconstructed_keys);
   detail::widen_rows(head.reconstructed_values, work.row, work.reconstructed_values);
   for (std::size_t first = window.first_query; first < tokens; first += detail::study_block_rows) {
-    const std::size_t rows = std::min(detail::study_block_rows, tokens - first);
+    const std::size_t rows = (std::min)(detail::study_block_rows, tokens - first);
     detail::judge_block(queries, window, scale, first, rows, head.values.cols, work, sum);
   }
   return {};

@@ -30,7 +30,7 @@ namespace detail {
 inline void code_q8_0_block(float* x, std::size_t count) noexcept {
   float largest = 0.0f;
   for (std::size_t i = 0; i < count; ++i) {
-    largest = std::max(largest, std::fabs(x[i]));
+    largest = (std::max)(largest, std::fabs(x[i]));
   }
   const float scale = largest / 127.0f;
   const float inverse = reciprocal_scale(scale);
@@ -49,7 +49,7 @@ inline void code_q4_0_block(float* x, std::size_t count) noexcept {
   const float inverse = reciprocal_scale(scale);
   const float stored = through_half(scale);
   for (std::size_t i = 0; i < count; ++i) {
-    const int code = static_cast<int>(std::min(15.0f, x[i] * inverse + 8.5f));
+    const int code = static_cast<int>((std::min)(15.0f, x[i] * inverse + 8.5f));
     x[i] = static_cast<float>(code - 8) * stored;
   }
 }
@@ -59,7 +59,7 @@ std::size_t code_blocks(float* rows, std::size_t count, std::size_t dim, std::si
   std::size_t spent = 0;
   for (std::size_t r = 0; r < count; ++r) {
     for (std::size_t first = 0; first < dim; first += ggml_block) {
-      const std::size_t width = std::min(ggml_block, dim - first);
+      const std::size_t width = (std::min)(ggml_block, dim - first);
       code(rows + r * dim + first, width);
       spent += bits * width + 16;
     }

@@ -69,7 +69,7 @@ struct gaussian_codebook {
       const double high = last ? 0.0 : thresholds[i];
       const double mass = (first ? 1.0 : above(low)) - (last ? 0.0 : above(high));
       const double mean = ((first ? 0.0 : density(low)) - (last ? 0.0 : density(high))) / mass;
-      moved = std::max(moved, std::fabs(mean - centroids[i]));
+      moved = (std::max)(moved, std::fabs(mean - centroids[i]));
       centroids[i] = mean;
     }
     return moved;

@@ -145,7 +145,7 @@ class npy_header_scanner {
     value = 0;
     for (; next_ != end_ && *next_ >= '0' && *next_ <= '9'; ++next_) {
       const auto digit = static_cast<std::size_t>(*next_ - '0');
-      if (value > (std::numeric_limits<std::size_t>::max() - digit) / 10) {
+      if (value > ((std::numeric_limits<std::size_t>::max)() - digit) / 10) {
         return false;
       }
       value = value * 10 + digit;
@@ -209,7 +209,7 @@ class npy_header_scanner {
 
 /// Product of the shape; refuses what does not fit the address space, whatever the order of the extents.
 [[nodiscard]] inline status count_npy_elements(npy_array_view& array) noexcept {
-  constexpr std::size_t limit = static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max()) / 8;
+  constexpr std::size_t limit = static_cast<std::size_t>((std::numeric_limits<std::ptrdiff_t>::max)()) / 8;
   std::size_t elements = 1;
   for (std::size_t axis = 0; axis < array.rank; ++axis) {
     if (array.shape[axis] == 0) {

@@ -59,7 +59,7 @@ class file_handle {
     if (size < bytes.size()) {
       return {};
     }
-    if (bytes.size() > std::numeric_limits<std::size_t>::max() / 4) {
+    if (bytes.size() > (std::numeric_limits<std::size_t>::max)() / 4) {
       return failure(status_code::out_of_memory, "file", "is larger than the address space");
     }
     buffer larger;
@@ -74,7 +74,7 @@ class file_handle {
 /// Reads and parses the file at `path`. Fails with io_error when it cannot be opened or read, out_of_memory when it has
 /// more than `limit_bytes` bytes or the resource refuses, and as parse_npy does. `loaded` is unchanged on failure.
 [[nodiscard]] inline status load_npy(const char* path, npy_file& loaded,
-                                     std::size_t limit_bytes = std::numeric_limits<std::size_t>::max() / 4,
+                                     std::size_t limit_bytes = (std::numeric_limits<std::size_t>::max)() / 4,
                                      const memory_resource& resource = {}) {
   const detail::file_handle file(path);
   if (file.get() == nullptr) {

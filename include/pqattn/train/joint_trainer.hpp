@@ -184,7 +184,7 @@ struct joint_run {
     kmeans_report found;
     PQATTN_TRY(kmeans(bank, points, weights, count, width, shape.centroids, settings, resident, kmeans_memory, progress,
                       book, nullptr, found));
-    report.iterations = std::max(report.iterations, found.iterations);
+    report.iterations = (std::max)(report.iterations, found.iterations);
     report.empty_clusters += found.empty_clusters;
     for (std::uint32_t k = 0; k < shape.centroids; ++k) {
       float* centroid = book + std::size_t{k} * width;
