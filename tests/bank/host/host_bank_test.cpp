@@ -19,6 +19,16 @@ static_assert(native_bank::concurrent);
 
 TEST_CASE("the host bank keeps the contract on the native instruction set", "[bank]") {
   native_bank bank;
+  pqattn_test::check_bank(bank, pqattn_test::rounding_limits);
+}
+
+TEST_CASE("the host bank keeps the contract with 16-bit tables", "[bank]") {
+  native_bank bank(pqattn::host_options{pqattn::score_precision::words, true});
+  pqattn_test::check_bank(bank, pqattn_test::rounding_limits);
+}
+
+TEST_CASE("the host bank computes in f32 where it is told to", "[bank]") {
+  native_bank bank(pqattn::exact_arithmetic);
   pqattn_test::check_bank(bank, pqattn_test::f32_limits);
 }
 

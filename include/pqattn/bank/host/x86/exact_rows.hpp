@@ -197,6 +197,57 @@ inline void add_exact_tile(const exact_rows<Element>& rows, std::size_t first, s
   }
 }
 
+/// Whether token t weighs nothing in all Rows rows.
+template <std::size_t Rows>
+PQATTN_ALWAYS_INLINE bool is_masked(const float* probabilities, std::size_t stride, std::size_t t) noexcept {
+  float mass = 0.0f;
+  for (std::size_t row = 0; row < Rows; ++row) {
+    mass += probabilities[row * stride + t];
+  }
+  return mass == 0.0f;
+}
+
+/// Whether any token of [first, last) weighs nothing in all Rows rows.
+template <class Isa, std::size_t Rows>
+inline bool any_masked(const float* probabilities, std::size_t stride, std::size_t first, std::size_t last) noexcept {
+  typename Isa::floats highest = Isa::setf(-1.0f);  // of the negated masses
+  for (; first + Isa::lanes <= last; first += Isa::lanes) {
+    typename Isa::floats negated = Isa::setf(0.0f);
+    PQATTN_X86_UNROLL
+    for (std::size_t row = 0; row < Rows; ++row) {
+      negated = Isa::subf(negated, Isa::loadf(probabilities + row * stride + first));
+    }
+    highest = Isa::maxf(highest, negated);
+  }
+  bool found = Isa::largest(highest) == 0.0f;
+  for (; first < last; ++first) {
+    found = found || is_masked<Rows>(probabilities, stride, first);
+  }
+  return found;
+}
+
+/// Adds a tile of tokens to Rows rows, leaving out those that weigh nothing: a masked token may hold anything, and
+/// 0 * NaN is not 0. Few tiles have any, so this costs one look at the probabilities.
+template <class Isa, std::size_t Rows, class Element>
+inline void add_live_tile(const exact_rows<Element>& rows, std::size_t first, std::size_t last,
+                          const float* probabilities, std::size_t stride, float* out, std::size_t out_stride,
+                          bool prefetch) noexcept {
+  if (!any_masked<Isa, Rows>(probabilities, stride, first, last)) {
+    add_exact_tile<Isa, Rows>(rows, first, last, probabilities, stride, out, out_stride, prefetch);
+    return;
+  }
+  while (first < last) {
+    std::size_t end = first;
+    while (end < last && !is_masked<Rows>(probabilities, stride, end)) {
+      ++end;
+    }
+    if (end > first) {
+      add_exact_tile<Isa, Rows>(rows, first, end, probabilities, stride, out, out_stride, prefetch);
+    }
+    first = end + 1;
+  }
+}
+
 }  // namespace detail
 
 /// out[row * stride + t] = <query row, token row t>, f32 sums.
@@ -226,7 +277,8 @@ inline void score_exact_rows(const exact_rows<Element>& rows, const float* queri
   }
 }
 
-/// out[row * out_stride + c] += sum over t of probabilities[row * stride + t] * token row t, element c.
+/// out[row * out_stride + c] += sum over t of probabilities[row * stride + t] * token row t, element c. Probabilities
+/// are not negative; a token that has 0 in every row adds nothing, whatever it holds.
 template <class Isa, class Element>
 inline void add_exact_rows(const exact_rows<Element>& rows, const float* probabilities, std::size_t query_rows,
                            std::size_t stride, float* out, std::size_t out_stride) noexcept {
@@ -234,8 +286,8 @@ inline void add_exact_rows(const exact_rows<Element>& rows, const float* probabi
     const std::size_t end = tile + 64 < rows.count ? tile + 64 : rows.count;
     std::size_t query = 0;
     const auto run = [&]<std::size_t Rows>() noexcept {
-      detail::add_exact_tile<Isa, Rows>(rows, tile, end, probabilities + query * stride, stride,
-                                        out + query * out_stride, out_stride, query == 0);
+      detail::add_live_tile<Isa, Rows>(rows, tile, end, probabilities + query * stride, stride,
+                                       out + query * out_stride, out_stride, query == 0);
       query += Rows;
     };
     while (query_rows - query >= 4) {
