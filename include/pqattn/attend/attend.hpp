@@ -218,6 +218,14 @@ status check_source(const token_source<Address>& source, std::size_t dim, std::s
   return {};
 }
 
+/// Whether the tables prepared for one segment serve another: chunks of one context share codebook and tables.
+template <class Address>
+[[nodiscard]] bool share_tables(const segment<Address>& prepared, const segment<Address>& next) noexcept {
+  return prepared.tables == next.tables && prepared.keys.book.memory == next.keys.book.memory &&
+         prepared.keys.book.shape == next.keys.book.shape && prepared.keys.book.storage == next.keys.book.storage &&
+         prepared.rotation.angles == next.rotation.angles && prepared.rotation.pairs == next.rotation.pairs;
+}
+
 template <class Address>
 status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::size_t value_dim) noexcept {
   const std::size_t end = tokens.slots.first + tokens.slots.count;
@@ -321,11 +329,13 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   };
 
   std::size_t first_part = 0;
+  const segment<typename Bank::address>* prepared = nullptr;  // whose tables are in the bank
   for (std::size_t i = 0; i < segment_count; ++i) {
     const segment<typename Bank::address>& tokens = segments[i];
     const std::size_t count = detail::parts_of(tokens);
-    if (count != 0 && tokens.keys.coded) {
+    if (count != 0 && tokens.keys.coded && (prepared == nullptr || !detail::share_tables(*prepared, tokens))) {
       PQATTN_TRY(bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables));
+      prepared = &tokens;
     }
     std::atomic<bool> failed{false};
     status outcome;

@@ -53,7 +53,7 @@ class head_cache {
     made.keys_ = side_store<Bank>(bank, resource, config.keys, key_forms, config.sinks, config.recent);
     made.values_ = side_store<Bank>(bank, resource, config.values, value_forms, config.sinks, config.recent);
     made.weights_ = growable<float>(resource);
-    const std::size_t widest = std::max(config.keys.shape.dim, config.values.shape.dim);
+    const std::size_t widest = (std::max)(config.keys.shape.dim, config.values.shape.dim);
     PQATTN_TRY(buffer::make(resource, block_tokens * widest * sizeof(float), made.row_tile_));
     result = std::move(made);
     return {};
@@ -262,7 +262,7 @@ class head_cache {
     const std::size_t to_sinks = store.sinks_from(arriving.rows);
     const rows_view added = arriving.slice(to_sinks, arriving.rows - to_sinks);
     const std::size_t available = store.recent().size() + added.rows;
-    const std::size_t samples = std::min<std::size_t>(available, config_.max_training_tokens);
+    const std::size_t samples = (std::min<std::size_t>)(available, config_.max_training_tokens);
 
     training_params params{config_.kmeans, side.storage, options.parts, options.progress};
     params.kmeans.seed = mix_seed(config_.kmeans.seed, stream);
@@ -311,7 +311,7 @@ class head_cache {
   [[nodiscard]] std::size_t chunk_count() const noexcept {
     const std::size_t values = config_.values.coded ? values_.coded().chunk_count() : max_chunks;
     const std::size_t keys = config_.keys.coded ? keys_.coded().chunk_count() : max_chunks;
-    return config_.codes_anything() ? std::min(keys, values) : 0;
+    return config_.codes_anything() ? (std::min)(keys, values) : 0;
   }
 
   static token_source<address> exact_source(const rows_view& rows) noexcept {
@@ -349,7 +349,7 @@ class head_cache {
     add(exact_source(keys_.sinks().view()), exact_source(values_.sinks().view()), sinks, 0);
     for (std::size_t i = 0; i < chunk_count(); ++i) {
       const code_chunk<address>& chunk = chunk_source().chunk(i);
-      const std::size_t rows = body_ > chunk.first ? std::min(body_ - chunk.first, chunk.slots) : 0;
+      const std::size_t rows = body_ > chunk.first ? (std::min)(body_ - chunk.first, chunk.slots) : 0;
       add(body_source(keys_, i, chunk.first, rows), body_source(values_, i, chunk.first, rows), rows,
           sinks + chunk.first);
     }

@@ -69,7 +69,7 @@ class side_store {
 
   /// How many of `rows` arriving rows become sinks.
   [[nodiscard]] std::size_t sinks_from(std::size_t rows) const noexcept {
-    return std::min(sink_limit_ - sinks_.size(), rows);
+    return (std::min)(sink_limit_ - sinks_.size(), rows);
   }
   /// How many rows leave the recent window when `added` rows arrive behind the sinks.
   [[nodiscard]] std::size_t leaving(std::size_t added, bool coding) const noexcept {
@@ -130,7 +130,7 @@ class side_store {
     const std::size_t out = leaving(added.rows, coding);
     const std::size_t base = sinks_.size() + body;  // position of the first row behind the body
     for (std::size_t first = 0; first < out; first += block_tokens) {
-      const std::size_t count = std::min(block_tokens, out - first);
+      const std::size_t count = (std::min)(block_tokens, out - first);
       for (std::size_t i = 0; i < count; ++i) {
         const auto position = static_cast<std::int64_t>(base + first + i);
         if (side_.coded) {
@@ -141,7 +141,7 @@ class side_store {
       }
       push_body(view_rows(tile, count, dim), body + first);
     }
-    const std::size_t kept = std::max(out, recent_.size());  // first of recent + added that is new in the window
+    const std::size_t kept = (std::max)(out, recent_.size());  // first of recent + added that is new in the window
     const std::size_t held = recent_.size();
     recent_.drop_front(std::min(out, held));
     recent_.make_room(held + added.rows - out);

@@ -159,7 +159,7 @@ struct training_run {
       kmeans_report stage_report;
       PQATTN_TRY(kmeans(bank, work.points, weights, samples.rows, width, shape.centroids, stage_params,
                         resident[worker], work.kmeans, progress, stage_centroids, nullptr, stage_report));
-      report.iterations = std::max(report.iterations, stage_report.iterations);
+      report.iterations = (std::max)(report.iterations, stage_report.iterations);
       report.empty_clusters += stage_report.empty_clusters;
       report.objective = stage_report.objective;
       if (stage + 1 < shape.stages) {
@@ -205,7 +205,7 @@ status train_codebook(Bank& bank, const geometry& shape, const rows_view& sample
   }
   PQATTN_TRY(detail::check_weights(weights, samples.rows));
   progress_counter progress(params.progress,
-                            std::size_t{shape.groups()} * std::max<std::uint32_t>(params.kmeans.iterations, 1));
+                            std::size_t{shape.groups()} * (std::max<std::uint32_t>)(params.kmeans.iterations, 1));
   detail::training_run<Bank> run{bank, shape, samples, weights, params, progress};
   carver memory(workspace, workspace_bytes);
   run.carve(memory);
@@ -241,7 +241,7 @@ status train_codebook(Bank& bank, const geometry& shape, const rows_view& sample
   report = {};
   report.samples = samples.rows;
   for (std::uint32_t part = 0; part < shape.subvectors; ++part) {
-    report.iterations = std::max(report.iterations, run.reports[part].iterations);
+    report.iterations = (std::max)(report.iterations, run.reports[part].iterations);
     report.empty_clusters += run.reports[part].empty_clusters;
     report.objective += run.reports[part].objective;
   }

@@ -131,7 +131,7 @@ status draw_initial(const kmeans_problem<Bank>& problem, const kmeans_params& pa
     }
     PQATTN_TRY(distances_to(problem, centroid, work));
     for (std::size_t i = 0; i < problem.count; ++i) {
-      work.nearest[i] = k == 0 ? work.distances[i] : std::min(work.nearest[i], work.distances[i]);
+      work.nearest[i] = k == 0 ? work.distances[i] : (std::min)(work.nearest[i], work.distances[i]);
     }
   }
   return {};

@@ -96,6 +96,7 @@ struct isa_traits<isa::neon64> {
   static constexpr const char* name = "neon64";
 };
 #endif
+#if XSIMD_WITH_EMULATED  // off when xsimd was included before this header without it
 template <>
 struct isa_traits<isa::emulated<128>> {
   using arch = xsimd::emulated<128>;
@@ -111,6 +112,7 @@ struct isa_traits<isa::emulated<512>> {
   using arch = xsimd::emulated<512>;
   static constexpr const char* name = "emulated512";
 };
+#endif
 
 template <class Isa>
 using float_batch = xsimd::batch<float, typename isa_traits<Isa>::arch>;

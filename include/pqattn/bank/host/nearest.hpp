@@ -91,7 +91,7 @@ template <class Isa>
   const std::uint32_t width = book.book.shape.width(group);
   alignas(64) float plane[chunk];
   alignas(64) float sums[chunk];
-  float best = std::numeric_limits<float>::max();
+  float best = (std::numeric_limits<float>::max)();
   std::uint32_t winner = 0;
   for (std::size_t k0 = 0; k0 < book.book.shape.centroids; k0 += chunk) {
     for (std::size_t k = 0; k < chunk; k += lanes) {
@@ -107,7 +107,7 @@ template <class Isa>
     }
     batch lowest = batch::load_aligned(sums);
     for (std::size_t k = lanes; k < chunk; k += lanes) {
-      lowest = xsimd::min(lowest, batch::load_aligned(sums + k));
+      lowest = (xsimd::min)(lowest, batch::load_aligned(sums + k));
     }
     const float chunk_best = xsimd::reduce_min(lowest);
     if (chunk_best < best) {

@@ -21,7 +21,7 @@ void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, f
   }
   batch highest(masked_score);
   for (std::size_t s = 0; s < padded; s += batch::size) {
-    highest = xsimd::max(highest, batch::load_aligned(scores + s));
+    highest = (xsimd::max)(highest, batch::load_aligned(scores + s));
   }
   const float tile_maximum = xsimd::reduce_max(highest);
   const float new_maximum = tile_maximum > maximum ? tile_maximum : maximum;

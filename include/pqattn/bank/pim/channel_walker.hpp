@@ -117,11 +117,11 @@ class channel_walker {
   }
   /// Activations from here on leave at `cycle` or later: a barrier of a controller that looks ahead a limited way.
   void hold_rows(cycle_count cycle) noexcept {
-    row_floor_ = std::max(row_floor_, cycle);
+    row_floor_ = (std::max)(row_floor_, cycle);
   }
   /// The same for buffer transfers.
   void hold_moves(cycle_count cycle) noexcept {
-    move_floor_ = std::max(move_floor_, cycle);
+    move_floor_ = (std::max)(move_floor_, cycle);
   }
 
   /// Counters of one bank in one phase.
@@ -352,7 +352,7 @@ class channel_walker {
       case opcode::ref: refresh(std::max(floor_, last_issue_ + 1), false); break;
       case opcode::mode: switch_mode(last_issue_ + 1); break;
       case opcode::sync:
-        floor_ = std::max(floor_, horizon_);
+        floor_ = (std::max)(floor_, horizon_);
         ++counts().host_syncs;
         break;
       case opcode::wait: wait_for_data(); break;
@@ -362,7 +362,7 @@ class channel_walker {
 
   /// The next command comes after the data of the last read; some controllers close idle rows meanwhile.
   void wait_for_data() noexcept {
-    floor_ = std::max(floor_, end_of_data_ + device_->controller.dependent_gap);
+    floor_ = (std::max)(floor_, end_of_data_ + device_->controller.dependent_gap);
     if (device_->controller.closes_idle_rows && open_banks_ > 0) {
       tell_apart({0, 1, 1, false, bank_set::all});
       for (std::int32_t b = 0; b < bank_count(); ++b) {
@@ -375,19 +375,19 @@ class channel_walker {
 
   /// Later column commands and moves leave no earlier than the last that left. Rows keep running ahead.
   void floor_fence() noexcept {
-    const cycle_count last = std::max({last_column_, last_move_in_, last_move_out_});
-    column_fence_ = std::max(column_fence_, last);
-    move_floor_ = std::max(move_floor_, last);
+    const cycle_count last = (std::max)({last_column_, last_move_in_, last_move_out_});
+    column_fence_ = (std::max)(column_fence_, last);
+    move_floor_ = (std::max)(move_floor_, last);
   }
 
   // --- what is common to all commands -----------------------------------------------------------------------------
 
   void issued(cycle_count t) noexcept {
-    last_issue_ = std::max(last_issue_, t);
+    last_issue_ = (std::max)(last_issue_, t);
   }
   void completes(cycle_count t, std::int32_t end_offset) noexcept {
-    horizon_ = std::max(horizon_, t);
-    finish_ = std::max(finish_, t + end_offset);
+    horizon_ = (std::max)(horizon_, t);
+    finish_ = (std::max)(finish_, t + end_offset);
   }
   /// Gives the time that passed to the phase that used it.
   void settle() noexcept {
@@ -415,13 +415,13 @@ class channel_walker {
   /// Register mode and array mode: the switch is made when the command would otherwise be ready.
   [[nodiscard]] cycle_count in_mode(bool registers, cycle_count ready) noexcept {
     if (device_->pim.mode_switch == 0 || registers == register_mode_) {
-      return std::max(ready, floor_);
+      return (std::max)(ready, floor_);
     }
     switch_mode(std::max({ready, floor_, last_issue_ + 1}));
-    return std::max(ready, floor_);
+    return (std::max)(ready, floor_);
   }
   void switch_mode(cycle_count ready) noexcept {
-    const cycle_count t = std::max(ready, floor_);
+    const cycle_count t = (std::max)(ready, floor_);
     register_mode_ = !register_mode_;
     ++counts().mode_switches;
     trace(opcode::mode, nullptr, 0, 0, 1, t, 0);
@@ -443,7 +443,7 @@ class channel_walker {
     switch (device_->controller.refresh) {
       case refresh_policy::block: return true;
       case refresh_policy::first_column: return !at(r.first).fresh;
-      case refresh_policy::until_pre: return t >= std::max(next_refresh_, precharge_ready());
+      case refresh_policy::until_pre: return t >= (std::max)(next_refresh_, precharge_ready());
     }
     return true;
   }
@@ -453,13 +453,13 @@ class channel_walker {
     for (std::int32_t b = 0; b < kept_banks(); ++b) {
       const bank_state& bank = banks_[static_cast<std::size_t>(b)];
       if (bank.open_row >= 0) {
-        t = std::max(t, bank.next_pre);
+        t = (std::max)(t, bank.next_pre);
       }
     }
     return t;
   }
   [[nodiscard]] cycle_count row_order(cycle_count t) const noexcept {
-    return std::max({t, floor_, device_->controller.rows_in_order ? last_issue_ + 1 : never});
+    return (std::max)({t, floor_, device_->controller.rows_in_order ? last_issue_ + 1 : never});
   }
 
   void close_rows(const bank_range& r) noexcept {
@@ -468,7 +468,7 @@ class channel_walker {
     for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
       if (at(b).open_row >= 0) {
         any = true;
-        t = std::max(t, at(b).next_pre);
+        t = (std::max)(t, at(b).next_pre);
       }
     }
     if (!any) {
@@ -488,7 +488,7 @@ class channel_walker {
     for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
       bank_state& bank = at(b);
       if (bank.open_row >= 0) {
-        bank.next_act = std::max(bank.next_act, t + recovery);
+        bank.next_act = (std::max)(bank.next_act, t + recovery);
         bank.open_row = -1;
         bank.closed_at = t;
         count_pre(b);
@@ -508,7 +508,7 @@ class channel_walker {
           .pre_count;
   }
   void note_closed(cycle_count t) noexcept {
-    closed_at_ = std::max(closed_at_, t);
+    closed_at_ = (std::max)(closed_at_, t);
     if (open_banks_ == 0) {
       if (closed_at_ > open_since_) {
         counts().open_cycles += closed_at_ - open_since_;
@@ -549,13 +549,13 @@ class channel_walker {
 
   [[nodiscard]] cycle_count act_ready(const bank_range& r) noexcept {
     const auto& d = device_->timing;
-    cycle_count t = std::max(row_order(row_floor_), last_act_ + d.rrd_s);
+    cycle_count t = (std::max)(row_order(row_floor_), last_act_ + d.rrd_s);
     for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
-      t = std::max(t, at(b).next_act);
-      t = std::max(t, group_of(b).last_act + d.rrd_l);
+      t = (std::max)(t, at(b).next_act);
+      t = (std::max)(t, group_of(b).last_act + d.rrd_l);
     }
     if (d.faw > 0) {
-      t = std::max(t, act_window_[act_slot_] + d.faw);
+      t = (std::max)(t, act_window_[act_slot_] + d.faw);
     }
     return t;
   }
@@ -565,13 +565,13 @@ class channel_walker {
     const std::int64_t banks = size(r);
     const std::int64_t at_once = device_->pim.activate_banks > 0 ? device_->pim.activate_banks : banks;
     if (open_banks_ == 0) {
-      open_since_ = std::max(first, closed_at_);
+      open_since_ = (std::max)(first, closed_at_);
     }
     cycle_count t = first;
     std::int64_t done = 0;
     for (std::int32_t b = r.first; b < end_of(r); b += r.step, ++done) {
       if (done > 0 && done % at_once == 0) {
-        t += std::max({d.faw, d.rrd_l, std::int32_t{1}});
+        t += (std::max)({d.faw, d.rrd_l, std::int32_t{1}});
         ++counts().row_commands;
       }
       bank_state& bank = at(b);
@@ -604,10 +604,10 @@ class channel_walker {
     }
     cycle_count ref = due;
     for (std::int32_t b = 0; b < kept_banks(); ++b) {
-      ref = std::max(ref, at(b).closed_at + d.pre_to_ref);
+      ref = (std::max)(ref, at(b).closed_at + d.pre_to_ref);
     }
     for (std::int32_t b = 0; b < kept_banks(); ++b) {
-      at(b).next_act = std::max(at(b).next_act, ref + d.rfc);
+      at(b).next_act = (std::max)(at(b).next_act, ref + d.rfc);
     }
     ++counts().ref_count;
     ++counts().row_commands;
@@ -645,28 +645,28 @@ class channel_walker {
 
   [[nodiscard]] cycle_count column_ready(opcode op, const bank_range& r) noexcept {
     const auto& d = device_->timing;
-    cycle_count t = std::max(floor_, column_fence_);
+    cycle_count t = (std::max)(floor_, column_fence_);
     if (op == opcode::st_ab) {
       for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
-        t = std::max(t, at(b).next_wr);
+        t = (std::max)(t, at(b).next_wr);
       }
-      t = std::max({t, last_mac_ + d.mac, last_read_ + d.read_to_write, last_write_ + d.ccd_l});
+      t = (std::max)({t, last_mac_ + d.mac, last_read_ + d.read_to_write, last_write_ + d.ccd_l});
     } else if (is_write(op)) {
-      t = std::max({t, at(r.first).next_wr, last_read_ + d.read_to_write, last_mac_ + d.read_to_write,
+      t = (std::max)({t, at(r.first).next_wr, last_read_ + d.read_to_write, last_mac_ + d.read_to_write,
                     last_write_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l});
     } else if (is_read(op)) {
-      t = std::max({t, at(r.first).next_rd, last_column_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l,
+      t = (std::max)({t, at(r.first).next_rd, last_column_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l,
                     last_write_ + d.write_to_read_s, group_of(r.first).last_write + d.write_to_read_l});
     } else {
       for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
-        t = std::max(t, at(b).next_mac);
+        t = (std::max)(t, at(b).next_mac);
       }
-      t = std::max(
+      t = (std::max)(
           {t, last_mac_ + (op == opcode::lut ? d.lut : d.mac), last_read_ + d.ccd_l, last_write_ + d.write_to_read_l});
     }
     // Where there are modes, the switch back is what separates them.
     if (!device_->pim.moves_overlap_macs && device_->pim.mode_switch == 0) {
-      t = std::max(t, std::max(last_move_in_, last_move_out_) + device_->pim.buffer_interval);
+      t = (std::max)(t, (std::max)(last_move_in_, last_move_out_) + device_->pim.buffer_interval);
     }
     return aligned(t);
   }
@@ -697,7 +697,7 @@ class channel_walker {
         continue;
       }
       const std::int64_t before_refresh = refresh_due(first) ? 1 : (next_refresh_ - first + interval - 1) / interval;
-      const std::int64_t run = std::min(count, before_refresh);
+      const std::int64_t run = (std::min)(count, before_refresh);
       column_run(c, r, column, run, first, interval);
       column += static_cast<std::int32_t>(run);
       count -= run;
@@ -715,7 +715,7 @@ class channel_walker {
     const cycle_count last = first + (run - 1) * interval;
     const bool write = is_write(c.op);
     for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
-      at(b).next_pre = std::max(at(b).next_pre, last + (write ? d.write_to_pre : d.rtp));
+      at(b).next_pre = (std::max)(at(b).next_pre, last + (write ? d.write_to_pre : d.rtp));
       at(b).fresh = false;
     }
     bank_counters& bank = counts(r);
@@ -762,11 +762,11 @@ class channel_walker {
       } else {
         bank.rd_columns += run;
         last_read_ = last;
-        end_of_data_ = std::max(end_of_data_, last + d.cl + d.bl);
+        end_of_data_ = (std::max)(end_of_data_, last + d.cl + d.bl);
         completes(last + d.cl + d.bl, device_->controller.read_end);
       }
     }
-    last_column_ = std::max(last_column_, last);
+    last_column_ = (std::max)(last_column_, last);
     issued(last);
     trace(c.op, &r, c.row, column, run, first, interval);
   }
@@ -779,12 +779,12 @@ class channel_walker {
     }
     const auto& p = device_->pim;
     const bool out = c.op == opcode::mv_out;
-    cycle_count t = std::max(move_floor_, floor_);
-    t = std::max(t, (out ? last_move_out_ : last_move_in_) + p.buffer_interval);
-    t = std::max(t, out ? last_move_in_ + std::max(p.buffer_in_to_out, p.buffer_interval)
-                        : last_move_out_ + std::max(p.buffer_out_to_in, p.buffer_interval));
+    cycle_count t = (std::max)(move_floor_, floor_);
+    t = (std::max)(t, (out ? last_move_out_ : last_move_in_) + p.buffer_interval);
+    t = (std::max)(t, out ? last_move_in_ + (std::max)(p.buffer_in_to_out, p.buffer_interval)
+                        : last_move_out_ + (std::max)(p.buffer_out_to_in, p.buffer_interval));
     if (!p.moves_overlap_macs) {
-      t = std::max(t, last_column_ + device_->timing.ccd_l);
+      t = (std::max)(t, last_column_ + device_->timing.ccd_l);
     }
     t = in_mode(true, t);
     const cycle_count last = t + (c.count - 1) * p.buffer_interval;
@@ -798,7 +798,7 @@ class channel_walker {
     channel.global_bytes += bytes;
     channel.tsv_bytes += bytes;
     if (out) {
-      end_of_data_ = std::max(end_of_data_, last + p.buffer_latency);
+      end_of_data_ = (std::max)(end_of_data_, last + p.buffer_latency);
     }
     issued(last);
     completes(last + p.buffer_latency, device_->controller.pim_end);
@@ -807,11 +807,11 @@ class channel_walker {
 
   void softmax(const command& c) noexcept {
     const auto& p = device_->pim;
-    const cycle_count t = std::max({move_floor_, floor_, last_move_out_ + p.buffer_latency});
+    const cycle_count t = (std::max)({move_floor_, floor_, last_move_out_ + p.buffer_latency});
     const cycle_count length = (c.count + p.softmax_per_cycle - 1) / p.softmax_per_cycle;
     counts().softmax_elements += c.count;
     // What is moved back to the banks next are the probabilities.
-    last_move_in_ = std::max(last_move_in_, t + length - p.buffer_interval);
+    last_move_in_ = (std::max)(last_move_in_, t + length - p.buffer_interval);
     issued(t);
     completes(t + length, device_->controller.pim_end);
     trace(c.op, nullptr, 0, 0, c.count, t, 0);

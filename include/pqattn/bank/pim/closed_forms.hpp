@@ -21,7 +21,7 @@ namespace pim {
 [[nodiscard]] constexpr cycle_count row_period(const timing& t, cycle_count rcd, std::int64_t columns,
                                                cycle_count interval, cycle_count recovery) noexcept {
   const cycle_count last = t.act_extra + rcd + (columns - 1) * interval;
-  return std::max<cycle_count>(t.rc, std::max<cycle_count>(t.ras, last + t.rtp) + recovery);
+  return (std::max<cycle_count>)(t.rc, (std::max<cycle_count>)(t.ras, last + t.rtp) + recovery);
 }
 
 /// Reading `rows` rows of one bank, `columns` columns each, in order: until the last data has come.
@@ -105,7 +105,7 @@ struct dense_attention_shape {
 [[nodiscard]] constexpr std::int64_t core_cycles(const dma_core& k, std::int64_t instructions,
                                                  std::int64_t tasklets) noexcept {
   const std::int64_t threads = std::clamp<std::int64_t>(tasklets, 1, k.tasklets);
-  return ceil_div(instructions, threads) * std::max<std::int64_t>(threads, k.issue_distance);
+  return ceil_div(instructions, threads) * (std::max<std::int64_t>)(threads, k.issue_distance);
 }
 
 }  // namespace pim

@@ -261,7 +261,7 @@ class pim_bank {
     const std::size_t padded = blocks_for(count) * block_tokens;
     for (std::size_t row = 0; row < tile.rows; ++row) {
       float* scores = tile.row(row);
-      const float maximum = std::max(state.maximum[row], *std::max_element(scores, scores + count));
+      const float maximum = (std::max)(state.maximum[row], *std::max_element(scores, scores + count));
       double sum = 0.0;
       for (std::size_t i = 0; i < count; ++i) {
         scores[i] = scores[i] <= 0.5f * masked_score ? 0.0f : std::exp(scores[i] - maximum);
@@ -369,7 +369,7 @@ class pim_bank {
   /// From slots.first + done to the end of its block or of the range.
   [[nodiscard]] static slot_range block_part(slot_range slots, std::size_t done) noexcept {
     const std::size_t first = slots.first + done;
-    return {first, std::min(block_tokens - first % block_tokens, slots.count - done)};
+    return {first, (std::min)(block_tokens - first % block_tokens, slots.count - done)};
   }
 
   // Codes
@@ -505,7 +505,7 @@ class pim_bank {
   [[nodiscard]] static std::uint16_t nearest_of(const Value& value, std::uint32_t centroids, const float* x,
                                                 std::uint32_t width, float* distance) noexcept {
     std::uint32_t best = 0;
-    *distance = std::numeric_limits<float>::max();
+    *distance = (std::numeric_limits<float>::max)();
     for (std::uint32_t k = 0; k < centroids; ++k) {
       float sum = 0.0f;
       for (std::uint32_t c = 0; c < width; ++c) {

@@ -92,7 +92,7 @@ template <class Mapping>
   p.stripes_per_channel = p.banks / p.banks_per_stripe;
   p.plane_bytes = 8 * code_bits;
   p.row_bytes = d.organisation.row_bytes;
-  p.blocks_per_row = std::max<std::int64_t>(1, p.row_bytes / (p.groups_per_bank * p.plane_bytes));
+  p.blocks_per_row = (std::max<std::int64_t>)(1, p.row_bytes / (p.groups_per_bank * p.plane_bytes));
   p.rows_per_block = ceil_div(p.groups_per_bank * p.plane_bytes, p.row_bytes);
   return p;
 }
@@ -112,7 +112,7 @@ class row_allocator {
   status configure(std::size_t homes, std::size_t device_rows, std::size_t codebook_rows, std::size_t host_rows,
                    std::size_t slab_bytes) {
     device_rows_ = device_rows;
-    codebook_rows_ = std::min(codebook_rows, device_rows);
+    codebook_rows_ = (std::min)(codebook_rows, device_rows);
     rows_ = device_rows + host_rows;
     slab_bytes_ = slab_bytes;
 #if PQATTN_HAS_EXCEPTIONS
@@ -129,7 +129,7 @@ class row_allocator {
   }
 
   [[nodiscard]] std::size_t rows_for(std::size_t bytes) const noexcept {
-    return std::max<std::size_t>(1, (bytes + slab_bytes_ - 1) / slab_bytes_);
+    return (std::max<std::size_t>)(1, (bytes + slab_bytes_ - 1) / slab_bytes_);
   }
   /// First fit in the region that the size asks for, then in the other. capacity when nothing fits.
   status reserve(std::uint32_t home, std::size_t bytes, device_address& place) noexcept {
@@ -144,7 +144,7 @@ class row_allocator {
     }
     mark(home, row, rows, 1);
     used_rows_ += rows;
-    peak_rows_ = std::max(peak_rows_, used_rows_);
+    peak_rows_ = (std::max)(peak_rows_, used_rows_);
     place = {home + 1, static_cast<std::uint32_t>(row)};
     return {};
   }

@@ -239,7 +239,7 @@ class bank_programs {
       move(opcode::wrgb, std::int64_t{centroids} * width * 4);
       for (std::int64_t done = 0; done < bytes; done += row_bytes()) {
         for (std::uint32_t k = 0; k < centroids; ++k) {
-          sweep(opcode::mac_ab, points, done, std::min(row_bytes(), bytes - done));
+          sweep(opcode::mac_ab, points, done, (std::min)(row_bytes(), bytes - done));
         }
       }
       compare(in_channel, centroids);
@@ -275,7 +275,7 @@ class bank_programs {
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
     for_loads(p, codes, slots, [&](const load& part) {
       for (std::int64_t done = 0; done < part.tokens; done += batch(book.shape, p)) {
-        encode_batch(book, p, std::min(batch(book.shape, p), part.tokens - done));
+        encode_batch(book, p, (std::min)(batch(book.shape, p), part.tokens - done));
       }
       write_codes(p, codes, part);
     });
@@ -428,7 +428,7 @@ class bank_programs {
     return options_.banks_added > 0 ? options_.banks_added : description().organisation.banks_per_group;
   }
   [[nodiscard]] std::int64_t registers() const noexcept {
-    return std::max<std::int64_t>(description().pim.register_file_bytes, column_bytes());
+    return (std::max<std::int64_t>)(description().pim.register_file_bytes, column_bytes());
   }
   [[nodiscard]] std::int64_t value_bytes(const resident_codebook<address>& book) const noexcept {
     return std::int64_t{book.shape.centroids} * book.shape.max_width() *
@@ -478,7 +478,7 @@ class bank_programs {
     const std::int64_t end = byte + bytes;
     while (byte < end) {
       const std::int64_t inside = byte % row_bytes();
-      const std::int64_t take = std::min(end - byte, row_bytes() - inside);
+      const std::int64_t take = (std::min)(end - byte, row_bytes() - inside);
       const std::int64_t first = inside / column_bytes();
       emit({.op = op,
             .row = row_at(place, byte),
@@ -496,9 +496,9 @@ class bank_programs {
 
   /// `tokens` look-ups of entries of `entry` bytes in a table of `bytes` at `byte` of an allocation.
   void look_up(address place, std::int64_t byte, std::int64_t tokens, std::int64_t entry, std::int64_t bytes) noexcept {
-    const std::int64_t rows = std::max<std::int64_t>(1, ceil_div(byte % row_bytes() + bytes, row_bytes()));
+    const std::int64_t rows = (std::max<std::int64_t>)(1, ceil_div(byte % row_bytes() + bytes, row_bytes()));
     const std::int64_t wide = ceil_div(entry, column_bytes());
-    const std::int64_t most = std::max<std::int64_t>(1, column_bytes() / entry);
+    const std::int64_t most = (std::max<std::int64_t>)(1, column_bytes() / entry);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t here = tokens / rows + (r < tokens % rows ? 1 : 0);
       if (here > 0) {
@@ -551,10 +551,10 @@ class bank_programs {
   template <class Work>
   void for_chunks(const code_placement& p, const code_span<address>& codes, const load& part, Work&& work) noexcept {
     touch(codes.memory, ceil_div(part.total_tokens * p.groups * p.plane_bytes, 64));
-    const std::int64_t most = std::max<std::int64_t>(1, registers() / p.plane_bytes) * 64;
+    const std::int64_t most = (std::max<std::int64_t>)(1, registers() / p.plane_bytes) * 64;
     for (std::int64_t f = 0; f < p.groups_per_bank; ++f) {
       for (std::int64_t done = 0; done < part.tokens; done += most) {
-        const std::int64_t tokens = std::min(most, part.tokens - done);
+        const std::int64_t tokens = (std::min)(most, part.tokens - done);
         sweep(opcode::ld_ab, codes.memory, plane_byte(p, part, f) + done / 64 * p.plane_bytes,
               ceil_div(tokens, 64) * p.plane_bytes);
         work(f, tokens);
@@ -569,8 +569,8 @@ class bank_programs {
     const std::size_t end = slots.first + slots.count;
     for (std::size_t block = slots.first / block_tokens; slots.count > 0 && block * block_tokens < end;
          block += max_tile_blocks) {
-      const std::size_t last = std::min(block + max_tile_blocks, (end - 1) / block_tokens + 1);
-      for_window_loads(p, codes, block, last, {std::max(slots.first, block * block_tokens), end}, visit);
+      const std::size_t last = (std::min)(block + max_tile_blocks, (end - 1) / block_tokens + 1);
+      for_window_loads(p, codes, block, last, {(std::max)(slots.first, block * block_tokens), end}, visit);
     }
   }
   /// `slots.count` is the end here.
@@ -585,8 +585,8 @@ class bank_programs {
     const std::size_t count = last - first;
     for (std::size_t i = 0; i < count; ++i) {
       const auto page = static_cast<std::int64_t>(codes.page(first + i));
-      const std::size_t begin = std::max((first + i) * block_tokens, slots.first);
-      const std::size_t end = std::min((first + i + 1) * block_tokens, slots.count);
+      const std::size_t begin = (std::max)((first + i) * block_tokens, slots.first);
+      const std::size_t end = (std::min)((first + i + 1) * block_tokens, slots.count);
       const std::int64_t stripe = p.stripe_of(page);
       places[i] = {stripe / p.stripes_per_channel, p.row_of(page), stripe, p.byte_of(page, 0),
                    static_cast<std::int64_t>(end - begin), false};
@@ -610,9 +610,9 @@ class bank_programs {
             tokens += places[k].tokens;
           }
         }
-        part.byte = std::min(part.byte, places[j].byte);
-        part.blocks = std::max(part.blocks, blocks);
-        part.tokens = std::max(part.tokens, tokens);
+        part.byte = (std::min)(part.byte, places[j].byte);
+        part.blocks = (std::max)(part.blocks, blocks);
+        part.tokens = (std::max)(part.tokens, tokens);
         part.total_tokens += tokens;
       }
       channel_ = first_channel_ + static_cast<std::int32_t>(places[i].channel);
@@ -625,7 +625,7 @@ class bank_programs {
   /// Token rows that are broadcast at once: as many as the global buffer holds.
   [[nodiscard]] std::int64_t batch(const geometry& shape, const code_placement& p) const noexcept {
     const std::int64_t row = shape.dim * entry_bytes() * p.stripes_per_channel;
-    return std::max<std::int64_t>(1, description().pim.global_buffer_bytes / row);
+    return (std::max<std::int64_t>)(1, description().pim.global_buffer_bytes / row);
   }
   void encode_batch(const resident_codebook<address>& book, const code_placement& p, std::int64_t tokens) noexcept {
     const std::int64_t stride = book_stride(book.shape, book.storage);
@@ -633,7 +633,7 @@ class bank_programs {
     for (std::int64_t f = 0; f < p.groups_per_bank; ++f) {
       for (std::int64_t done = 0; done < value_bytes(book); done += row_bytes()) {
         for (std::int64_t t = 0; t < tokens; ++t) {
-          sweep(opcode::mac_ab, book.memory, f * stride + done, std::min(row_bytes(), value_bytes(book) - done));
+          sweep(opcode::mac_ab, book.memory, f * stride + done, (std::min)(row_bytes(), value_bytes(book) - done));
         }
       }
     }
@@ -658,11 +658,11 @@ class bank_programs {
     // Centroids whose results fit the registers, for as many query rows as possible.
     const std::int64_t entries = registers() / entry_bytes();
     const std::int64_t piece = std::clamp<std::int64_t>(row_bytes() / centroid, 1, entries);
-    const std::int64_t together = std::max<std::int64_t>(1, entries / piece);
+    const std::int64_t together = (std::max<std::int64_t>)(1, entries / piece);
     for (std::int64_t k = 0; k < book.shape.centroids; k += piece) {
-      const std::int64_t count = std::min<std::int64_t>(piece, book.shape.centroids - k);
+      const std::int64_t count = (std::min<std::int64_t>)(piece, book.shape.centroids - k);
       for (std::int64_t q = 0; q < query_rows; q += together) {
-        const std::int64_t rows = std::min(together, query_rows - q);
+        const std::int64_t rows = (std::min)(together, query_rows - q);
         for (std::int64_t i = 0; i < rows; ++i) {
           sweep(opcode::mac_ab, book.memory, at + k * centroid, count * centroid);
         }
@@ -691,12 +691,12 @@ class bank_programs {
       fence();
     }
     const std::int64_t macs = tokens * shape.max_width();
-    const std::int64_t lanes = std::max<std::int64_t>(1, description().pim.macs_per_column);
+    const std::int64_t lanes = (std::max<std::int64_t>)(1, description().pim.macs_per_column);
     const std::int64_t slots = ceil_div(2 * macs, lanes) + query_rows * ceil_div(macs, lanes);
     const std::int64_t columns = row_bytes() / column_bytes();
     const std::int32_t table = static_cast<std::int32_t>(rows_.device_rows());  // cosines and sines
     for (std::int64_t done = 0; done < slots; done += columns) {
-      emit({.op = opcode::mac_ab, .row = table, .count = std::min(columns, slots - done)});
+      emit({.op = opcode::mac_ab, .row = table, .count = (std::min)(columns, slots - done)});
     }
   }
   [[nodiscard]] static bool pairs_together(const geometry& shape, const rope& rotation) noexcept {

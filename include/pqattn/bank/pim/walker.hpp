@@ -83,7 +83,7 @@ class walker {
   [[nodiscard]] cycle_count finish_cycle() const noexcept {
     cycle_count last = 0;
     for (const channel_walker& channel : channels_) {
-      last = std::max(last, channel.finish_cycle());
+      last = (std::max)(last, channel.finish_cycle());
     }
     return last;
   }
@@ -101,7 +101,7 @@ class walker {
   /// Energy of one phase; standby is charged for the cycles the phase's channels used.
   [[nodiscard]] energy_report energy(phase p) const noexcept {
     const totals counted = total(p);
-    return energy_of(device_, counted, std::max(counted.channel.cycles, counted.channel.open_cycles));
+    return energy_of(device_, counted, (std::max)(counted.channel.cycles, counted.channel.open_cycles));
   }
   /// Max over mean of the banks' busy cycles.
   [[nodiscard]] imbalance bank_imbalance() const noexcept {
@@ -112,7 +112,7 @@ class walker {
       for (std::int32_t b = 0; b < channel.bank_count(); ++b, ++banks) {
         const std::int64_t busy = channel.bank(b).busy_cycles;
         sum_busy += busy;
-        result.max_busy_cycles = std::max(result.max_busy_cycles, busy);
+        result.max_busy_cycles = (std::max)(result.max_busy_cycles, busy);
       }
     }
     if (sum_busy > 0) {
@@ -137,7 +137,7 @@ class walker {
       const totals part = part_of(channel);
       all.bank += part.bank;
       all.channel += part.channel;
-      all.elapsed_cycles = std::max(all.elapsed_cycles, part.elapsed_cycles);
+      all.elapsed_cycles = (std::max)(all.elapsed_cycles, part.elapsed_cycles);
     }
     return all;
   }

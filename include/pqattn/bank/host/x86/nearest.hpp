@@ -125,7 +125,7 @@ inline void assign_points(const float* points, std::size_t stride, std::size_t p
         run(copy, tile);
       } else {
         for (std::size_t i = 0; i < here; ++i) {
-          best[i] = std::numeric_limits<float>::max();
+          best[i] = (std::numeric_limits<float>::max)();
           index[i] = 0;
           for (std::uint32_t k = 0; k < count; ++k) {
             float sum = 0.0f;
@@ -259,7 +259,7 @@ inline std::uint32_t nearest_of_one(const Planes& planes, std::size_t plane, std
                                     const float* x) noexcept {
   constexpr std::size_t small = 64;
   constexpr std::size_t large = Isa::lanes == 16 ? 256 : 64;
-  float best = std::numeric_limits<float>::max();
+  float best = (std::numeric_limits<float>::max)();
   std::uint32_t winner = 0;
   for (std::size_t k = 0; k < count;) {
     std::uint32_t code = 0;
