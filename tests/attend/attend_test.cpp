@@ -28,7 +28,12 @@ using pqattn_test::scalar_bank;
 using pqattn_test::scene_plan;
 using pqattn_test::segment_plan;
 using pqattn_test::strided_matrix;
-using host_bank = pqattn::host_bank<>;
+
+/// The host bank in f32 throughout; what it rounds by default has a test of its own.
+struct host_bank : pqattn::host_bank<> {
+  host_bank() noexcept : pqattn::host_bank<>(pqattn::exact_arithmetic) {}
+};
+static_assert(pqattn::bank_policy<host_bank>);
 
 // Every function template compiles with the least capable bank.
 template std::size_t pqattn::attention_table_bytes<archetype_bank>(archetype_bank&, const pqattn::geometry&,
@@ -176,6 +181,37 @@ TEST_CASE("attention on codes equals attention on decoded rows", "[attend]") {
           CHECK(std::sqrt(error) <= 1e-5 * std::sqrt(energy));
           CHECK(std::abs(static_cast<double>(lse[row] - exact_lse[row])) <=
                 1e-5 * std::abs(static_cast<double>(exact_lse[row])));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("rounded scores and probabilities stay within the contract's error", "[attend]") {
+  std::uint64_t stream = 200;
+  for (const auto precision : {pqattn::score_precision::bytes, pqattn::score_precision::words}) {
+    for (const bool before_rope : {false, true}) {
+      for (const std::uint32_t stages : {1U, 2U}) {
+        pqattn::host_bank<> bank(pqattn::host_options{precision, true});
+        segment_plan tokens;
+        tokens.storage = tokens.count = 1500;
+        tokens.before_rope = before_rope;
+        scene_plan plan;
+        plan.rows = 6;
+        plan.key_dim = plan.value_dim = 64;
+        plan.key_subvectors = plan.value_subvectors = 16;
+        plan.key_centroids = plan.value_centroids = 256;
+        plan.stages = stages;
+        plan.storage = pqattn::codebook_storage::i8;
+        attention_scene<pqattn::host_bank<>> scene(bank, plan, {tokens}, stream++);
+        CAPTURE(scene.random.seed(), before_rope, stages, static_cast<int>(precision));
+        std::vector<float> out;
+        std::vector<float> lse;
+        REQUIRE_OK(scene.run({}, out, lse));
+        const pqattn_test::attention_result expected = pqattn_test::reference_attention(scene.expected);
+        CHECK(pqattn_test::nmse(out, expected.out) <= 5e-4);
+        for (std::size_t row = 0; row < plan.rows; ++row) {
+          CHECK(std::abs(static_cast<double>(lse[row]) - expected.lse[row]) <= 5e-3);
         }
       }
     }
