@@ -6,7 +6,7 @@ add_library(pqattn_dev_flags INTERFACE)
 set(pqattn_warning_flags -Wall -Wextra -Wconversion -Wshadow -Wpedantic)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 reports the deliberately undefined operands inside its own AVX-512 intrinsics (GCC bug 105593).
-  list(APPEND pqattn_warning_flags -Wno-maybe-uninitialized)
+  list(APPEND pqattn_warning_flags -Wno-maybe-uninitialized -Wno-uninitialized)
 endif()
 if(PQATTN_WERROR)
   list(APPEND pqattn_warning_flags -Werror)
