@@ -150,7 +150,7 @@ TEST_CASE("exact cache: misuse is a status", "[tiny_lm]") {
 }
 
 TEST_CASE("caches by name", "[tiny_lm]") {
-  const tiny_lm::cache_shape shape{1, 2, 1, 4, 300, 10000.0};
+  const tiny_lm::cache_shape shape{1, 2, 1, 64, 300, 10000.0};
   std::unique_ptr<tiny_lm::kv_cache> cache;
   for (const std::string& name : tiny_lm::demo_caches()) {
     CAPTURE(name);

@@ -113,7 +113,7 @@ class side_store {
     const std::size_t out = leaving(added, coding);
     PQATTN_TRY(sinks_.grow(sink_limit_));
     PQATTN_TRY(side_.coded ? coded_.reserve(body + out) : exact_body_.grow(body + out));
-    return recent_.grow(std::max(recent_.size() + added - out, coding ? window_capacity() : 0));
+    return recent_.grow((std::max)(recent_.size() + added - out, coding ? window_capacity() : 0));
   }
 
   /// Takes arriving rows in. `body` is the number of rows already in the body, `tile` has room for block_tokens rows
@@ -143,7 +143,7 @@ class side_store {
     }
     const std::size_t kept = (std::max)(out, recent_.size());  // first of recent + added that is new in the window
     const std::size_t held = recent_.size();
-    recent_.drop_front(std::min(out, held));
+    recent_.drop_front((std::min)(out, held));
     recent_.make_room(held + added.rows - out);
     for (std::size_t i = kept; i < held + added.rows; ++i) {
       load_row(added, i - held, tile);
@@ -153,7 +153,7 @@ class side_store {
   }
 
   /// Gives back what the window held while everything was exact. A refused allocation only keeps the larger buffer.
-  void shrink_window() { static_cast<void>(recent_.resize(std::max(window_capacity(), recent_.size()))); }
+  void shrink_window() { static_cast<void>(recent_.resize((std::max)(window_capacity(), recent_.size()))); }
 
   void add_to(memory_report& report) const noexcept {
     report.codes_bytes += coded_.codes_bytes();

@@ -4,8 +4,8 @@
 // different flags have different symbols and the linker cannot merge their code.
 #pragma once
 
-#if !defined(XSIMD_WITH_EMULATED)
-#define XSIMD_WITH_EMULATED 1
+#if !defined(XSIMD_WITH_EMULATED) && !defined(XSIMD_VERSION_MAJOR)
+#define XSIMD_WITH_EMULATED 1  // must be set before xsimd is first included; without it there are no emulated tags
 #endif
 #include <xsimd/xsimd.hpp>
 
@@ -96,7 +96,7 @@ struct isa_traits<isa::neon64> {
   static constexpr const char* name = "neon64";
 };
 #endif
-#if XSIMD_WITH_EMULATED  // off when xsimd was included before this header without it
+#if defined(XSIMD_WITH_EMULATED) && XSIMD_WITH_EMULATED
 template <>
 struct isa_traits<isa::emulated<128>> {
   using arch = xsimd::emulated<128>;

@@ -40,7 +40,7 @@ void assign_points(const point_block& points, std::size_t count, std::uint32_t w
     batch nearest[unroll];
     batch winner[unroll];  // an index below 2^16 is exact in f32 and blends in the same register class
     for (std::size_t u = 0; u < unroll; ++u) {
-      nearest[u] = batch(std::numeric_limits<float>::max());
+      nearest[u] = batch((std::numeric_limits<float>::max)());
       winner[u] = batch(0.0f);
     }
     const auto scan = [&](auto chain_count) {

@@ -349,7 +349,7 @@ class channel_walker {
       case opcode::mv_in:
       case opcode::mv_out: moves(c); break;
       case opcode::sfm: softmax(c); break;
-      case opcode::ref: refresh(std::max(floor_, last_issue_ + 1), false); break;
+      case opcode::ref: refresh((std::max)(floor_, last_issue_ + 1), false); break;
       case opcode::mode: switch_mode(last_issue_ + 1); break;
       case opcode::sync:
         floor_ = (std::max)(floor_, horizon_);
@@ -417,7 +417,7 @@ class channel_walker {
     if (device_->pim.mode_switch == 0 || registers == register_mode_) {
       return (std::max)(ready, floor_);
     }
-    switch_mode(std::max({ready, floor_, last_issue_ + 1}));
+    switch_mode((std::max)({ready, floor_, last_issue_ + 1}));
     return (std::max)(ready, floor_);
   }
   void switch_mode(cycle_count ready) noexcept {
@@ -600,7 +600,7 @@ class channel_walker {
   void refresh(cycle_count due, bool automatic) noexcept {
     const auto& d = device_->timing;
     if (open_banks_ > 0) {
-      close_all(std::max({due, precharge_ready(), floor_}));
+      close_all((std::max)({due, precharge_ready(), floor_}));
     }
     cycle_count ref = due;
     for (std::int32_t b = 0; b < kept_banks(); ++b) {

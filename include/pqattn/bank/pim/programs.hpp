@@ -436,7 +436,7 @@ class bank_programs {
   }
   /// Whole slabs for `bytes` in every bank.
   [[nodiscard]] std::size_t slabs(std::int64_t bytes) const noexcept {
-    return static_cast<std::size_t>(std::max<std::int64_t>(1, ceil_div(bytes, row_bytes()))) * rows_.slab_bytes();
+    return static_cast<std::size_t>((std::max<std::int64_t>)(1, ceil_div(bytes, row_bytes()))) * rows_.slab_bytes();
   }
 
   // Issuing

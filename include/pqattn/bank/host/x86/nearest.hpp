@@ -34,7 +34,7 @@ inline void assign_registers(const float* points, std::size_t stride, std::size_
   ints index[4];
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < 4; ++i) {
-    best[i] = Isa::setf(std::numeric_limits<float>::max());
+    best[i] = Isa::setf((std::numeric_limits<float>::max)());
     index[i] = Isa::zero();
     if constexpr (Width != 0) {
       PQATTN_X86_UNROLL
@@ -291,7 +291,7 @@ inline void nearest_in_planes(const Planes& planes, std::size_t plane, std::size
   for (std::size_t v = 0; v < Vectors; ++v) {
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < chains; ++i) {
-      best[v][i] = Isa::setf(std::numeric_limits<float>::max());
+      best[v][i] = Isa::setf((std::numeric_limits<float>::max)());
       index[v][i] = Isa::zero();
     }
   }
@@ -342,7 +342,7 @@ inline void nearest_in_planes(const Planes& planes, std::size_t plane, std::size
     }
     const floats least = Isa::setf(Isa::smallest(smallest));
     // Of the lanes that reach the least distance the lowest index wins; indices below 2^24 are exact in f32.
-    floats winner = Isa::setf(std::numeric_limits<float>::max());
+    floats winner = Isa::setf((std::numeric_limits<float>::max)());
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < chains; ++i) {
       const floats first = Isa::addf(Isa::lane_numbers(), Isa::setf(static_cast<float>(i * Isa::lanes)));
