@@ -97,7 +97,7 @@ class channel_walker {
   /// Serves one command. invalid_argument when a bank, row, column or count is outside the device; nothing has
   /// changed then.
   status issue(const command& c) noexcept {
-    PQATTN_TRY(check(c));
+    PQATTN_TRY(check_command(c));
     serve(c);
     settle();
     return {};
@@ -270,7 +270,7 @@ class channel_walker {
     return (r.end - r.first + r.step - 1) / r.step;
   }
 
-  [[nodiscard]] status check(const command& c) const noexcept {
+  [[nodiscard]] status check_command(const command& c) const noexcept {
     const auto& o = device_->organisation;
     const auto bad = [](const char* field, std::int64_t last, std::int64_t got) {
       return failure(status_code::invalid_argument, field, "must not exceed the last of the device", last, got);
