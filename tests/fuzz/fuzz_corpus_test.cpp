@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+// Replays the corpus of every fuzz target, each file also cut short and with single bytes changed.
+#include "fuzz/targets.hpp"
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "support/random_data.hpp"
+
+namespace {
+
+using pqattn_fuzz::bytes_view;
+
+std::vector<char> contents(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// Runs on an allocation of exactly this size, so that AddressSanitizer sees an over-read of one byte.
+void run(const pqattn_fuzz::target& target, const std::vector<char>& bytes) {
+  const std::vector<char> exact(bytes);
+  target.run({reinterpret_cast<const std::byte*>(exact.data()), exact.size()});
+}
+
+TEST_CASE("every parser survives its corpus, cut short and altered", "[fuzz]") {
+  pqattn_test::random_data random(1);
+  CAPTURE(random.seed());
+  for (const pqattn_fuzz::target& target : pqattn_fuzz::targets) {
+    const std::filesystem::path folder =
+        std::filesystem::path(PQATTN_SOURCE_DIR) / "tests/fuzz/corpus" / target.name;
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      files.push_back(entry.path());
+    }
+    std::sort(files.begin(), files.end());
+    INFO(target.name);
+    CHECK(files.size() >= 3);
+    run(target, {});
+    for (const auto& path : files) {
+      const std::vector<char> whole = contents(path);
+      run(target, whole);
+      for (std::size_t i = 0; i < 40 && !whole.empty(); ++i) {
+        std::vector<char> altered(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(random.below(whole.size())));
+        run(target, altered);
+        altered = whole;
+        for (std::size_t k = 0; k <= i % 3; ++k) {
+          altered[random.below(altered.size())] = static_cast<char>(random.below(256));
+        }
+        run(target, altered);
+      }
+    }
+  }
+}
+
+}  // namespace
