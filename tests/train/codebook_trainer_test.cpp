@@ -183,6 +183,59 @@ TEST_CASE("any executor trains the same bits, another seed others", "[train]") {
   CHECK(trained(bank, shape, view, nullptr, params).centroids != first.centroids);
 }
 
+TEST_CASE("training reports the objective of every iteration", "[train]") {
+  host_bank bank;
+  pqattn_test::random_data random(41);
+  CAPTURE(random.seed());
+  const geometry shape{9, 2, 16, 2};
+  const std::vector<float> rows = random.normals(300 * 9);
+  training_params params = with(6);
+  std::vector<double> objectives(shape.groups() * 7, -1.0);
+  params.objectives = objectives.data();
+  const trained result(bank, shape, pqattn::view_rows(rows.data(), 300, 9), nullptr, params);
+  REQUIRE_OK(result.outcome);
+  for (std::size_t g = 0; g < shape.groups(); ++g) {
+    CAPTURE(g);
+    CHECK(objectives[g * 7] > 0.0);
+    for (std::size_t i = 1; i < 7; ++i) {
+      CHECK(objectives[g * 7 + i] <= objectives[g * 7 + i - 1] * 1.000001);
+    }
+  }
+  // The last stage's last objective, over sub-vectors, is what is left.
+  const double left = objectives[2 * 7 + 6] + objectives[3 * 7 + 6];
+  CHECK(std::abs(left - result.report.objective) <= 1e-9 * left);
+}
+
+TEST_CASE("nothing is trained before all samples are known to be finite", "[train]") {
+  host_bank bank;
+  pqattn_test::random_data random(42);
+  std::vector<float> rows = random.normals(50 * 8);
+  rows[49 * 8 + 7] = std::numeric_limits<float>::quiet_NaN();
+  training_params params = with(3);
+  std::size_t steps = 0;
+  params.progress = {[](void* user, std::size_t, std::size_t) {
+                       ++*static_cast<std::size_t*>(user);
+                       return true;
+                     },
+                     &steps};
+  const trained result(bank, {8, 8, 4}, pqattn::view_rows(rows.data(), 50, 8), nullptr, params);
+  CHECK(result.outcome.code == status_code::not_finite);
+  CHECK(result.outcome.expected == 49);
+  CHECK(result.outcome.got == 7);
+  CHECK(steps == 0);
+}
+
+TEST_CASE("an executor without workers is refused", "[train]") {
+  host_bank bank;
+  const std::vector<float> rows(20 * 4, 1.0f);
+  training_params params = with(3);
+  params.parts.workers = 0;
+  const trained result(bank, {4, 2, 4}, pqattn::view_rows(rows.data(), 20, 4), nullptr, params);
+  CHECK(result.outcome.code == status_code::invalid_argument);
+  CHECK(std::string(result.outcome.subject) == "params.parts.workers");
+  CHECK(result.untouched());
+}
+
 TEST_CASE("stages lower the error", "[train]") {
   host_bank bank;
   pqattn_test::random_data random(5);

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "bank/archetype_bank.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
+#include "support/executors.hpp"
 #include "support/random_data.hpp"
 #include "support/shared_data.hpp"
 
@@ -33,10 +35,14 @@ joint_training_params with(std::uint32_t passes) {
 
 struct trained {
   trained(const geometry& cut, const pqattn::rows_view& samples, const float* metric,
-          const joint_training_params& params, const float* weights = nullptr)
+          const joint_training_params& params, const float* weights = nullptr, const std::vector<float>& start = {})
       : shape(cut), centroids(shape.codebook_values(), -77.0f) {
     host_bank bank;
-    std::vector<std::byte> workspace(pqattn::joint_training_workspace_bytes(bank, shape, samples.rows, metric != nullptr));
+    std::vector<std::byte> workspace(
+        pqattn::joint_training_workspace_bytes(bank, shape, samples.rows, metric != nullptr, params.parts));
+    if (params.kmeans.init == pqattn::kmeans_init::warm_start) {
+      centroids = start;
+    }
     outcome = train_codebook_jointly(bank, shape, samples, weights, metric, params, workspace.data(), workspace.size(),
                                      centroids.data(), report);
   }
@@ -192,9 +198,123 @@ TEST_CASE("joint training survives degenerate rows and refuses bad arguments", "
   refused(trained(shape, rows, negative.data(), with(1)), status_code::invalid_argument);
   const std::vector<float> none(50, 0.0f);
   refused(trained(shape, rows, nullptr, with(1), none.data()), status_code::invalid_argument);
-  joint_training_params warm = with(1);
-  warm.kmeans.init = pqattn::kmeans_init::warm_start;
-  refused(trained(shape, rows, nullptr, warm), status_code::unsupported);
+  joint_training_params idle = with(1);
+  idle.parts.workers = 0;
+  const trained without_workers(shape, rows, nullptr, idle);
+  refused(without_workers, status_code::invalid_argument);
+  CHECK(std::string(without_workers.outcome.subject) == "params.parts.workers");
   data[6 * 4 + 5] = std::numeric_limits<float>::infinity();
   refused(trained(shape, rows, nullptr, with(1)), status_code::not_finite);
+}
+
+TEST_CASE("joint training reports its objectives, which never rise", "[train][joint]") {
+  pqattn_test::random_data random(66);
+  CAPTURE(random.seed());
+  const std::size_t rows_count = 1500;  // more than one part
+  const std::vector<float> data = random.normals(rows_count * 10);
+  const auto rows = pqattn::view_rows(data.data(), rows_count, 10);
+  const std::vector<float> metric = skewed_metric(random, 10);
+  std::vector<float> weights = random.normals(rows_count);
+  std::transform(weights.begin(), weights.end(), weights.begin(), [](float w) { return 0.1f + w * w; });
+  const geometry shape{10, 3, 16, 2};
+  joint_training_params params = with(5);
+  std::vector<double> objectives(shape.groups() * (params.kmeans.iterations + 1), -1.0);
+  std::vector<double> passes(params.passes + 1, -1.0);
+  params.objectives = objectives.data();
+  params.pass_objectives = passes.data();
+  const trained run(shape, rows, metric.data(), params, weights.data());
+  REQUIRE(run.outcome.ok());
+  for (std::size_t g = 0; g < shape.groups(); ++g) {
+    const auto first = objectives.begin() + static_cast<std::ptrdiff_t>(g * (params.kmeans.iterations + 1));
+    CHECK(*first > 0.0);
+    CHECK(std::is_sorted(first, first + params.kmeans.iterations + 1, [](double a, double b) { return b < a * 0.999999; }));
+  }
+  for (std::size_t i = 1; i < passes.size(); ++i) {
+    CHECK(passes[i] <= passes[i - 1] * 1.000001);
+  }
+  CHECK(passes.back() < 0.95 * passes.front());
+  CHECK(run.report.objective == passes.back());
+  // The encoder may find other codes than training left off with, but not far from them.
+  const double coded = run.error(rows, metric, 2, weights.data());
+  CHECK(coded < 1.1 * passes.back());
+  CHECK(coded > 0.8 * passes.back());
+}
+
+TEST_CASE("any executor trains the same joint codebook", "[train][joint]") {
+  pqattn_test::random_data random(67);
+  CAPTURE(random.seed());
+  const std::vector<float> data = random.normals(2500 * 12);
+  const auto rows = pqattn::view_rows(data.data(), 2500, 12);
+  const std::vector<float> metric = skewed_metric(random, 12);
+  const geometry shape{12, 5, 8, 2};
+  const trained first(shape, rows, metric.data(), with(2));
+  REQUIRE(first.outcome.ok());
+  for (const std::size_t workers : {1U, 2U, 5U}) {
+    pqattn_test::shuffled_executor shuffled(workers, random.seed());
+    pqattn_test::thread_executor threads(workers);
+    for (const pqattn::executor& runner : {shuffled.get(), threads.get()}) {
+      joint_training_params params = with(2);
+      params.parts = runner;
+      const trained other(shape, rows, metric.data(), params);
+      REQUIRE(other.outcome.ok());
+      CHECK(other.centroids == first.centroids);
+      CHECK(other.report.objective == first.report.objective);
+    }
+    // Sub-vectors, then three parts for the residuals and for both halves of each group of each pass.
+    CHECK(shuffled.parts_run == 5 + 3 * (1 + 2 * shape.groups() * 2));
+  }
+}
+
+TEST_CASE("a warm start goes on from the caller's codebook", "[train][joint]") {
+  pqattn_test::random_data random(68);
+  CAPTURE(random.seed());
+  const std::vector<float> data = random.normals(600 * 8);
+  const auto rows = pqattn::view_rows(data.data(), 600, 8);
+  const std::vector<float> metric = skewed_metric(random, 8);
+  const geometry shape{8, 2, 16, 2};
+  const trained cold(shape, rows, metric.data(), with(2));
+  joint_training_params warm = with(0);
+  warm.kmeans.init = pqattn::kmeans_init::warm_start;
+  warm.kmeans.iterations = 0;
+  const trained same(shape, rows, metric.data(), warm, nullptr, cold.centroids);
+  REQUIRE(same.outcome.ok());
+  // Only the trip into the metric's frame and back.
+  for (std::size_t i = 0; i < cold.centroids.size(); ++i) {
+    CHECK(std::abs(same.centroids[i] - cold.centroids[i]) < 1e-3f);
+  }
+  warm.passes = 4;
+  const trained further(shape, rows, metric.data(), warm, nullptr, cold.centroids);
+  REQUIRE(further.outcome.ok());
+  CHECK(further.report.objective < same.report.objective);
+}
+
+TEST_CASE("joint training reports progress and can be cancelled", "[train][joint]") {
+  pqattn_test::random_data random(69);
+  CAPTURE(random.seed());
+  const std::vector<float> data = random.normals(100 * 6);
+  const auto rows = pqattn::view_rows(data.data(), 100, 6);
+  const geometry shape{6, 2, 8, 2};
+  struct watcher {
+    std::size_t calls = 0;
+    std::size_t total = 0;
+    std::size_t stop_at = 0;
+  } seen;
+  joint_training_params params = with(3);
+  params.kmeans.iterations = 5;
+  params.progress = {[](void* user, std::size_t done, std::size_t total) {
+                       auto& watch = *static_cast<watcher*>(user);
+                       ++watch.calls;
+                       watch.total = total;
+                       return done != watch.stop_at;
+                     },
+                     &seen};
+  REQUIRE(trained(shape, rows, nullptr, params).outcome.ok());
+  CHECK(seen.calls == 4 * (5 + 3));
+  CHECK(seen.total == seen.calls);
+  for (const std::size_t stop : {std::size_t{7}, std::size_t{25}}) {  // in k-means, in a joint pass
+    seen = {0, 0, stop};
+    const trained stopped(shape, rows, nullptr, params);
+    CHECK(stopped.outcome.code == status_code::cancelled);
+    CHECK(stopped.centroids.front() == -77.0f);
+  }
 }
