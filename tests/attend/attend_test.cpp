@@ -480,6 +480,56 @@ TEST_CASE("segments may be split anywhere", "[attend]") {
   }
 }
 
+TEST_CASE("values coded in a rotation are turned back", "[attend]") {
+  host_bank bank;
+  segment_plan exact;
+  exact.coded_keys = exact.coded_values = false;
+  segment_plan coded;
+  coded.storage = 9000;
+  coded.first = 70;
+  coded.count = 8900;
+  scene_plan plan;
+  // Segments 1 and 2 share a rotation, 4 has another; the first segment may be turned too.
+  for (const std::size_t turned_first : {0U, 1U}) {
+    attention_scene<host_bank> scene(bank, plan, {exact, coded, coded, exact, coded, segment_plan{}}, 15);
+    CAPTURE(scene.random.seed(), turned_first);
+    const std::size_t dim = plan.value_dim;
+    const std::vector<float> means = scene.random.normals(2 * dim);
+    const std::vector<float> bases = scene.random.normals(2 * dim * dim, 0.3f);
+    std::size_t token = 0;
+    for (std::size_t i = 0; i < scene.segments.size(); ++i) {
+      const std::size_t end = token + scene.segments[i].slots.count;
+      const bool turned = i == 1 || i == 2 || i == 4 || i < turned_first;
+      const std::size_t which = i == 4 ? 1 : 0;
+      const float* mean = means.data() + which * dim;
+      const float* basis = bases.data() + which * dim * dim;
+      if (turned) {
+        scene.segments[i].turned_values = {plan.value_dim, mean, basis};
+      }
+      for (; token < end; ++token) {
+        double* value = scene.expected.values.data() + token * dim;
+        const doubles before(value, value + dim);
+        for (std::size_t c = 0; turned && c < dim; ++c) {
+          value[c] = static_cast<double>(mean[c]);
+          for (std::size_t p = 0; p < dim; ++p) {
+            value[c] += static_cast<double>(basis[p * dim + c]) * before[p];
+          }
+        }
+      }
+    }
+    const std::vector<float> logits = scene.random.normals(plan.rows, 1.0f, 8.0f);
+    attention_params params;
+    params.sink_logits = logits.data();
+    scene.expected.sink_logits = pqattn_test::to_doubles(logits);
+    std::vector<float> out;
+    std::vector<float> lse;
+    REQUIRE_OK(scene.run(params, out, lse));
+    check_close(out, lse, pqattn_test::reference_attention(scene.expected));
+    scene.segments[1].turned_values.dim = 5;
+    CHECK(scene.run(params, out, lse).code == pqattn::status_code::shape_mismatch);
+  }
+}
+
 TEST_CASE("attention allocates nothing", "[attend]") {
   host_bank bank;
   segment_plan coded;

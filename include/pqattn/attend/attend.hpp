@@ -11,10 +11,12 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
+#include "../quant/value_rotation.hpp"
 #include "partial_state.hpp"
 #include "score_modifiers.hpp"
 
@@ -49,6 +51,9 @@ struct segment {
   /// Set when the keys were coded before RoPE: the bank rotates them. Exact keys are stored rotated.
   rope rotation;
   Address tables{};  ///< bank memory for the score tables: see attention_table_bytes; unused for exact keys
+  /// Set when the values were rotated before coding: what such segments add to the output is turned back, once for
+  /// consecutive segments that share the rotation.
+  value_rotation turned_values;
 };
 
 /// What stays fixed over all segments of a call.
@@ -235,6 +240,10 @@ status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::s
   const std::size_t used = tokens.slots.count == 0 ? 0 : end;
   PQATTN_TRY(check_source(tokens.keys, key_dim, used, "segment.keys"));
   PQATTN_TRY(check_source(tokens.values, value_dim, used, "segment.values"));
+  if (tokens.turned_values.enabled() && tokens.turned_values.dim != value_dim) {
+    return failure(status_code::shape_mismatch, "segment.turned_values", "must have the output's channels", value_dim,
+                   tokens.turned_values.dim);
+  }
   if (tokens.keys.coded) {
     PQATTN_TRY(check_rope(tokens.rotation, static_cast<std::uint32_t>(key_dim)));
     if (used != 0 && tokens.tables == Address{}) {
@@ -242,6 +251,42 @@ status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::s
     }
   }
   return {};
+}
+
+/// Out of a rotation of the values, in place: an output whose probabilities sum to 1 turns back like a value.
+inline void unrotate_state(const value_rotation& rotation, const partial_state& state) noexcept {
+  float coded[max_dim];
+  for (std::size_t row = 0; row < state.rows; ++row) {
+    if (!is_empty_lse(state.lse_e[row])) {
+      float* out = state.out + row * state.stride;
+      std::memcpy(coded, out, state.dim * sizeof(float));
+      unrotate_value(rotation, coded, 1.0f, out);
+    }
+  }
+}
+
+/// Merges the states of all parts, in order, into the first.
+template <class Address, class StateOf>
+void merge_parts(const segment<Address>* segments, std::size_t segment_count, const StateOf& state_of) noexcept {
+  std::size_t end = 0;
+  for (std::size_t i = 0; i < segment_count;) {
+    const value_rotation& rotation = segments[i].turned_values;
+    const std::size_t first = end;
+    end += parts_of(segments[i++]);
+    while (rotation.enabled() && i < segment_count && segments[i].turned_values.basis == rotation.basis) {
+      end += parts_of(segments[i++]);
+    }
+    if (rotation.enabled() && end != first) {
+      for (std::size_t part = first + 1; part < end; ++part) {
+        merge(state_of(first), state_of(part));
+      }
+      unrotate_state(rotation, state_of(first));
+    }
+    const std::size_t last = rotation.enabled() && end != first ? first + 1 : end;
+    for (std::size_t part = first == 0 ? 1 : first; part < last; ++part) {
+      merge(state_of(0), state_of(part));
+    }
+  }
 }
 
 /// The bias covers every row and slot of the one segment it is for.
@@ -368,9 +413,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     return {};
   }
   const partial_state total = state_of(0);
-  for (std::size_t part = 1; part < parts; ++part) {
-    merge(total, state_of(part));
-  }
+  detail::merge_parts(segments, segment_count, state_of);
   if (params.sink_logits != nullptr) {
     merge_sink(total, params.sink_logits);
   }
