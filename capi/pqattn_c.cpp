@@ -1,0 +1,640 @@
+// SPDX-License-Identifier: MIT
+// The C interface (include/pqattn/c/pqattn.h) over the host bank: checks what C cannot express, converts, calls.
+#define PQATTN_C_BUILDING 1
+#include <pqattn/c/pqattn.h>
+#include <pqattn/pqattn.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+namespace {
+
+using pqattn::failure;
+using pqattn::status;
+using pqattn::status_code;
+using bank_type = pqattn::host_bank<>;
+
+static_assert(static_cast<pq_status>(status_code::io_error) == PQ_IO_ERROR);
+static_assert(static_cast<pq_dtype>(pqattn::dtype::bf16) == PQ_BF16);
+static_assert(static_cast<pq_storage>(pqattn::codebook_storage::i8) == PQ_STORE_I8);
+static_assert(static_cast<pq_pairing>(pqattn::rope_pairing::interleaved) == PQ_INTERLEAVED);
+static_assert(std::is_same_v<pq_task, pqattn::executor::task_function>);
+
+pq_status report(const status& outcome, pq_error* error) noexcept {
+  const auto code = static_cast<pq_status>(outcome.code);
+  if (error != nullptr) {
+    error->code = code;
+    error->message[0] = '\0';
+    if (!outcome) {
+      outcome.format(error->message, sizeof error->message);
+    }
+  }
+  return code;
+}
+
+// --- conversions -------------------------------------------------------------------------------------------------------
+
+status check_pointer(const void* pointer, const char* subject) noexcept {
+  return pointer != nullptr ? status{} : failure(status_code::invalid_argument, subject, "is null");
+}
+
+/// An enumerator that arrived as a number.
+template <class Enum>
+status convert(std::int32_t number, Enum last, const char* subject, Enum& result) noexcept {
+  if (number < 0 || number > static_cast<std::int32_t>(last)) {
+    return failure(status_code::invalid_argument, subject, "is not one of its constants; largest",
+                   static_cast<std::int32_t>(last), number);
+  }
+  result = static_cast<Enum>(number);
+  return {};
+}
+
+/// Either kind of C rows as the view or ref of head 0.
+template <class View, class Rows>
+status convert_rows(const Rows* rows, const char* subject, View& result) noexcept {
+  PQATTN_TRY(check_pointer(rows, subject));
+  result = View{rows->data, pqattn::dtype::f32, rows->rows, rows->cols, rows->row_stride, rows->col_stride};
+  PQATTN_TRY(convert(rows->dtype, pqattn::dtype::bf16, "rows.dtype", result.type));
+  if (rows->data == nullptr && rows->heads != 0 && rows->rows != 0 && rows->cols != 0) {
+    return failure(status_code::invalid_argument, subject, "has rows but a null data pointer");
+  }
+  return {};
+}
+
+template <class View, class Rows>
+status convert_one_head(const Rows* rows, const char* subject, View& result) noexcept {
+  PQATTN_TRY(convert_rows(rows, subject, result));
+  return rows->heads == 1 ? status{}
+                          : failure(status_code::shape_mismatch, subject, "must be one head", 1, rows->heads);
+}
+
+template <class Heads, class Rows>
+status convert_heads(const Rows* rows, const char* subject, Heads& result) noexcept {
+  PQATTN_TRY(convert_rows(rows, subject, result.rows));
+  result.heads = rows->heads;
+  result.head_stride = rows->head_stride;
+  return {};
+}
+
+status convert_geometry(const pq_geometry* shape, pqattn::geometry& result) noexcept {
+  PQATTN_TRY(check_pointer(shape, "shape"));
+  result = {shape->dim, shape->subvectors, shape->centroids, shape->stages, nullptr};
+  return pqattn::check_geometry(result);
+}
+
+status convert_executor(const pq_executor* executor, pqattn::executor& result) noexcept {
+  if (executor == nullptr) {
+    result = {};
+    return {};
+  }
+  PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(executor->run), "executor.run"));
+  if (executor->workers < 1) {
+    return failure(status_code::invalid_argument, "executor.workers", "must be at least 1", 1, executor->workers);
+  }
+  result = {executor->run, executor->user, executor->workers};
+  return {};
+}
+
+status convert_allocator(const pq_allocator* allocator, pqattn::memory_resource& result) noexcept {
+  if (allocator == nullptr) {
+    result = {};
+    return {};
+  }
+  PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(allocator->allocate), "allocator.allocate"));
+  PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(allocator->deallocate), "allocator.deallocate"));
+  result = {allocator->allocate, allocator->deallocate, allocator->user};
+  return {};
+}
+
+/// Copies a struct that may be shorter than ours (an older header) over its defaults.
+template <class Params>
+status read_params(const Params* given, void (*set_defaults)(Params*), const char* subject, Params& result) noexcept {
+  set_defaults(&result);
+  if (given == nullptr) {
+    return {};
+  }
+  if (given->struct_bytes < sizeof(std::size_t) || given->struct_bytes > sizeof(Params)) {
+    return failure(status_code::invalid_argument, subject, "has a struct_bytes this library does not know; at most",
+                   sizeof(Params), given->struct_bytes);
+  }
+  std::memcpy(&result, given, given->struct_bytes);
+  result.struct_bytes = sizeof(Params);
+  return {};
+}
+
+status convert_side(const pq_side_config& side, const char* subject, pqattn::side_config& result) noexcept {
+  result.coded = side.coded != 0;
+  result.shape = {side.shape.dim, side.shape.subvectors, side.shape.centroids, side.shape.stages, nullptr};
+  return convert(side.storage, pqattn::codebook_storage::i8, subject, result.storage);
+}
+
+std::byte* bytes_of(const void* memory) noexcept {
+  // Programs that read a codebook or codes take the same handle as those that write them.
+  return static_cast<std::byte*>(const_cast<void*>(memory));
+}
+
+status check_aligned(const void* memory, const char* subject) noexcept {
+  PQATTN_TRY(check_pointer(memory, subject));
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % pqattn::memory_alignment;
+  return past == 0 ? status{}
+                   : failure(status_code::invalid_argument, subject, "must be 64-byte aligned; bytes past", 0, past);
+}
+
+}  // namespace
+
+// --- level 1 -----------------------------------------------------------------------------------------------------------
+
+struct pq_cache {
+  pqattn::memory_resource resource;
+  bank_type bank;
+  pqattn::buffer rope_tables;
+  pqattn::layer_cache<bank_type> layer;
+  std::size_t key_dim = 0;
+  std::size_t value_dim = 0;
+
+  explicit pq_cache(const pqattn::memory_resource& memory) noexcept : resource(memory), bank(memory) {}
+
+  status make(const pq_cache_config& given, const pqattn::executor& parts);
+  status make_rope(const pq_cache_config& given, pqattn::rope& rotation);
+};
+
+status pq_cache::make_rope(const pq_cache_config& given, pqattn::rope& rotation) {
+  const std::uint32_t pairs = given.rope_pairs;
+  if (pairs == 0) {
+    return {};
+  }
+  if (pairs > pqattn::max_dim / 2) {
+    return failure(status_code::invalid_argument, "config.rope_pairs", "must be at most 512", pqattn::max_dim / 2,
+                   pairs);
+  }
+  pqattn::rope_pairing pairing{};
+  PQATTN_TRY(convert(given.rope_pairing, pqattn::rope_pairing::interleaved, "config.rope_pairing", pairing));
+  float frequencies[pqattn::max_dim / 2];
+  if (given.rope_frequencies != nullptr) {
+    std::memcpy(frequencies, given.rope_frequencies, pairs * sizeof(float));
+  } else if (given.rope_theta > 0.0) {
+    pqattn::fill_rope_frequencies(frequencies, 2 * pairs, given.rope_theta);
+  } else {
+    return failure(status_code::invalid_argument, "config.rope_theta", "must be above 0 when no frequencies are given");
+  }
+  PQATTN_TRY(pqattn::buffer::make(resource, pqattn::rope_floats(pairs) * sizeof(float), rope_tables));
+  return pqattn::build_rope(frequencies, pairs, pairing, reinterpret_cast<float*>(rope_tables.data()), rotation);
+}
+
+status pq_cache::make(const pq_cache_config& given, const pqattn::executor& parts) {
+  pqattn::cache_config config;
+  PQATTN_TRY(convert_side(given.keys, "config.keys.storage", config.keys));
+  PQATTN_TRY(convert_side(given.values, "config.values.storage", config.values));
+  PQATTN_TRY(convert(given.exact_type, pqattn::dtype::bf16, "config.exact_type", config.exact_type));
+  config.sinks = given.sinks;
+  config.recent = given.recent;
+  config.train_tokens = given.train_tokens;
+  config.max_training_tokens = given.max_training_tokens;
+  config.keys_arrive_rotated = given.keys_arrive_rotated != 0;
+  config.code_keys_after_rope = given.code_keys_after_rope != 0;
+  config.kmeans.iterations = given.kmeans_iterations;
+  config.kmeans.seed = given.seed;
+  PQATTN_TRY(make_rope(given, config.rotation));
+  PQATTN_TRY(pqattn::layer_cache<bank_type>::make(bank, config, given.kv_heads, parts, resource, layer));
+  key_dim = config.keys.shape.dim;
+  value_dim = config.values.shape.dim;
+  return {};
+}
+
+namespace {
+
+void destroy(pq_cache* cache) noexcept {
+  const pqattn::memory_resource resource = cache->resource;
+  cache->~pq_cache();
+  resource.deallocate(resource.self, cache, sizeof(pq_cache));
+}
+
+status create(const pq_cache_config* given, const pq_allocator* allocator, const pq_executor* executor,
+              pq_cache** result) {
+  PQATTN_TRY(check_pointer(given, "config"));
+  PQATTN_TRY(check_pointer(result, "cache"));
+  pq_cache_config config;
+  PQATTN_TRY(read_params(given, &pq_cache_config_default, "config", config));
+  pqattn::memory_resource resource;
+  PQATTN_TRY(convert_allocator(allocator, resource));
+  pqattn::executor parts;
+  PQATTN_TRY(convert_executor(executor, parts));
+  static_assert(alignof(pq_cache) <= pqattn::memory_alignment);
+  void* memory = resource.allocate(resource.self, sizeof(pq_cache));
+  if (memory == nullptr) {
+    return failure(status_code::out_of_memory, "allocator", "refused an allocation", sizeof(pq_cache), 0);
+  }
+  auto* made = new (memory) pq_cache(resource);
+  const status outcome = made->make(config, parts);
+  if (!outcome) {
+    destroy(made);
+    return outcome;
+  }
+  *result = made;
+  return {};
+}
+
+status append(pq_cache* cache, const pq_const_rows* keys, const pq_const_rows* values, const float* weights) {
+  PQATTN_TRY(check_pointer(cache, "cache"));
+  pqattn::head_rows key_heads;
+  pqattn::head_rows value_heads;
+  PQATTN_TRY(convert_heads(keys, "keys", key_heads));
+  PQATTN_TRY(convert_heads(values, "values", value_heads));
+  return cache->layer.append(key_heads, value_heads, weights);
+}
+
+status attend_layer(pq_cache* cache, const pq_const_rows* queries, const pq_attend_params* given, const pq_rows* out,
+                    float* lse_e) {
+  PQATTN_TRY(check_pointer(cache, "cache"));
+  pqattn::head_rows query_heads;
+  pqattn::head_rows_ref out_heads;
+  PQATTN_TRY(convert_heads(queries, "queries", query_heads));
+  PQATTN_TRY(convert_heads(out, "out", out_heads));
+  if (query_heads.rows.cols != cache->key_dim) {
+    return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' dim", cache->key_dim,
+                   query_heads.rows.cols);
+  }
+  if (out_heads.rows.cols != cache->value_dim) {
+    return failure(status_code::shape_mismatch, "out.cols", "must equal the values' dim", cache->value_dim,
+                   out_heads.rows.cols);
+  }
+  pq_attend_params params;
+  PQATTN_TRY(read_params(given, &pq_attend_params_default, "params", params));
+  pqattn::layer_attention_params converted;
+  converted.scale = params.scale;
+  converted.first_position = given != nullptr ? params.first_position
+                                              : static_cast<std::int64_t>(cache->layer.size()) -
+                                                    static_cast<std::int64_t>(query_heads.rows.rows);
+  converted.causal = params.causal != 0;
+  converted.window = params.window;
+  converted.softcap = params.softcap;
+  converted.alibi_slopes = params.alibi_slopes;
+  converted.sink_logits = params.sink_logits;
+  return cache->layer.attend(query_heads, converted, out_heads, lse_e);
+}
+
+status read_layer(const pq_cache* cache, std::size_t first, const pq_rows* keys, const pq_rows* values) {
+  PQATTN_TRY(check_pointer(cache, "cache"));
+  pqattn::head_rows_ref key_heads;
+  pqattn::head_rows_ref value_heads;
+  PQATTN_TRY(convert_heads(keys, "keys", key_heads));
+  PQATTN_TRY(convert_heads(values, "values", value_heads));
+  const std::size_t heads = cache->layer.kv_heads();
+  if (key_heads.heads != heads || value_heads.heads != heads) {
+    return failure(status_code::shape_mismatch, "keys.heads and values.heads", "must equal the cache's KV heads", heads,
+                   key_heads.heads != heads ? key_heads.heads : value_heads.heads);
+  }
+  for (std::size_t head = 0; head < heads; ++head) {
+    PQATTN_TRY(cache->layer.head(head).read(first, key_heads.head(head), value_heads.head(head)));
+  }
+  return {};
+}
+
+// --- level 0 -----------------------------------------------------------------------------------------------------------
+
+status convert_training(const pq_train_params* given, pq_train_params& read, pqattn::training_params& result) noexcept {
+  PQATTN_TRY(read_params(given, &pq_train_params_default, "params", read));
+  PQATTN_TRY(convert(read.storage, pqattn::codebook_storage::i8, "params.storage", result.storage));
+  PQATTN_TRY(convert_executor(read.executor, result.parts));
+  result.kmeans.iterations = read.iterations;
+  result.kmeans.seed = read.seed;
+  return {};
+}
+
+status train(const pq_geometry* shape, const pq_const_rows* samples, const float* weights, const pq_train_params* given,
+             void* workspace, std::size_t workspace_bytes, float* centroids, double* objective) {
+  pqattn::geometry geometry;
+  pqattn::rows_view rows;
+  pq_train_params read;
+  pqattn::training_params params;
+  pqattn::memory_resource resource;
+  PQATTN_TRY(convert_geometry(shape, geometry));
+  PQATTN_TRY(convert_one_head(samples, "samples", rows));
+  PQATTN_TRY(convert_training(given, read, params));
+  PQATTN_TRY(convert_allocator(read.allocator, resource));
+  PQATTN_TRY(check_pointer(centroids, "centroids"));
+  bank_type bank(resource);
+  pqattn::training_report done;
+  PQATTN_TRY(pqattn::train_codebook(bank, geometry, rows, weights, params, workspace, workspace_bytes, centroids, done));
+  if (objective != nullptr) {
+    *objective = done.objective;
+  }
+  return {};
+}
+
+/// Shape, storage and memory of a codebook and of the codes that go with it.
+status convert_coded(const pq_geometry* shape, pq_storage storage, const void* codebook, const void* codes,
+                     pqattn::resident_codebook<std::byte*>& book, pqattn::code_span<std::byte*>& span) noexcept {
+  PQATTN_TRY(convert_geometry(shape, book.shape));
+  PQATTN_TRY(convert(storage, pqattn::codebook_storage::i8, "storage", book.storage));
+  PQATTN_TRY(check_aligned(codebook, "codebook"));
+  PQATTN_TRY(check_aligned(codes, "codes"));
+  book.memory = bytes_of(codebook);
+  span = {book.shape, bytes_of(codes), nullptr};
+  return {};
+}
+
+status prepare(const pq_geometry* shape, pq_storage storage, const float* centroids, void* codebook) noexcept {
+  pqattn::resident_codebook<std::byte*> book;
+  pqattn::code_span<std::byte*> no_codes;
+  PQATTN_TRY(convert_coded(shape, storage, codebook, codebook, book, no_codes));
+  PQATTN_TRY(check_pointer(centroids, "centroids"));
+  return bank_type().store_codebook({book.shape, centroids, 0, 0}, book);
+}
+
+status encode(const pq_geometry* shape, pq_storage storage, const void* codebook, const pq_const_rows* rows,
+              void* codes, std::size_t first) noexcept {
+  pqattn::resident_codebook<std::byte*> book;
+  pqattn::code_span<std::byte*> span;
+  pqattn::rows_view view;
+  PQATTN_TRY(convert_coded(shape, storage, codebook, codes, book, span));
+  PQATTN_TRY(convert_one_head(rows, "rows", view));
+  bank_type bank;
+  return pqattn::encode(bank, view, book, span, {first, view.rows});
+}
+
+status decode(const pq_geometry* shape, pq_storage storage, const void* codebook, const void* codes, std::size_t first,
+              const pq_rows* rows) noexcept {
+  pqattn::resident_codebook<std::byte*> book;
+  pqattn::code_span<std::byte*> span;
+  pqattn::rows_ref view;
+  PQATTN_TRY(convert_coded(shape, storage, codebook, codes, book, span));
+  PQATTN_TRY(convert_one_head(rows, "rows", view));
+  bank_type bank;
+  return pqattn::decode(bank, book, span, {first, view.rows}, view);
+}
+
+using source_type = pqattn::token_source<std::byte*>;
+using segment_type = pqattn::segment<std::byte*>;
+
+status convert_source(const pq_source& given, const char* subject, source_type& result) noexcept {
+  if (given.codes == nullptr) {
+    return convert_one_head(&given.exact, subject, result.rows);
+  }
+  result.coded = true;
+  return convert_coded(&given.shape, given.storage, given.codebook, given.codes, result.book, result.codes);
+}
+
+/// Everything pq_attend needs of the workspace: segments, score tables, and the attention's own.
+struct attend_layout {
+  segment_type* segments = nullptr;
+  std::byte* tables = nullptr;
+  std::byte* attention = nullptr;
+  std::size_t attention_bytes = 0;
+
+  void carve(pqattn::carver& memory, std::size_t count, std::size_t table_size, std::size_t attention_size) noexcept {
+    segments = memory.take<segment_type>(count);
+    tables = memory.take<std::byte>(table_size);
+    attention = memory.take<std::byte>(attention_size);
+    attention_bytes = attention_size;
+  }
+};
+
+std::size_t table_bytes(const pq_segment* segments, std::size_t count, std::size_t rows) noexcept {
+  std::size_t most = 0;
+  bank_type bank;
+  for (std::size_t i = 0; i < count; ++i) {
+    pqattn::geometry shape;
+    if (segments[i].keys.codes != nullptr && convert_geometry(&segments[i].keys.shape, shape)) {
+      const std::size_t bytes = pqattn::attention_table_bytes(bank, shape, rows, {});
+      most = bytes > most ? bytes : most;
+    }
+  }
+  return most;
+}
+
+std::size_t attention_bytes(const pq_segment* segments, std::size_t count, std::size_t rows, std::size_t key_dim,
+                            std::size_t value_dim, std::size_t workers) noexcept {
+  std::size_t parts = 0;
+  for (std::size_t i = 0; i < count; ++i) {  // coded segments begin at the block of their first slot
+    parts += (segments[i].tokens + pqattn::block_tokens + pqattn::part_tokens - 1) / pqattn::part_tokens;
+  }
+  segment_type all;  // the size depends on the number of parts only
+  all.slots = {0, parts * pqattn::part_tokens};
+  return pqattn::attention_workspace_bytes(&all, 1, rows, key_dim, value_dim, workers);
+}
+
+status attend_segments(const pq_const_rows* queries, const pq_segment* segments, std::size_t count,
+                       const pq_segment_params* given, void* workspace, std::size_t workspace_bytes, const pq_rows* out,
+                       float* lse_e) {
+  pqattn::rows_view query_rows;
+  pqattn::rows_ref out_rows;
+  pq_segment_params read;
+  pqattn::attention_params params;
+  PQATTN_TRY(convert_one_head(queries, "queries", query_rows));
+  PQATTN_TRY(convert_one_head(out, "out", out_rows));
+  PQATTN_TRY(read_params(given, &pq_segment_params_default, "params", read));
+  PQATTN_TRY(convert_executor(read.executor, params.parts));
+  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(segments), "segments"));
+  params.scale = read.scale;
+  params.sink_logits = read.sink_logits;
+  params.modifiers.softcap = read.softcap;
+  params.modifiers.alibi_slopes = read.alibi_slopes;
+  params.modifiers.query_positions = read.query_positions;
+  params.modifiers.causal = read.causal != 0;
+  params.modifiers.window = read.window;
+
+  attend_layout layout;
+  pqattn::carver memory(workspace, workspace_bytes);
+  layout.carve(memory, count, table_bytes(segments, count, query_rows.rows),
+               attention_bytes(segments, count, query_rows.rows, query_rows.cols, out_rows.cols, params.parts.workers));
+  if (workspace == nullptr || !memory.fits()) {
+    return failure(status_code::capacity, "workspace", "is too small for attention", memory.used(), workspace_bytes);
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    segment_type& next = *new (layout.segments + i) segment_type();
+    PQATTN_TRY(convert_source(segments[i].keys, "segment.keys", next.keys));
+    PQATTN_TRY(convert_source(segments[i].values, "segment.values", next.values));
+    next.slots = {segments[i].first_slot, segments[i].tokens};
+    // Positions count from slot 0 of the storage.
+    next.positions = {segments[i].first_position - static_cast<std::int64_t>(segments[i].first_slot), nullptr};
+    next.tables = layout.tables;
+  }
+  bank_type bank;
+  return pqattn::attend(bank, query_rows, layout.segments, count, params, layout.attention, layout.attention_bytes,
+                        out_rows, lse_e);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* pq_status_name(pq_status code) {
+  return code < PQ_OK || code > PQ_IO_ERROR ? "unknown" : pqattn::name_of(static_cast<status_code>(code));
+}
+
+int32_t pq_version(void) { return PQATTN_VERSION; }
+
+#define PQ_TEXT_OF(number) #number
+#define PQ_TEXT(number) PQ_TEXT_OF(number)
+const char* pq_version_string(void) {
+  return PQ_TEXT(PQATTN_VERSION_MAJOR) "." PQ_TEXT(PQATTN_VERSION_MINOR) "." PQ_TEXT(PQATTN_VERSION_PATCH);
+}
+
+const char* pq_arch_name(void) { return bank_type().arch_name(); }
+
+void pq_cache_config_default(pq_cache_config* config) {
+  const pqattn::cache_config defaults;
+  *config = {};
+  config->struct_bytes = sizeof *config;
+  config->keys.coded = config->values.coded = 1;
+  config->keys.shape.stages = config->values.shape.stages = 1;
+  config->keys.storage = config->values.storage = static_cast<pq_storage>(defaults.keys.storage);
+  config->sinks = defaults.sinks;
+  config->recent = defaults.recent;
+  config->max_training_tokens = defaults.max_training_tokens;
+  config->exact_type = static_cast<pq_dtype>(defaults.exact_type);
+  config->rope_theta = 10000.0;
+  config->keys_arrive_rotated = 1;
+  config->kmeans_iterations = defaults.kmeans.iterations;
+  config->seed = defaults.kmeans.seed;
+}
+
+void pq_attend_params_default(pq_attend_params* params) {
+  *params = {};
+  params->struct_bytes = sizeof *params;
+  params->causal = 1;
+}
+
+pq_status pq_cache_create(const pq_cache_config* config, const pq_allocator* allocator, const pq_executor* executor,
+                          pq_cache** cache, pq_error* error) {
+  return report(create(config, allocator, executor, cache), error);
+}
+
+void pq_cache_destroy(pq_cache* cache) {
+  if (cache != nullptr) {
+    destroy(cache);
+  }
+}
+
+pq_status pq_cache_append(pq_cache* cache, const pq_const_rows* keys, const pq_const_rows* values, const float* weights,
+                          pq_error* error) {
+  return report(append(cache, keys, values, weights), error);
+}
+
+pq_status pq_cache_attend(pq_cache* cache, const pq_const_rows* queries, const pq_attend_params* params,
+                          const pq_rows* out, float* lse_e, pq_error* error) {
+  return report(attend_layer(cache, queries, params, out, lse_e), error);
+}
+
+pq_status pq_cache_read(const pq_cache* cache, size_t first, const pq_rows* keys, const pq_rows* values,
+                        pq_error* error) {
+  return report(read_layer(cache, first, keys, values), error);
+}
+
+size_t pq_cache_size(const pq_cache* cache) { return cache == nullptr ? 0 : cache->layer.size(); }
+
+size_t pq_cache_coded_tokens(const pq_cache* cache) {
+  return cache == nullptr ? 0 : cache->layer.head(0).coded_tokens();
+}
+
+void pq_cache_memory(const pq_cache* cache, pq_memory_report* report) {
+  if (report == nullptr) {
+    return;
+  }
+  *report = {};
+  if (cache == nullptr) {
+    return;
+  }
+  pqattn::memory_report memory = cache->layer.memory();
+  memory.metadata_bytes += sizeof(pq_cache) + cache->rope_tables.size();
+  *report = {memory.codes_bytes,   memory.codebooks_bytes, memory.exact_bytes, memory.metadata_bytes,
+             memory.scratch_bytes, memory.total_bytes(),   memory.tokens,      memory.elements,
+             memory.bits_per_element()};
+}
+
+size_t pq_codebook_floats(const pq_geometry* shape) {
+  pqattn::geometry geometry;
+  return convert_geometry(shape, geometry) ? geometry.codebook_values() : 0;
+}
+
+size_t pq_codebook_bytes(const pq_geometry* shape, pq_storage storage) {
+  pqattn::geometry geometry;
+  pqattn::codebook_storage kind{};
+  return convert_geometry(shape, geometry) && convert(storage, pqattn::codebook_storage::i8, "storage", kind)
+             ? bank_type().codebook_bytes(geometry, kind)
+             : 0;
+}
+
+size_t pq_codes_bytes(const pq_geometry* shape, size_t tokens) {
+  pqattn::geometry geometry;
+  return convert_geometry(shape, geometry) ? pqattn::blocks_for(tokens) * bank_type().code_block_bytes(geometry) : 0;
+}
+
+void pq_train_params_default(pq_train_params* params) {
+  *params = {};
+  params->struct_bytes = sizeof *params;
+  params->storage = PQ_STORE_I8;
+  params->iterations = pqattn::kmeans_params{}.iterations;
+  params->seed = pqattn::kmeans_params{}.seed;
+}
+
+size_t pq_train_workspace_bytes(const pq_geometry* shape, const pq_const_rows* samples, const pq_train_params* params) {
+  pqattn::geometry geometry;
+  pqattn::rows_view rows;
+  pq_train_params read;
+  pqattn::training_params converted;
+  if (!convert_geometry(shape, geometry) || !convert_one_head(samples, "samples", rows) ||
+      !convert_training(params, read, converted)) {
+    return 0;
+  }
+  bank_type bank;
+  return pqattn::training_workspace_bytes(bank, geometry, rows, converted);
+}
+
+pq_status pq_train(const pq_geometry* shape, const pq_const_rows* samples, const float* weights,
+                   const pq_train_params* params, void* workspace, size_t workspace_bytes, float* centroids,
+                   double* objective, pq_error* error) {
+  return report(train(shape, samples, weights, params, workspace, workspace_bytes, centroids, objective), error);
+}
+
+pq_status pq_codebook_prepare(const pq_geometry* shape, pq_storage storage, const float* centroids, void* codebook,
+                              pq_error* error) {
+  return report(prepare(shape, storage, centroids, codebook), error);
+}
+
+pq_status pq_encode(const pq_geometry* shape, pq_storage storage, const void* codebook, const pq_const_rows* rows,
+                    void* codes, size_t first_slot, pq_error* error) {
+  return report(encode(shape, storage, codebook, rows, codes, first_slot), error);
+}
+
+pq_status pq_decode(const pq_geometry* shape, pq_storage storage, const void* codebook, const void* codes,
+                    size_t first_slot, const pq_rows* rows, pq_error* error) {
+  return report(decode(shape, storage, codebook, codes, first_slot, rows), error);
+}
+
+void pq_segment_params_default(pq_segment_params* params) {
+  *params = {};
+  params->struct_bytes = sizeof *params;
+}
+
+size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_count, size_t rows, size_t key_dim,
+                                 size_t value_dim, const pq_segment_params* params) {
+  pq_segment_params read;
+  pqattn::executor parts;
+  if (!read_params(params, &pq_segment_params_default, "params", read) || !convert_executor(read.executor, parts)) {
+    return 0;
+  }
+  pqattn::carver memory;
+  attend_layout{}.carve(memory, segment_count, table_bytes(segments, segment_count, rows),
+                        attention_bytes(segments, segment_count, rows, key_dim, value_dim, parts.workers));
+  return memory.required();
+}
+
+pq_status pq_attend(const pq_const_rows* queries, const pq_segment* segments, size_t segment_count,
+                    const pq_segment_params* params, void* workspace, size_t workspace_bytes, const pq_rows* out,
+                    float* lse_e, pq_error* error) {
+  return report(attend_segments(queries, segments, segment_count, params, workspace, workspace_bytes, out, lse_e),
+                error);
+}
+
+void pq_merge(float* out, float* lse_e, const float* other_out, const float* other_lse_e, size_t rows, size_t dim) {
+  // merge() only reads its second argument; partial_state has no const twin.
+  pqattn::merge({out, dim, lse_e, rows, dim},
+                {const_cast<float*>(other_out), dim, const_cast<float*>(other_lse_e), rows, dim});
+}
+
+}  // extern "C"

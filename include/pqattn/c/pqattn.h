@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * C interface of pqattn, for C11 and for languages that call C: library target pqattn::pqattn_c (shared) or
+ * pqattn::pqattn_c_static.
+ *
+ * - Every fallible function returns a pq_status and, through an optional pq_error the caller owns, a message that says
+ *   what was expected and what was given. No exception crosses, nothing is printed, no state is global or per thread.
+ * - Strides are in elements, not bytes; any alignment of the element type is allowed.
+ * - Structs that may grow start with `struct_bytes`; fill them with their pq_*_default function, then change fields.
+ * - docs/c_api.md has a complete program.
+ */
+#ifndef PQATTN_C_PQATTN_H
+#define PQATTN_C_PQATTN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && defined(PQATTN_C_SHARED)
+#ifdef PQATTN_C_BUILDING
+#define PQ_API __declspec(dllexport)
+#else
+#define PQ_API __declspec(dllimport)
+#endif
+#elif defined(__GNUC__)
+#define PQ_API __attribute__((visibility("default")))
+#else
+#define PQ_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- status --------------------------------------------------------------------------------------------------- */
+
+typedef int32_t pq_status;
+enum {
+  PQ_OK = 0,
+  PQ_INVALID_ARGUMENT = 1, /* a value outside its documented range, a null pointer */
+  PQ_SHAPE_MISMATCH = 2,
+  PQ_UNSUPPORTED = 3,
+  PQ_OUT_OF_MEMORY = 4,
+  PQ_CAPACITY = 5, /* a buffer given by the caller is too small */
+  PQ_NOT_FINITE = 6,
+  PQ_TOO_FEW_SAMPLES = 7,
+  PQ_CANCELLED = 8,
+  PQ_CORRUPT_DATA = 9,
+  PQ_IO_ERROR = 10
+};
+
+/* Written by a failing call when its `error` argument is not null; a successful call sets code 0 and message "". */
+typedef struct pq_error {
+  pq_status code;
+  char message[252]; /* always terminated */
+} pq_error;
+
+/* Short stable name, e.g. "shape_mismatch". */
+PQ_API const char* pq_status_name(pq_status code);
+
+/* 10000 * major + 100 * minor + patch of the library that runs. */
+PQ_API int32_t pq_version(void);
+PQ_API const char* pq_version_string(void);
+/* The instruction set the library was compiled for, e.g. "avx512vbmi", "sse2". */
+PQ_API const char* pq_arch_name(void);
+
+/* --- callbacks ------------------------------------------------------------------------------------------------ */
+
+/* Memory of cache objects and of training. `allocate` returns memory aligned to 64 bytes, or null to refuse;
+ * `deallocate` gets the same size back. A null pq_allocator* means the library's default, operator new without exceptions. */
+typedef struct pq_allocator {
+  void* (*allocate)(void* user, size_t bytes);
+  void (*deallocate)(void* user, void* memory, size_t bytes);
+  void* user;
+} pq_allocator;
+
+/* Runs numbered parts: `run` must call task(context, part, worker) exactly once for every part in [0, parts) and
+ * return when all are done; parts that run at the same time have different `worker` numbers below `workers`. Results are
+ * the same bits for any executor. A null pq_executor* means: on the calling thread. */
+typedef void (*pq_task)(void* context, size_t part, size_t worker);
+typedef struct pq_executor {
+  void (*run)(void* user, size_t parts, pq_task task, void* context);
+  void* user;
+  size_t workers; /* at least 1 */
+} pq_executor;
+
+/* --- data ----------------------------------------------------------------------------------------------------- */
+
+typedef int32_t pq_dtype;
+enum { PQ_F32 = 0, PQ_F16 = 1, PQ_BF16 = 2 };
+
+typedef int32_t pq_storage; /* of codebooks */
+enum { PQ_STORE_F32 = 0, PQ_STORE_F16 = 1, PQ_STORE_I8 = 2 };
+
+typedef int32_t pq_pairing; /* of RoPE channels */
+enum {
+  PQ_HALF_SPLIT = 0, /* pair i is (i, i + pairs) */
+  PQ_INTERLEAVED = 1 /* pair i is (2 i, 2 i + 1) */
+};
+
+/* Rows of several heads in the caller's memory: element (head, row, channel) at
+ * data + head * head_stride + row * row_stride + channel * col_stride elements. Level-0 functions take one head. */
+typedef struct pq_const_rows {
+  const void* data;
+  pq_dtype dtype;
+  size_t heads;
+  size_t rows;
+  size_t cols;
+  ptrdiff_t head_stride;
+  ptrdiff_t row_stride;
+  ptrdiff_t col_stride;
+} pq_const_rows;
+
+typedef struct pq_rows {
+  void* data;
+  pq_dtype dtype;
+  size_t heads;
+  size_t rows;
+  size_t cols;
+  ptrdiff_t head_stride;
+  ptrdiff_t row_stride;
+  ptrdiff_t col_stride;
+} pq_rows;
+
+/* How a row of `dim` channels is coded: `subvectors` runs, each by one of `centroids` centroids per stage. */
+typedef struct pq_geometry {
+  uint32_t dim;        /* 1 to 1024 */
+  uint32_t subvectors; /* 1 to dim */
+  uint32_t centroids;  /* 2 to 65536 */
+  uint32_t stages;     /* 1 to 8; 1 is plain product quantization */
+} pq_geometry;
+
+/* --- level 1: the KV cache of one layer ----------------------------------------------------------------------- */
+
+typedef struct pq_cache pq_cache;
+
+/* How the keys or the values are kept. `shape.dim` is needed either way, the rest when `coded` is not 0. */
+typedef struct pq_side_config {
+  int32_t coded;
+  pq_geometry shape;
+  pq_storage storage;
+} pq_side_config;
+
+typedef struct pq_cache_config {
+  size_t struct_bytes;
+  size_t kv_heads;
+  pq_side_config keys;
+  pq_side_config values;
+  uint32_t sinks;               /* first tokens kept exact */
+  uint32_t recent;              /* latest tokens kept exact */
+  uint32_t train_tokens;        /* tokens at which codebooks are trained; 0: four per centroid */
+  uint32_t max_training_tokens; /* most tokens that training looks at */
+  pq_dtype exact_type;          /* of sinks, recent tokens and exact sides */
+  /* RoPE of the model: rope_pairs 0 is none. With `rope_frequencies` null they are rope_theta^(-i / rope_pairs); else
+   * rope_pairs radians per position, copied. */
+  uint32_t rope_pairs;
+  pq_pairing rope_pairing;
+  double rope_theta;
+  const float* rope_frequencies;
+  int32_t keys_arrive_rotated;  /* 0: keys are handed over before RoPE */
+  int32_t code_keys_after_rope; /* 0: keys are coded before RoPE, the accurate choice */
+  uint32_t kmeans_iterations;
+  uint64_t seed;
+} pq_cache_config;
+
+typedef struct pq_attend_params {
+  size_t struct_bytes;
+  float scale;            /* 0: 1 / sqrt(d_k) */
+  int64_t first_position; /* of the first query token; the others follow */
+  int32_t causal;
+  int64_t window;         /* > 0: only the last `window` positions, the query's own included */
+  float softcap;          /* > 0: cap * tanh(score / cap) */
+  const float* alibi_slopes; /* (query heads) or null */
+  const float* sink_logits;  /* (query heads) or null */
+} pq_attend_params;
+
+typedef struct pq_memory_report {
+  size_t codes_bytes;
+  size_t codebooks_bytes;
+  size_t exact_bytes;
+  size_t metadata_bytes;
+  size_t scratch_bytes;
+  size_t total_bytes;
+  size_t tokens;
+  size_t elements;         /* tokens * (d_k + d_v), over all heads */
+  double bits_per_element; /* everything but scratch */
+} pq_memory_report;
+
+/* Defaults: 8 sinks, 32 recent tokens, f16 exact rows, both sides coded with byte codebooks, no RoPE. The shapes and
+ * kv_heads are the caller's to set. */
+PQ_API void pq_cache_config_default(pq_cache_config* config);
+PQ_API void pq_attend_params_default(pq_attend_params* params);
+
+/* Makes an empty cache; *cache is written on success only. The allocator and executor structs are copied, what they
+ * point to must outlive the cache. */
+PQ_API pq_status pq_cache_create(const pq_cache_config* config, const pq_allocator* allocator,
+                                 const pq_executor* executor, pq_cache** cache, pq_error* error);
+/* Null is allowed. */
+PQ_API void pq_cache_destroy(pq_cache* cache);
+
+/* Appends keys (kv_heads, n, d_k) and values (kv_heads, n, d_v); `weights` (kv_heads, n) importance for training, or
+ * null. After any error the cache is as before. */
+PQ_API pq_status pq_cache_append(pq_cache* cache, const pq_const_rows* keys, const pq_const_rows* values,
+                                 const float* weights, pq_error* error);
+
+/* Attention of queries (q_heads, n, d_k), rotated, q_heads a multiple of kv_heads, into out (q_heads, n, d_v).
+ * lse_e (q_heads, n), natural logarithm, or null. `params` null means the defaults with the n queries being the latest
+ * n tokens. One append or attend at a time per cache. */
+PQ_API pq_status pq_cache_attend(pq_cache* cache, const pq_const_rows* queries, const pq_attend_params* params,
+                                 const pq_rows* out, float* lse_e, pq_error* error);
+
+/* Copies tokens [first, first + keys->rows) of all heads out, coded ones decoded, keys rotated. */
+PQ_API pq_status pq_cache_read(const pq_cache* cache, size_t first, const pq_rows* keys, const pq_rows* values,
+                               pq_error* error);
+
+PQ_API size_t pq_cache_size(const pq_cache* cache);
+/* Tokens per head that are coded now; 0 until codebooks are trained. */
+PQ_API size_t pq_cache_coded_tokens(const pq_cache* cache);
+PQ_API void pq_cache_memory(const pq_cache* cache, pq_memory_report* report);
+
+/* --- level 0: no state, the caller owns all memory, sizes are asked for first --------------------------------- */
+
+/* Size functions return 0 for an invalid geometry. */
+PQ_API size_t pq_codebook_floats(const pq_geometry* shape);                     /* floats of trained centroids */
+PQ_API size_t pq_codebook_bytes(const pq_geometry* shape, pq_storage storage);  /* of a prepared codebook */
+PQ_API size_t pq_codes_bytes(const pq_geometry* shape, size_t tokens);          /* of codes, whole blocks of 64 */
+
+/* Trains centroids on samples (1, n, dim); `weights` (n) or null. `workspace` of pq_train_workspace_bytes bytes, any
+ * alignment; the allocator serves
+ * the points of one sub-vector per worker. On error `centroids` is as before. */
+typedef struct pq_train_params {
+  size_t struct_bytes;
+  pq_storage storage; /* what the centroids are rounded to */
+  uint32_t iterations;
+  uint64_t seed;
+  const pq_executor* executor;   /* or null */
+  const pq_allocator* allocator; /* of the points of one sub-vector per worker, or null */
+} pq_train_params;
+PQ_API void pq_train_params_default(pq_train_params* params);
+PQ_API size_t pq_train_workspace_bytes(const pq_geometry* shape, const pq_const_rows* samples,
+                                       const pq_train_params* params);
+PQ_API pq_status pq_train(const pq_geometry* shape, const pq_const_rows* samples, const float* weights,
+                          const pq_train_params* params, void* workspace, size_t workspace_bytes, float* centroids,
+                          double* objective, pq_error* error);
+
+/* Brings centroids into the form the kernels read: `codebook` has pq_codebook_bytes bytes, 64-byte aligned. */
+PQ_API pq_status pq_codebook_prepare(const pq_geometry* shape, pq_storage storage, const float* centroids,
+                                     void* codebook, pq_error* error);
+
+/* Codes rows (1, n, dim) into slots [first_slot, first_slot + n) of `codes`, which has pq_codes_bytes bytes, 64-byte
+ * aligned, set to zero before the first use. pq_decode is its inverse up to the coding error. */
+PQ_API pq_status pq_encode(const pq_geometry* shape, pq_storage storage, const void* codebook,
+                           const pq_const_rows* rows, void* codes, size_t first_slot, pq_error* error);
+PQ_API pq_status pq_decode(const pq_geometry* shape, pq_storage storage, const void* codebook, const void* codes,
+                           size_t first_slot, const pq_rows* rows, pq_error* error);
+
+/* The keys or values of a segment: codes with their codebook, or, with `codes` null, exact rows (1, tokens, d). */
+typedef struct pq_source {
+  pq_geometry shape;
+  pq_storage storage;
+  const void* codebook;
+  const void* codes;
+  pq_const_rows exact;
+} pq_source;
+
+/* `tokens` tokens of one KV head: slots (rows, when exact) first_slot, first_slot + 1, ... of both sources, at positions
+ * first_position, first_position + 1, ... */
+typedef struct pq_segment {
+  pq_source keys;
+  pq_source values;
+  size_t first_slot;
+  size_t tokens;
+  int64_t first_position;
+} pq_segment;
+
+typedef struct pq_segment_params {
+  size_t struct_bytes;
+  float scale;
+  float softcap;
+  const int64_t* query_positions; /* (rows); needed by causal, window, ALiBi */
+  int32_t causal;
+  int64_t window;
+  const float* alibi_slopes; /* (rows) or null */
+  const float* sink_logits;  /* (rows) or null */
+  const pq_executor* executor; /* or null */
+} pq_segment_params;
+PQ_API void pq_segment_params_default(pq_segment_params* params);
+
+/* Attention of query rows (1, rows, d_k) over the union of the segments (no RoPE: keys are as the queries see them)
+ * into out (1, rows, d_v) and lse_e (rows) or null. `workspace` of pq_attend_workspace_bytes bytes, any alignment.
+ * Nothing is allocated. On errors out is as before. */
+PQ_API size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_count, size_t rows, size_t key_dim,
+                                        size_t value_dim, const pq_segment_params* params);
+PQ_API pq_status pq_attend(const pq_const_rows* queries, const pq_segment* segments, size_t segment_count,
+                           const pq_segment_params* params, void* workspace, size_t workspace_bytes,
+                           const pq_rows* out, float* lse_e, pq_error* error);
+
+/* Merges the state of another, disjoint set of tokens into (out, lse_e): dense f32 (rows, dim) and (rows). (0,
+ * -infinity) is neutral. */
+PQ_API void pq_merge(float* out, float* lse_e, const float* other_out, const float* other_lse_e, size_t rows,
+                     size_t dim);
+
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

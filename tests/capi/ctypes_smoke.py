@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Drives the C library through ctypes: python3 ctypes_smoke.py libpqattn_c.so. Needs nothing but Python."""
+import ctypes as c
+import math
+import random
+import sys
+
+
+class Rows(c.Structure):
+    _fields_ = [("data", c.c_void_p), ("dtype", c.c_int32), ("heads", c.c_size_t), ("rows", c.c_size_t),
+                ("cols", c.c_size_t), ("head_stride", c.c_ssize_t), ("row_stride", c.c_ssize_t),
+                ("col_stride", c.c_ssize_t)]
+
+
+class Geometry(c.Structure):
+    _fields_ = [("dim", c.c_uint32), ("subvectors", c.c_uint32), ("centroids", c.c_uint32), ("stages", c.c_uint32)]
+
+
+class Side(c.Structure):
+    _fields_ = [("coded", c.c_int32), ("shape", Geometry), ("storage", c.c_int32)]
+
+
+class Config(c.Structure):
+    _fields_ = [("struct_bytes", c.c_size_t), ("kv_heads", c.c_size_t), ("keys", Side), ("values", Side),
+                ("sinks", c.c_uint32), ("recent", c.c_uint32), ("train_tokens", c.c_uint32),
+                ("max_training_tokens", c.c_uint32), ("exact_type", c.c_int32), ("rope_pairs", c.c_uint32),
+                ("rope_pairing", c.c_int32), ("rope_theta", c.c_double), ("rope_frequencies", c.c_void_p),
+                ("keys_arrive_rotated", c.c_int32), ("code_keys_after_rope", c.c_int32),
+                ("kmeans_iterations", c.c_uint32), ("seed", c.c_uint64)]
+
+
+class Error(c.Structure):
+    _fields_ = [("code", c.c_int32), ("message", c.c_char * 252)]
+
+
+def rows(values, count, dim):
+    return Rows(c.cast(values, c.c_void_p), 0, 1, count, dim, count * dim, dim, 1)
+
+
+def main():
+    library = c.CDLL(sys.argv[1])
+    library.pq_version_string.restype = library.pq_arch_name.restype = c.c_char_p
+    library.pq_cache_size.restype = library.pq_cache_coded_tokens.restype = c.c_size_t
+    for name in ("pq_cache_size", "pq_cache_coded_tokens", "pq_cache_destroy"):
+        getattr(library, name).argtypes = [c.c_void_p]
+
+    config = Config()
+    library.pq_cache_config_default(c.byref(config))
+    assert config.struct_bytes == c.sizeof(Config), (config.struct_bytes, c.sizeof(Config))
+    dim, tokens = 8, 400
+    config.kv_heads = 1
+    config.keys.shape = config.values.shape = Geometry(dim, 8, 64, 1)
+    cache = c.c_void_p()
+    error = Error()
+    status = library.pq_cache_create(c.byref(config), None, None, c.byref(cache), c.byref(error))
+    assert status == 0, error.message
+
+    source = random.Random(1)
+    array = c.c_float * (tokens * dim)
+    keys = array(*[source.gauss(0, 1) for _ in range(tokens * dim)])
+    values = array(*[source.gauss(0, 1) for _ in range(tokens * dim)])
+    query = (c.c_float * dim)(*[source.gauss(0, 1) for _ in range(dim)])
+    out = (c.c_float * dim)()
+    lse = c.c_float()
+    status = library.pq_cache_append(cache, c.byref(rows(keys, tokens, dim)), c.byref(rows(values, tokens, dim)), None,
+                                     c.byref(error))
+    assert status == 0, error.message
+    assert library.pq_cache_size(cache) == tokens
+    assert library.pq_cache_coded_tokens(cache) == tokens - 40
+    status = library.pq_cache_attend(cache, c.byref(rows(query, 1, dim)), None, c.byref(rows(out, 1, dim)),
+                                     c.byref(lse), c.byref(error))
+    assert status == 0, error.message
+
+    scores = [sum(query[i] * keys[t * dim + i] for i in range(dim)) / math.sqrt(dim) for t in range(tokens)]
+    total = sum(math.exp(score) for score in scores)
+    exact = [sum(math.exp(score) * values[t * dim + i] for t, score in enumerate(scores)) / total for i in range(dim)]
+    nmse = sum((a - b) ** 2 for a, b in zip(exact, out)) / sum(a * a for a in exact)
+    assert nmse < 0.05, nmse
+    assert abs(lse.value - math.log(total)) < 0.02
+
+    assert library.pq_cache_append(cache, c.byref(rows(keys, 5, dim)), c.byref(rows(values, 4, dim)), None,
+                                   c.byref(error)) == 2
+    assert b"expected" in error.message, error.message
+    library.pq_cache_destroy(cache)
+    print(f"pqattn {library.pq_version_string().decode()} on {library.pq_arch_name().decode()}: NMSE {nmse:.2g}")
+
+
+main()

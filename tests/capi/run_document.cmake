@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+# cmake -D DOCUMENT= -D COMPILER= -D INCLUDE= -D LIBRARY= -D WORK= -P: the first ```c block of the document is a program
+# that compiles, runs, and prints what the document says it prints (the ``` block after it).
+file(READ "${DOCUMENT}" text)
+function(take_block opening result)
+  string(FIND "${text}" "${opening}" begin)
+  if(begin EQUAL -1)
+    message(FATAL_ERROR "${DOCUMENT} has no ${opening} block")
+  endif()
+  string(LENGTH "${opening}" length)
+  math(EXPR begin "${begin} + ${length}")
+  string(SUBSTRING "${text}" ${begin} -1 rest)
+  string(FIND "${rest}" "```" end)
+  string(SUBSTRING "${rest}" 0 ${end} block)
+  set(${result} "${block}" PARENT_SCOPE)
+endfunction()
+take_block("```c\n" program)
+take_block("```text\n" expected)
+file(REMOVE_RECURSE "${WORK}")
+file(WRITE "${WORK}/program.c" "${program}")
+cmake_path(GET LIBRARY PARENT_PATH folder)
+execute_process(COMMAND "${COMPILER}" -std=c11 -Wall -Wextra -pedantic "-I${INCLUDE}" "${WORK}/program.c" "${LIBRARY}"
+                        "-Wl,-rpath,${folder}" -lm -o "${WORK}/program"
+                RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+if(NOT result EQUAL 0 OR NOT output STREQUAL "")
+  message(FATAL_ERROR "the program of ${DOCUMENT} does not compile cleanly:\n${output}")
+endif()
+execute_process(COMMAND "${WORK}/program" RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+if(NOT result EQUAL 0 OR NOT output STREQUAL expected)
+  message(FATAL_ERROR "the program of ${DOCUMENT} gave ${result}:\n${output}instead of\n${expected}")
+endif()
