@@ -19,8 +19,8 @@ namespace pim = pqattn::pim;
 
 inline constexpr const char* command_format_help =
     "Command file: one command a line, case does not matter, # starts a comment. n defaults to 1; set is all\n"
-    "(default), even or odd; numbers are decimal. A row that a command names and that is not open is opened by\n"
-    "itself, after closing the row that is.\n"
+    "(default), even, odd, or S0, S1 ... (the first, second ... bank of every unit); numbers are decimal. A row that a\n"
+    "command names and that is not open is opened by itself, after closing the row that is.\n"
     "  ACT bank row            PRE bank                 open or close a row of one bank\n"
     "  ACT_AB row [set]        PRE_AB [set]             the same in every bank of the set\n"
     "  RD bank row col [n]     WR bank row col [n]      n columns of a row, to or from the buffer die\n"
@@ -29,7 +29,7 @@ inline constexpr const char* command_format_help =
     "  LD, ST row col [n] [set]  n columns into the units' registers, or from them, in every bank of the set\n"
     "  LUT row n [set]         n look-ups in a row, in every bank of the set at once\n"
     "  WRGB [n]                broadcast n columns to the global buffer\n"
-    "  MV_OUT [n]  MV_IN [n]   n columns of results out of the banks, or of operands into their registers\n"
+    "  MV_OUT [n]  MV_IN [n]   n transfers of results out of the banks, or of operands into their registers\n"
     "  SFM n                   softmax of n elements on the buffer die\n"
     "  WAIT                    the next command depends on the data of the last read\n"
     "  FENCE                   later column commands and moves leave after the earlier ones\n"
@@ -94,11 +94,18 @@ struct words {
   return value;
 }
 
-[[nodiscard]] inline std::optional<pim::bank_set> set_of(const std::string& word) {
-  return word == "ALL"    ? std::optional(pim::bank_set::all)
-         : word == "EVEN" ? std::optional(pim::bank_set::even)
-         : word == "ODD"  ? std::optional(pim::bank_set::odd)
-                          : std::nullopt;
+/// The set a word names, put into `c`: ALL, EVEN, ODD, or S0, S1 ... for the first, second ... bank of every unit.
+[[nodiscard]] inline bool read_set(const std::string& word, pim::command& c) {
+  if (word == "ALL" || word == "EVEN" || word == "ODD") {
+    c.set = word == "ALL" ? pim::bank_set::all : word == "EVEN" ? pim::bank_set::even : pim::bank_set::odd;
+    return true;
+  }
+  const auto share = word.size() > 1 && word.size() < 6 && word[0] == 'S' ? whole_number(word.substr(1)) : std::nullopt;
+  if (share) {
+    c.set = pim::bank_set::share;
+    c.bank = static_cast<std::int32_t>(*share);
+  }
+  return share.has_value();
 }
 
 /// What follows the name of a command: b bank, r row, c column, n a count that must be there, N one that may, s a set
@@ -133,17 +140,15 @@ static_assert(std::size(command_forms) == pim::opcode_count);
                                                      : "a count");
     }
     if (*kind == 's') {
-      const auto set = set_of(line.word[at]);
-      if (!set) {
-        return "has \"" + line.word[at] + "\" where all, even or odd is due";
+      if (!read_set(line.word[at], c)) {
+        return "has \"" + line.word[at] + "\" where all, even, odd or S0, S1 ... is due";
       }
-      c.set = *set;
       ++at;
       continue;
     }
     const auto value = whole_number(line.word[at]);
     if (!value) {
-      if (*kind == 'N' && set_of(line.word[at])) {
+      if (pim::command unused; *kind == 'N' && read_set(line.word[at], unused)) {
         continue;  // the count was left out
       }
       return "has \"" + line.word[at] + "\" where a number is due";

@@ -90,8 +90,9 @@ namespace pim = pqattn::pim;
 
 /// One event of the command bus, for a listing.
 [[nodiscard]] inline std::string event_text(const pim::trace_record& r) {
-  const char* banks[] = {"all", "even", "odd"};
-  const std::string where = r.is_set ? banks[static_cast<int>(r.set)] : std::to_string(r.bank);
+  const char* banks[] = {"all", "even", "odd", "s"};
+  const std::string share = r.set == pim::bank_set::share ? std::to_string(r.bank) : "";
+  const std::string where = r.is_set ? banks[static_cast<int>(r.set)] + share : std::to_string(r.bank);
   char line[160];
   std::snprintf(line, sizeof line, "%lld ch%d %s bank=%s row=%d col=%d n=%lld every=%lld\n",
                 static_cast<long long>(r.cycle), r.channel, pim::name_of(r.op), where.c_str(), r.row, r.column,

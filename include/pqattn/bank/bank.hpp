@@ -158,6 +158,13 @@ concept bank_memory =
       { bank.release(place, bytes) } noexcept;
     };
 
+/// Optional: banks with several homes (places that hold a KV head each and work side by side, such as the channels of
+/// a device) are told where the memory of the next reserve() comes from. Any number is accepted.
+template <class Bank>
+concept bank_homes = requires(Bank& bank, std::uint32_t home) {
+  { bank.select_home(home) } noexcept;
+};
+
 /// How things enter and leave. Codes cross as uint16, slot after slot, groups() each.
 template <class Bank>
 concept bank_layout = requires(Bank& bank, const geometry& shape, const codebook_view& book,

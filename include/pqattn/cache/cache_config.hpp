@@ -40,6 +40,8 @@ struct cache_config {
   /// With rotation enabled, code the keys as rotated instead (the paper's setting; faster, less accurate).
   bool code_keys_after_rope = false;
   kmeans_params kmeans;
+  /// Where a bank with several homes puts this head; a layer_cache gives its heads this one and the next ones.
+  std::uint32_t home = 0;
   /// Importance weights w are replaced by (w / mean)^exponent, then raised to at least `weight_floor`.
   float weight_exponent = 0.5f;
   float weight_floor = 0.05f;

@@ -79,6 +79,9 @@ class head_cache {
     PQATTN_TRY(check_arrival(values, config_.values, keys.rows, "values"));
     PQATTN_TRY(check_new_weights(weights, keys.rows));
     const std::size_t rows = keys.rows;
+    if constexpr (bank_homes<Bank>) {
+      bank_->select_home(config_.home);
+    }
     trains_now_ = !trained_ && config_.codes_anything() && size_ + rows >= config_.sinks + config_.training_start();
     if (trains_now_) {
       if (const status trained = train(keys, values, weights, options); !trained) {

@@ -94,6 +94,7 @@ class layer_cache {
     while (made.head_count_ < kv_heads) {
       cache_config seeded = config;
       seeded.kmeans.seed = mix_seed(config.kmeans.seed, made.head_count_);
+      seeded.home = config.home + static_cast<std::uint32_t>(made.head_count_);
       auto* place = new (made.heads_ + made.head_count_) head_cache<Bank>();
       ++made.head_count_;
       PQATTN_TRY(head_cache<Bank>::make(bank, seeded, resource, *place));

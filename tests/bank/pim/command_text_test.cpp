@@ -68,7 +68,10 @@ TEST_CASE("a wrong line is named", "[pim][trace]") {
   CHECK(refusal("LUT 3") == "1: LUT wants a count");
   CHECK(refusal("RD x 0 0") == "1: RD has \"X\" where a number is due");
   CHECK(refusal("RD -1 0 0") == "1: RD has \"-1\" where a number is due");
-  CHECK(refusal("MAC 0 0 4 some") == "1: MAC has \"SOME\" where all, even or odd is due");
+  CHECK(refusal("MAC 0 0 4 some") == "1: MAC has \"SOME\" where all, even, odd or S0, S1 ... is due");
+  CHECK(refusal("MAC 0 0 4 S") == "1: MAC has \"S\" where all, even, odd or S0, S1 ... is due");
+  CHECK(refusal("MAC 0 0 4 s1").find("command.bank") != std::string::npos);  // units of one bank each
+  CHECK(refusal("MAC 0 0 4 s0").empty());
   CHECK(refusal("RD 99999999999 0 0") == "1: RD has a number that is too large");
   CHECK(refusal("RD 9999999999999999999999 0 0").find("number is due") != std::string::npos);
   CHECK(refusal("RD 64 0 0").find("command.bank") != std::string::npos);

@@ -112,6 +112,31 @@ TEST_CASE("a head cache gives the same on the emulated bank", "[pim][cache]") {
   }
 }
 
+TEST_CASE("heads of a layer go to homes of their own and work at the same time", "[pim][cache]") {
+  constexpr std::size_t heads = 8;
+  random_numbers random(3303);
+  const std::vector<float> rows = random.normals(heads * tokens * dim);
+  const std::vector<float> queries = random.normals(heads * dim);
+  pim::pim_bank<> bank;
+  REQUIRE_OK(bank.configure(pim::hbm3_attacc()));
+  pqattn::cache_config config = config_of({});
+  config.home = 3;
+  pqattn::layer_cache<pim::pim_bank<>> cache;
+  REQUIRE_OK(pqattn::layer_cache<pim::pim_bank<>>::make(bank, config, heads, {}, {}, cache));
+  const pqattn::head_rows all{pqattn::view_rows(rows.data(), tokens, dim), heads,
+                              static_cast<std::ptrdiff_t>(tokens * dim)};
+  REQUIRE_OK(cache.append(all, all));
+  bank.reset();
+  std::vector<float> out(heads * dim);
+  REQUIRE_OK(cache.attend({pqattn::view_rows(queries.data(), 1, dim), heads, dim}, {},
+                          {pqattn::ref_rows(out.data(), 1, dim), heads, dim}));
+  const pim::walker& walked = bank.costs().walked();
+  for (std::int32_t channel = 0; channel < walked.channel_count(); ++channel) {
+    CHECK((walked.channel(channel).finish_cycle() > 0) == (channel >= 3 && channel < 3 + 8));
+  }
+  CHECK(walked.total().elapsed_cycles * 8 == walked.total().channel.cycles);
+}
+
 TEST_CASE("a layer cache gives the same on the emulated bank", "[pim][cache]") {
   random_numbers random(3302);
   const std::vector<float> keys = random.normals(2 * tokens * dim);

@@ -4,7 +4,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
-#include <cstring>
+#include <memory>
 #include <vector>
 
 #include "pqattn/bank/pim/pim_bank.hpp"
@@ -112,6 +112,30 @@ void run_analysis(pim::bank_programs<Mapping>& programs, const shapes& s) {
   programs.exact_rows(s.rows, 1, s.shape.dim, 4, false);
 }
 
+/// Every counter of a bank, but its memory, is that of one that never ran.
+template <class Mapping>
+void check_like_new(const pim::bank_programs<Mapping>& used, const pim::device& d, const pim::bank_options& options) {
+  pim::bank_programs<Mapping> fresh;
+  REQUIRE_OK(fresh.configure(d, options));
+  CHECK(used.host() == fresh.host());
+  CHECK(used.host_wall_ns() == fresh.host_wall_ns());
+  CHECK(used.emulated_ns() == fresh.emulated_ns());
+  for (int p = 0; p < pim::phase_count; ++p) {
+    const auto which = static_cast<pim::phase>(p);
+    CHECK(used.walked().total(which) == fresh.walked().total(which));
+    CHECK(used.walked().energy(which).total_pj() == fresh.walked().energy(which).total_pj());
+    CHECK(used.work(which) == fresh.work(which));
+  }
+  for (std::int32_t c = 0; c < used.walked().channel_count(); ++c) {
+    bool same = true;
+    for (std::int32_t b = 0; b < used.walked().channel(c).bank_count(); ++b) {
+      same = same && used.walked().channel(c).bank(b) == fresh.walked().channel(c).bank(b);
+    }
+    CHECK(same);
+    CHECK(used.walked().channel(c).finish_cycle() == 0);
+  }
+}
+
 template <class Mapping>
 void check_modes_agree(std::uint64_t first_stream) {
   for (std::uint64_t i = 0; i < 40; ++i) {
@@ -122,22 +146,38 @@ void check_modes_agree(std::uint64_t first_stream) {
                static_cast<std::uint32_t>(1 + random.below(2)), nullptr};
     s.storage = static_cast<pqattn::codebook_storage>(random.below(3));
     s.tokens = 1 + random.below(700);
+    const bool windows = i % 8 == 7;  // more than one page of centroids, more than one window of tokens
+    if (windows) {
+      s.shape = {16, 4, static_cast<std::uint32_t>(600 + random.below(500)), 1, nullptr};
+      s.tokens = 4096 + random.below(700);
+    }
     s.rows = 1 + random.below(8);
     s.method = static_cast<pqattn::value_method>(random.below(3));
-    std::vector<float> frequencies(dim / 2);
-    std::vector<float> rope_memory(pqattn::rope_floats(dim / 2));
+    const std::uint32_t pairs = s.shape.dim / 2;
+    std::vector<float> frequencies(pairs);
+    std::vector<float> rope_memory(pqattn::rope_floats(pairs));
     if (random.chance(0.5)) {
-      pqattn::fill_rope_frequencies(frequencies.data(), dim, 10000.0);
-      REQUIRE_OK(build_rope(frequencies.data(), dim / 2, pqattn::rope_pairing::interleaved, rope_memory.data(),
-                            s.rotation));
+      pqattn::fill_rope_frequencies(frequencies.data(), s.shape.dim, 10000.0);
+      REQUIRE_OK(build_rope(frequencies.data(), pairs,
+                            random.chance(0.5) ? pqattn::rope_pairing::interleaved : pqattn::rope_pairing::half_split,
+                            rope_memory.data(), s.rotation));
     }
     pim::bank_options options;
     options.channels_per_home = static_cast<std::int32_t>(1 + random.below(4));
     options.entries = random.chance(0.5) ? pim::entry_format::f16 : pim::entry_format::f32;
     options.share_lookups = random.chance(0.5);
+    options.values = random.chance(0.5) ? pqattn::value_method::histogram : pqattn::value_method::reconstruct;
+    options.banks_added = static_cast<std::int32_t>(random.below(20));
+    options.update_slots = static_cast<std::int32_t>(1 + random.below(3));
+    options.argmin_in_banks = random.chance(0.5);
+    options.addressing = i % 8 == 3 ? pim::lookup_addressing::by_command : pim::lookup_addressing::in_row;
+    options.window_tokens = windows ? 4096 : 0;
+    options.overflow_to_host = random.chance(0.2);
+    options.walk.refresh = random.chance(0.7);
     pim::device d = pim::presets[random.below(7)].make();
     d.pim.lookups_per_slot = static_cast<std::int32_t>(1 + random.below(16));
-    INFO(d.name << " d=" << dim << " m=" << s.shape.subvectors << " K=" << s.shape.centroids << " tokens=" << s.tokens
+    d.pim.banks_per_unit = 1 << random.below(4);
+    INFO(d.name << " d=" << s.shape.dim << " m=" << s.shape.subvectors << " K=" << s.shape.centroids << " tokens=" << s.tokens
                 << " rows=" << s.rows << ", seed " << random.seed());
     pim::pim_bank<Mapping> bank;
     pim::bank_programs<Mapping> programs;
@@ -148,14 +188,16 @@ void check_modes_agree(std::uint64_t first_stream) {
     CHECK(bank.costs().walked().finish_cycle() > 0);
     CHECK(bank.costs().walked().finish_cycle() == programs.walked().finish_cycle());
     CHECK(bank.costs().host() == programs.host());
+    CHECK(bank.costs().emulated_ns() == programs.emulated_ns());
+    CHECK(bank.costs().host_wall_ns() > 0);
+    CHECK(programs.host_wall_ns() == 0);
     for (int p = 0; p < pim::phase_count; ++p) {
       const auto which = static_cast<pim::phase>(p);
       CHECK(bank.costs().walked().total(which) == programs.walked().total(which));
+      CHECK(bank.costs().work(which) == programs.work(which));
     }
     bank.reset();
-    CHECK(bank.costs().walked().total() == pim::totals{});
-    CHECK(bank.costs().walked().finish_cycle() == 0);
-    CHECK(bank.costs().host() == pim::host_counters{});
+    check_like_new(bank.costs(), d, options);
   }
 }
 
@@ -297,6 +339,128 @@ TEST_CASE("what the options change is seen in the counters", "[pim][programs]") 
   CHECK(cycles_of({}, 4, 1, true) > cycles_of({}, 4, 1, false));
 }
 
+TEST_CASE("each part of AQPIM's placement is seen in the counters", "[pim][programs]") {
+  constexpr std::size_t tokens = 8192;
+  const auto run = [](auto mapping, pim::bank_options options, std::uint32_t centroids) {
+    pim::device d = pim::hbm3_attacc();
+    d.timing.refi = 0;  // refreshes open rows, too
+    auto programs = std::make_unique<pim::bank_programs<decltype(mapping)>>();
+    REQUIRE_OK(programs->configure(d, options));
+    shapes s;
+    s.shape = {128, 32, centroids, 1, nullptr};
+    s.tokens = tokens;
+    places<pim::bank_programs<decltype(mapping)>> at;
+    at.take(*programs, s);
+    decode_step(*programs, at, s);
+    REQUIRE_OK(programs->encode(at.book, at.codes, {0, tokens}));
+    return programs;
+  };
+  const auto score = [](const auto& programs) { return programs->walked().total(pim::phase::score); };
+  const auto plain = run(pim::subvector_per_bank{}, {}, 512);
+
+  SECTION("one sub-vector to one bank: two stripes of 32 banks, each with half of the tokens") {
+    CHECK(score(plain).bank.lut_lookups == std::int64_t{tokens / 2 * 64});
+    CHECK(plain->work(pim::phase::score).lookups == std::int64_t{tokens * 32});
+    CHECK(plain->walked().bank_imbalance().max_over_mean == 64.0);  // one of 64 channels, its banks alike
+  }
+  SECTION("tokens striped: the same look-ups, but every bank has every table and changes rows among them") {
+    const auto striped = run(pim::token_striped{}, {}, 512);
+    CHECK(score(striped).bank.lut_lookups == score(plain).bank.lut_lookups);
+    CHECK(score(striped).bank.act_count > 5 * score(plain).bank.act_count);
+    CHECK(striped->work(pim::phase::table_build).table_bytes == 32 * plain->work(pim::phase::table_build).table_bytes);
+  }
+  SECTION("page-aware windows: a table of two rows is looked up in one row of it per window") {
+    pim::bank_options windows;
+    windows.window_tokens = 4096;
+    const auto two_rows = run(pim::subvector_per_bank{}, {}, 1024);
+    const auto paged = run(pim::subvector_per_bank{}, windows, 1024);
+    CHECK(score(paged).bank.lut_lookups == score(two_rows).bank.lut_lookups);
+    // Of the three rows that a chunk of codes opened (codes, two of the table) one less.
+    CHECK(3 * score(paged).bank.act_count <= 2 * score(two_rows).bank.act_count + 3 * 64);
+    CHECK(score(paged).elapsed_cycles < score(two_rows).elapsed_cycles);
+    CHECK(2 * paged->work(pim::phase::encode).distance_evaluations ==
+          two_rows->work(pim::phase::encode).distance_evaluations);
+    CHECK(paged->walked().total(pim::phase::encode).bank.mac_columns * 2 ==
+          two_rows->walked().total(pim::phase::encode).bank.mac_columns);
+  }
+  SECTION("intra-row indirection: without it every look-up of every bank is a command, and columns cross the die") {
+    pim::bank_options commands;
+    commands.addressing = pim::lookup_addressing::by_command;
+    const auto addressed = run(pim::subvector_per_bank{}, commands, 512);
+    CHECK(score(plain).bank.lut_lookups > 0);
+    CHECK(score(addressed).bank.lut_lookups == 0);
+    CHECK(score(addressed).bank.rd_columns - score(plain).bank.rd_columns == score(plain).bank.lut_lookups);
+    CHECK(score(plain).channel.column_commands < score(addressed).channel.column_commands / 16);
+    CHECK(score(plain).channel.tsv_bytes < score(addressed).channel.tsv_bytes / 16);
+    CHECK(score(plain).elapsed_cycles < score(addressed).elapsed_cycles / 4);
+  }
+  SECTION("BankPE and BufferPE: distances cross the die to be compared, unless the banks compare") {
+    pim::bank_options compare;
+    compare.argmin_in_banks = true;
+    const auto inside = run(pim::subvector_per_bank{}, compare, 512);
+    const auto encode = [](const auto& programs) { return programs->walked().total(pim::phase::encode).channel; };
+    CHECK(encode(plain).buffer_read_bytes == std::int64_t{tokens * 32 * 512 * 2});
+    CHECK(encode(inside).buffer_read_bytes == std::int64_t{tokens * 32 * 2});
+    CHECK(encode(plain).softmax_elements > 0);
+    CHECK(encode(inside).softmax_elements == 0);
+  }
+}
+
+TEST_CASE("codes of a window lie in its page", "[pim][programs]") {
+  random_numbers random(3300);
+  INFO("seed " << random.seed());
+  pim::pim_bank<> bank;
+  pim::bank_options options;
+  options.window_tokens = 4096;
+  REQUIRE_OK(bank.configure(pim::hbm3_attacc(), options));
+  constexpr std::size_t tokens = 3 * 4096 + 100;
+  const pqattn::geometry shape{4, 2, 800, 1, nullptr};
+  shapes s;
+  s.shape = shape;
+  s.tokens = tokens;
+  places<pim::pim_bank<>> at;
+  at.take(bank, s);
+  const std::vector<float> book = random.normals(shape.codebook_values());
+  const std::vector<float> rows = random.normals(tokens * shape.dim);
+  REQUIRE_OK(bank.store_codebook({shape, book.data()}, at.book));
+  REQUIRE_OK(bank.encode(pqattn::view_rows(rows.data(), tokens, shape.dim), at.book, at.codes, {0, tokens}));
+  std::vector<std::uint16_t> codes(tokens * 2);
+  REQUIRE_OK(bank.load_codes(at.codes, {0, tokens}, codes.data()));
+  bool inside = true;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    inside = inside && (codes[i] >= 512) == (i / 2 / 4096 % 2 == 1);  // pages of 512 and of 288 centroids
+  }
+  CHECK(inside);
+}
+
+TEST_CASE("work counters follow from shapes", "[pim][programs]") {
+  pim::bank_programs<> programs;
+  REQUIRE_OK(programs.configure(pim::hbm3_attacc(), {}));
+  shapes s;
+  s.shape = {128, 32, 512, 1, nullptr};
+  s.tokens = 1000;
+  s.rows = 3;
+  places<pim::bank_programs<>> at;
+  at.take(programs, s);
+  decode_step(programs, at, s);
+  REQUIRE_OK(programs.encode(at.book, at.codes, {0, 1000}));
+  REQUIRE_OK(programs.assign(at.points, 1000, 4, 512));
+  REQUIRE_OK(programs.centroid_sums(at.points, 1000, 4, 512));
+  const pim::work_counters score = programs.work(pim::phase::score);
+  CHECK(score.code_bytes == 1000 * 32 * 9 / 8);
+  CHECK(score.lookups == 3 * 1000 * 32);
+  CHECK(score.adds == 3 * 1000 * 32);
+  CHECK(programs.work(pim::phase::table_build).table_bytes == 3 * 32 * 512 * 2 * 2 * 1);  // two stripes
+  CHECK(programs.work(pim::phase::table_build).multiply_adds == 3 * 128 * 512 * 2);
+  CHECK(programs.work(pim::phase::softmax).exp_evaluations == 3 * 1000);
+  CHECK(programs.work(pim::phase::value).multiply_adds == 3 * 1000 * 128);
+  CHECK(programs.work(pim::phase::merge).partial_state_bytes == 3 * 128 * 2 * 2);
+  CHECK(programs.work(pim::phase::encode).distance_evaluations == 1000 * 32 * 512);
+  CHECK(programs.work(pim::phase::train).distance_evaluations == 1000 * 512);
+  CHECK(programs.work(pim::phase::train).kmeans_updates == 1);
+  CHECK(programs.work().lookups == 2 * score.lookups);
+}
+
 TEST_CASE("devices and options that cannot serve are refused", "[pim][programs]") {
   pim::pim_bank<> bank;
   pim::device_address place;
@@ -304,6 +468,9 @@ TEST_CASE("devices and options that cannot serve are refused", "[pim][programs]"
   CHECK(bank.configure(pim::upmem_ddr4()).code == pqattn::status_code::unsupported);
   pim::bank_options options;
   options.channels_per_home = 65;
+  CHECK(bank.configure(pim::hbm3_attacc(), options).code == pqattn::status_code::invalid_argument);
+  options.channels_per_home = 1;
+  options.window_tokens = 100;
   CHECK(bank.configure(pim::hbm3_attacc(), options).code == pqattn::status_code::invalid_argument);
   pim::device small = pim::hbm3_attacc();
   small.capacity_bytes = 1;

@@ -69,6 +69,10 @@ class random_source {
   d.controller.pim_end = random.small(0, 2);
   d.pim.present = true;
   d.pim.macs_per_column = 16;
+  const std::int32_t banks = o.banks_per_command_channel();
+  do {
+    d.pim.banks_per_unit = random.small(1, 4);
+  } while (banks % d.pim.banks_per_unit != 0);
   d.pim.lookups_per_slot = random.small(1, 16);
   d.pim.mac_latency = random.small(0, 4);
   return d;

@@ -21,13 +21,14 @@ pim::command random_command(pim_test::random_source& random, const pim::device& 
   constexpr opcode kinds[] = {opcode::act,    opcode::pre,    opcode::rd,      opcode::wr,      opcode::mac_ab,
                               opcode::lut,    opcode::wrgb,   opcode::mv_in,   opcode::mv_out,  opcode::sfm,
                               opcode::act_ab, opcode::pre_ab, opcode::host_rd, opcode::host_wr, opcode::wait,
-                              opcode::sync,   opcode::fence,  opcode::ref,     opcode::mode};
+                              opcode::sync,   opcode::fence,  opcode::ref,     opcode::mode,    opcode::ld_ab,
+                              opcode::st_ab};
   const pim::organisation& o = d.organisation;
   pim::command c;
   c.op = kinds[random.from(0, std::ssize(kinds) - 1)];
   c.channel = random.small(0, o.command_channels() - 1);
-  c.set = static_cast<pim::bank_set>(random.from(0, 2));
-  c.bank = random.small(0, o.banks_per_command_channel() - 1);
+  c.set = static_cast<pim::bank_set>(random.from(0, 3));
+  c.bank = random.small(0, (c.set == pim::bank_set::share ? d.pim.banks_per_unit : o.banks_per_command_channel()) - 1);
   c.row = random.small(0, 3);
   c.column = random.small(0, o.columns_per_row() - 1);
   c.count = random.from(1, o.columns_per_row() - c.column);
@@ -75,7 +76,8 @@ TEST_CASE("a run of columns costs what its columns cost one by one", "[pim][walk
       serve(runs, c);
       const bool splits = c.op == opcode::rd || c.op == opcode::wr || c.op == opcode::host_rd ||
                           c.op == opcode::host_wr || c.op == opcode::mac_ab || c.op == opcode::lut ||
-                          c.op == opcode::wrgb || c.op == opcode::mv_in || c.op == opcode::mv_out;
+                          c.op == opcode::wrgb || c.op == opcode::mv_in || c.op == opcode::mv_out ||
+                          c.op == opcode::ld_ab || c.op == opcode::st_ab;
       const std::int64_t count = splits ? c.count : 1;
       c.count = splits ? 1 : c.count;
       for (std::int64_t n = 0; n < count; ++n) {
@@ -286,6 +288,57 @@ TEST_CASE("commands outside the device change nothing", "[pim][walker]") {
   CHECK_FALSE(no_pim.configure(broken).ok());
 }
 
+TEST_CASE("a unit shared by several banks is in as many commands as it has banks", "[pim][walker]") {
+  pim::device d = pim::hbm3_attacc();
+  d.timing.refi = 0;
+  d.pim.banks_per_unit = 4;
+  pim::walker shared;
+  REQUIRE(shared.configure(d).ok());
+  for (std::int32_t share = 0; share < 4; ++share) {
+    serve(shared, {.op = opcode::mac_ab, .set = pim::bank_set::share, .bank = share, .row = 1, .count = 32});
+  }
+  for (std::int32_t bank = 0; bank < 64; ++bank) {
+    CHECK(shared.channel(0).bank(bank).mac_columns == 32);
+    CHECK(shared.channel(0).bank(bank).act_count == 1);
+  }
+  CHECK(shared.total().channel.column_commands == 4 * 32);
+  // The rows open while earlier shares work, the columns come one after the other.
+  pim::walker alone;
+  REQUIRE(alone.configure(d).ok());
+  serve(alone, {.op = opcode::mac_ab, .row = 1, .count = 32});
+  CHECK(shared.finish_cycle() == alone.finish_cycle() + 3 * 32 * d.timing.mac);
+  CHECK_FALSE(shared.issue({.op = opcode::mac_ab, .set = pim::bank_set::share, .bank = 4, .row = 1}).ok());
+}
+
+TEST_CASE("columns into and out of the units' registers stay in the banks", "[pim][walker]") {
+  pim::device d = pim::hbm3_attacc();
+  d.timing.refi = 0;
+  pim::walker w;
+  REQUIRE(w.configure(d).ok());
+  serve(w, {.op = opcode::ld_ab, .row = 3, .count = 8});
+  serve(w, {.op = opcode::st_ab, .row = 4, .column = 2, .count = 5});
+  const pim::totals t = w.total();
+  CHECK(t.bank.rd_columns == 64 * 8);
+  CHECK(t.bank.wr_columns == 64 * 5);
+  CHECK(t.bank.cell_bytes == 64 * 13 * 32);
+  CHECK(t.channel.global_bytes == 0);
+  CHECK(t.channel.data_cycles == 0);
+  CHECK(t.channel.column_commands == 13);
+  CHECK(t.bank.act_count == 2 * 64);
+  const auto& m = d.timing;
+  CHECK(w.finish_cycle() == d.controller.start + m.rcd_mac + 7 * m.mac + m.rtp + m.rp_ab + m.rcd_wr + 4 * m.mac + m.cwl +
+                                m.bl + d.controller.pim_end);
+}
+
+TEST_CASE("a move carries a column of every pseudo-channel behind one command bus", "[pim][walker]") {
+  pim::walker w;
+  REQUIRE(w.configure(pim::hbm3_attacc()).ok());
+  serve(w, {.op = opcode::mv_out, .count = 3});
+  serve(w, {.op = opcode::wrgb, .count = 3});
+  CHECK(w.total().channel.buffer_read_bytes == 3 * 64);
+  CHECK(w.total().channel.buffer_write_bytes == 3 * 32);  // the same data to all
+}
+
 TEST_CASE("the trace hook sees what the counters count", "[pim][walker]") {
   struct seen {
     std::int64_t columns = 0, rows = 0;
@@ -306,6 +359,8 @@ TEST_CASE("the trace hook sees what the counters count", "[pim][walker]") {
       case opcode::mac_ab:
       case opcode::lut:
       case opcode::wrgb:
+      case opcode::ld_ab:
+      case opcode::st_ab:
       case opcode::mv_in:
       case opcode::mv_out: e.columns += r.count; break;
       default: break;

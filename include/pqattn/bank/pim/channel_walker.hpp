@@ -48,6 +48,7 @@ class channel_walker {
 #endif
       banks_.resize(banks);
       bank_counts_.resize(banks * phase_count);
+      set_counts_.resize((first_share + static_cast<std::size_t>(d.pim.banks_per_unit)) * phase_count);
       groups_.resize(groups);
 #if PQATTN_HAS_EXCEPTIONS
     } catch (const std::bad_alloc&) {
@@ -63,7 +64,7 @@ class channel_walker {
     std::fill(banks_.begin(), banks_.end(), bank_state{});
     std::fill(groups_.begin(), groups_.end(), group_state{});
     std::fill(bank_counts_.begin(), bank_counts_.end(), bank_counters{});
-    set_counts_ = {};
+    std::fill(set_counts_.begin(), set_counts_.end(), bank_counters{});
     channel_counts_ = {};
     phase_ = phase::transfer;
     const auto& c = device_->controller;
@@ -127,9 +128,9 @@ class channel_walker {
   /// Counters of one bank in one phase.
   [[nodiscard]] bank_counters bank(std::int32_t index, phase p) const noexcept {
     bank_counters sum = bank_counts_[slot(index, p)];
-    sum += set_counts_[static_cast<std::size_t>(bank_set::all)][static_cast<std::size_t>(p)];
-    sum += set_counts_[static_cast<std::size_t>(index % 2 == 0 ? bank_set::even : bank_set::odd)]
-                      [static_cast<std::size_t>(p)];
+    sum += set_counts_[set_slot(bank_set::all, 0, p)];
+    sum += set_counts_[set_slot(index % 2 == 0 ? bank_set::even : bank_set::odd, 0, p)];
+    sum += set_counts_[set_slot(bank_set::share, index % device_->pim.banks_per_unit, p)];
     return sum;
   }
   [[nodiscard]] bank_counters bank(std::int32_t index) const noexcept {
@@ -197,7 +198,7 @@ class channel_walker {
   std::vector<bank_state> banks_;
   std::vector<group_state> groups_;
   std::vector<bank_counters> bank_counts_;  // (bank, phase)
-  std::array<std::array<bank_counters, phase_count>, bank_set_count> set_counts_{};
+  std::vector<bank_counters> set_counts_;   // (all, even, odd, shares; phase): one addition counts for a whole set
   std::array<channel_counters, phase_count> channel_counts_{};
   phase phase_ = phase::transfer;
   cycle_count floor_ = 0, row_floor_ = 0, move_floor_ = 0, column_fence_ = 0;
@@ -215,6 +216,12 @@ class channel_walker {
 
   [[nodiscard]] std::size_t slot(std::int32_t bank, phase p) const noexcept {
     return static_cast<std::size_t>(bank) * phase_count + static_cast<std::size_t>(p);
+  }
+  static constexpr std::size_t first_share = static_cast<std::size_t>(bank_set::share);
+  [[nodiscard]] static std::size_t set_slot(bank_set set, std::int32_t share, phase p) noexcept {
+    const std::size_t index =
+        static_cast<std::size_t>(set) + (set == bank_set::share ? static_cast<std::size_t>(share) : 0);
+    return index * phase_count + static_cast<std::size_t>(p);
   }
   [[nodiscard]] bank_state& at(std::int32_t bank) noexcept {
     return banks_[static_cast<std::size_t>(bank)];
@@ -235,6 +242,9 @@ class channel_walker {
       case opcode::ld_ab:
       case opcode::st_ab:
       case opcode::lut: {
+        if (c.set == bank_set::share) {
+          return {c.bank, banks, device_->pim.banks_per_unit, true, c.set};
+        }
         const bool all = c.set == bank_set::all || banks == 1;
         return {!all && c.set == bank_set::odd ? 1 : 0, banks, all ? 1 : 2, true, all ? bank_set::all : c.set};
       }
@@ -263,8 +273,7 @@ class channel_walker {
   }
   /// Adds to the counters of every bank of the range: one addition for a set.
   [[nodiscard]] bank_counters& counts(const bank_range& r) noexcept {
-    return r.is_set ? set_counts_[static_cast<std::size_t>(r.set)][static_cast<std::size_t>(phase_)]
-                    : bank_counts_[slot(r.first, phase_)];
+    return r.is_set ? set_counts_[set_slot(r.set, r.first, phase_)] : bank_counts_[slot(r.first, phase_)];
   }
   [[nodiscard]] static std::int64_t size(const bank_range& r) noexcept {
     return (r.end - r.first + r.step - 1) / r.step;
@@ -284,6 +293,16 @@ class channel_walker {
       case opcode::host_wr:
         if (c.bank < 0 || c.bank >= bank_count()) {
           return bad("command.bank", bank_count() - 1, c.bank);
+        }
+        break;
+      case opcode::act_ab:
+      case opcode::pre_ab:
+      case opcode::mac_ab:
+      case opcode::ld_ab:
+      case opcode::st_ab:
+      case opcode::lut:
+        if (c.set == bank_set::share && (c.bank < 0 || c.bank >= device_->pim.banks_per_unit)) {
+          return bad("command.bank", device_->pim.banks_per_unit - 1, c.bank);
         }
         break;
       default: break;
@@ -503,8 +522,7 @@ class channel_walker {
   /// One bank (or all of them, as long as they are alike) has been closed.
   void count_pre(std::int32_t b) noexcept {
     open_banks_ -= weight();
-    ++(uniform_ ? set_counts_[static_cast<std::size_t>(bank_set::all)][static_cast<std::size_t>(phase_)]
-                : bank_counts_[slot(b, phase_)])
+    ++(uniform_ ? set_counts_[set_slot(bank_set::all, 0, phase_)] : bank_counts_[slot(b, phase_)])
           .pre_count;
   }
   void note_closed(cycle_count t) noexcept {
@@ -683,7 +701,10 @@ class channel_walker {
     if (op == opcode::lut) {
       return d.lut;
     }
-    return op == opcode::mac_ab || op == opcode::ld_ab || op == opcode::st_ab ? d.mac : d.ccd_l;
+    if (op == opcode::st_ab) {
+      return (std::max)(d.mac, d.ccd_l);
+    }
+    return op == opcode::mac_ab || op == opcode::ld_ab ? d.mac : d.ccd_l;
   }
 
   void columns(const command& c, const bank_range& r, std::int64_t count) noexcept {
@@ -789,7 +810,8 @@ class channel_walker {
     t = in_mode(true, t);
     const cycle_count last = t + (c.count - 1) * p.buffer_interval;
     (out ? last_move_out_ : last_move_in_) = last;
-    const std::int64_t bytes = c.count * device_->organisation.column_bytes;
+    const organisation& o = device_->organisation;
+    const std::int64_t bytes = c.count * (c.op == opcode::wrgb ? o.column_bytes : o.transfer_bytes());
     channel_counters& channel = counts();
     (out ? channel.buffer_read_bytes : channel.buffer_write_bytes) += bytes;
     channel.column_commands += c.count;

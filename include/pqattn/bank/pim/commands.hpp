@@ -22,8 +22,8 @@ enum class opcode : std::uint8_t {
   lut,      ///< `count` look-ups in open `row` of the set, lookups_per_slot of them per column slot; `column`, unless
             ///< 0, is the most that one slot can serve (wide entries)
   wrgb,     ///< broadcast write of `count` columns into the channel's global buffer
-  mv_out,   ///< move `count` columns of results from the banks' registers to the buffer die
-  mv_in,    ///< move `count` columns from the buffer die to the banks' registers
+  mv_out,   ///< `count` transfers of results from the banks' registers to the buffer die, transfer_bytes() each
+  mv_in,    ///< `count` transfers from the buffer die to the banks' registers
   sfm,      ///< softmax of `count` elements on the buffer die
   host_rd,  ///< rd that goes on to the host
   host_wr,  ///< wr whose data comes from the host
@@ -45,9 +45,9 @@ inline constexpr int opcode_count = 21;
   return names[static_cast<int>(op)];
 }
 
-/// Which banks of a command channel a set command acts on.
-enum class bank_set : std::uint8_t { all, even, odd };
-inline constexpr int bank_set_count = 3;
+/// Which banks of a command channel a set command acts on. `share`: every bank b with b % banks_per_unit equal to
+/// command::bank, one bank of each unit.
+enum class bank_set : std::uint8_t { all, even, odd, share };
 
 /// What the work is for; counters are kept apart by phase.
 enum class phase : std::uint8_t { broadcast, table_build, score, softmax, value, merge, encode, train, transfer };
@@ -64,7 +64,8 @@ struct command {
   opcode op = opcode::sync;
   bank_set set = bank_set::all;
   std::int32_t channel = 0;  ///< command channel
-  std::int32_t bank = 0;     ///< in the command channel; its bank group is bank / banks_per_group
+  std::int32_t bank = 0;     ///< in the command channel; its bank group is bank / banks_per_group. Set commands: see
+                             ///< bank_set::share
   std::int32_t row = 0;
   std::int32_t column = 0;
   std::int64_t count = 1;

@@ -45,7 +45,33 @@ struct channel_counters {
   std::int64_t cycles = 0;            ///< by how much the channel's last completion moved
 };
 
+/// What the algorithm asked for, whatever the device made of it: the walker's counters hold what was spent (all banks of
+/// a set work, needed or not). Additive.
+struct work_counters {
+  std::int64_t code_bytes = 0;            ///< of codes read, packed
+  std::int64_t table_bytes = 0;           ///< of inner-product tables written, all copies
+  std::int64_t lookups = 0;               ///< table entries or centroids fetched by a code
+  std::int64_t adds = 0;                  ///< of fetched table entries, or into histogram bins
+  std::int64_t multiply_adds = 0;         ///< tables, distances, values, rotations
+  std::int64_t exp_evaluations = 0;       ///< softmax in the device
+  std::int64_t distance_evaluations = 0;  ///< of a sub-vector and a centroid
+  std::int64_t kmeans_updates = 0;        ///< Lloyd iterations of one sub-vector each
+  std::int64_t partial_state_bytes = 0;   ///< weighted sums leaving the banks to be merged
+};
+
 /// Calls visit(name, member pointer) for every field.
+template <class Visitor>
+constexpr void visit_work_counters(Visitor&& visit) {
+  visit("code_bytes", &work_counters::code_bytes);
+  visit("table_bytes", &work_counters::table_bytes);
+  visit("lookups", &work_counters::lookups);
+  visit("adds", &work_counters::adds);
+  visit("multiply_adds", &work_counters::multiply_adds);
+  visit("exp_evaluations", &work_counters::exp_evaluations);
+  visit("distance_evaluations", &work_counters::distance_evaluations);
+  visit("kmeans_updates", &work_counters::kmeans_updates);
+  visit("partial_state_bytes", &work_counters::partial_state_bytes);
+}
 template <class Visitor>
 constexpr void visit_bank_counters(Visitor&& visit) {
   visit("act_count", &bank_counters::act_count);
@@ -86,6 +112,10 @@ constexpr channel_counters& operator+=(channel_counters& sum, const channel_coun
   visit_channel_counters([&](const char*, auto field) { sum.*field += part.*field; });
   return sum;
 }
+constexpr work_counters& operator+=(work_counters& sum, const work_counters& part) noexcept {
+  visit_work_counters([&](const char*, auto field) { sum.*field += part.*field; });
+  return sum;
+}
 /// The events of `count` banks that all saw `part`.
 [[nodiscard]] constexpr bank_counters times(const bank_counters& part, std::int64_t count) noexcept {
   bank_counters product;
@@ -100,6 +130,12 @@ constexpr channel_counters& operator+=(channel_counters& sum, const channel_coun
 [[nodiscard]] constexpr bool operator==(const channel_counters& a, const channel_counters& b) noexcept {
   bool same = true;
   visit_channel_counters([&](const char*, auto field) { same = same && a.*field == b.*field; });
+  return same;
+}
+
+[[nodiscard]] constexpr bool operator==(const work_counters& a, const work_counters& b) noexcept {
+  bool same = true;
+  visit_work_counters([&](const char*, auto field) { same = same && a.*field == b.*field; });
   return same;
 }
 

@@ -43,6 +43,11 @@ struct organisation {
     return groups_per_command_channel() * banks_per_group;
   }
   [[nodiscard]] constexpr std::int32_t columns_per_row() const noexcept { return row_bytes / column_bytes; }
+  /// Bytes of one move between banks and buffer die: pseudo-channels that share a command bus have data paths of
+  /// their own.
+  [[nodiscard]] constexpr std::int32_t transfer_bytes() const noexcept {
+    return column_bytes * (pseudo_channels_share_bus ? pseudo_channels : 1);
+  }
   [[nodiscard]] constexpr std::int64_t total_bytes() const noexcept {
     return std::int64_t{command_channels()} * banks_per_command_channel() * rows_per_bank * row_bytes;
   }

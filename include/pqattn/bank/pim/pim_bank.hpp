@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -101,6 +102,7 @@ class pim_bank {
         }
       }
     }
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.store_codebook(resident));
     const code_placement p = programs_.placement(book.shape);
     for (std::int64_t stripe = 0; stripe < p.stripes(); ++stripe) {
@@ -111,6 +113,7 @@ class pim_bank {
     return {};
   }
   status load_codebook(const resident_codebook<address>& resident, float* centroids) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.load_codebook(resident));
     const code_placement p = programs_.placement(resident.shape);
     for (std::uint32_t group = 0; group < resident.shape.groups(); ++group) {
@@ -124,6 +127,7 @@ class pim_bank {
     return {};
   }
   status store_codes(const code_span<address>& codes, slot_range slots, const std::uint16_t* in) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.store_codes(codes, slots));
     const code_placement p = programs_.placement(codes.shape);
     const std::uint32_t groups = codes.shape.groups();
@@ -135,6 +139,7 @@ class pim_bank {
     return {};
   }
   status load_codes(const code_span<address>& codes, slot_range slots, std::uint16_t* out) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.load_codes(codes, slots));
     const code_placement p = programs_.placement(codes.shape);
     const std::uint32_t groups = codes.shape.groups();
@@ -152,6 +157,7 @@ class pim_bank {
     return programs_.point_bytes(count, width);
   }
   status store_points(const float* values, std::size_t count, std::uint32_t width, address points) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.store_points(count, width, points));
     for (std::size_t i = 0; i < count; ++i) {
       std::memcpy(point(points, i, width), values + i * width, width * sizeof(float));
@@ -160,6 +166,7 @@ class pim_bank {
   }
   status assign(address points, std::size_t count, std::uint32_t width, const float* centroids,
                 std::uint32_t centroid_count, std::uint16_t* codes, float* distances) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.assign(points, count, width, centroid_count));
     float x[max_dim];
     const bool fits = std::size_t{centroid_count} * width <= plane_floats;
@@ -171,14 +178,15 @@ class pim_bank {
     const auto value = [&](std::uint32_t k, std::uint32_t c) { return centroids[std::size_t{k} * width + c]; };
     for (std::size_t i = 0; i < count; ++i) {
       std::memcpy(x, point(points, i, width), width * sizeof(float));
-      codes[i] = fits ? nearest(planes(), centroid_count, x, width, distances + i)
-                      : nearest_of(value, centroid_count, x, width, distances + i);
+      codes[i] = fits ? nearest(planes(), centroid_count, {0, centroid_count}, x, width, distances + i)
+                      : nearest_of(value, {0, centroid_count}, x, width, distances + i);
     }
     return {};
   }
   status centroid_sums(address points, std::size_t count, std::uint32_t width, const float* weights,
                        const std::uint16_t* codes, std::uint32_t centroid_count, double* sums,
                        double* mass) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.centroid_sums(points, count, width, centroid_count));
     std::fill_n(sums, std::size_t{centroid_count} * width, 0.0);
     std::fill_n(mass, centroid_count, 0.0);
@@ -198,6 +206,7 @@ class pim_bank {
 
   status encode(const rows_view& rows, const resident_codebook<address>& book, const code_span<address>& codes,
                 slot_range slots) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.encode(book, codes, slots));
     const code_placement p = programs_.placement(book.shape);
     for (std::uint32_t run = 0; run < book.shape.subvectors; ++run) {
@@ -207,6 +216,7 @@ class pim_bank {
   }
   status decode(const resident_codebook<address>& book, const code_span<address>& codes, slot_range slots,
                 const rows_ref& decoded) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.decode(book, codes, slots));
     const code_placement p = programs_.placement(book.shape);
     for (std::size_t done = 0; done < slots.count;) {
@@ -227,6 +237,7 @@ class pim_bank {
   }
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
                         address tables) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.prepare_scores(book, queries.rows, rotation, tables));
     const code_placement p = programs_.placement(book.shape);
     if (rotation.enabled()) {
@@ -243,6 +254,7 @@ class pim_bank {
   status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
                const slot_positions& positions, const code_span<address>& codes, slot_range slots,
                const score_tile& tile) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.score(book, rows, tables, rotation, positions, codes, slots));
     const code_placement p = programs_.placement(book.shape);
     for (std::size_t done = 0; done < slots.count;) {
@@ -257,6 +269,7 @@ class pim_bank {
     return {};
   }
   status softmax_part(const score_tile& tile, std::size_t count, const softmax_state& state) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.softmax_part(tile.rows, count));
     const std::size_t padded = blocks_for(count) * block_tokens;
     for (std::size_t row = 0; row < tile.rows; ++row) {
@@ -277,6 +290,7 @@ class pim_bank {
   status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
                            const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
                            std::size_t stride) noexcept {
+    const stopwatch timed(programs_);
     PQATTN_TRY(programs_.accumulate_values(book, tile.rows, options.method, codes, slots));
     const code_placement p = programs_.placement(book.shape);
     if (programs_.resolve(options.method) == value_method::histogram) {
@@ -301,6 +315,7 @@ class pim_bank {
   // Exact rows: the processor's work
 
   status score_rows(const query_rows& queries, const rows_view& rows, const score_tile& tile) noexcept {
+    const stopwatch timed(programs_);
     programs_.exact_rows(queries.rows, rows.rows, rows.cols, size_of(rows.type), true);
     float key[max_dim];
     for (std::size_t i = 0; i < rows.rows; ++i) {
@@ -312,6 +327,7 @@ class pim_bank {
     return {};
   }
   status accumulate_rows(const score_tile& tile, const rows_view& rows, float* out, std::size_t stride) noexcept {
+    const stopwatch timed(programs_);
     programs_.exact_rows(tile.rows, rows.rows, rows.cols, size_of(rows.type), false);
     float value[max_dim];
     for (std::size_t i = 0; i < rows.rows; ++i) {
@@ -330,6 +346,24 @@ class pim_bank {
   // Scratch of the emulator: planes of one run's centroids or 64 decoded rows, then distances or bins.
   static constexpr std::size_t plane_floats = std::size_t{1} << 18;
   static constexpr std::size_t scratch_floats = plane_floats + max_centroids;
+
+  using centroid_range = typename bank_programs<Mapping>::centroid_range;
+
+  /// Adds the time a program took on this machine, apart from everything emulated.
+  class stopwatch {
+   public:
+    explicit stopwatch(bank_programs<Mapping>& programs) noexcept : programs_(programs) {}
+    stopwatch(const stopwatch&) = delete;
+    stopwatch& operator=(const stopwatch&) = delete;
+    ~stopwatch() {
+      const auto spent = std::chrono::steady_clock::now() - start_;
+      programs_.add_host_wall_ns(std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());
+    }
+
+   private:
+    bank_programs<Mapping>& programs_;
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  };
 
   bank_programs<Mapping> programs_;
   functional_memory memory_;
@@ -485,28 +519,30 @@ class pim_bank {
                       static_cast<std::int64_t>(index / all * width * sizeof(float)));
   }
   /// Nearest centroid, ties by the lowest index. Planes: (width, centroids).
-  [[nodiscard]] std::uint16_t nearest(const float* centroid_planes, std::uint32_t centroids, const float* x,
-                                      std::uint32_t width, float* distance) const noexcept {
+  [[nodiscard]] std::uint16_t nearest(const float* centroid_planes, std::uint32_t centroids, centroid_range used,
+                                      const float* x, std::uint32_t width, float* distance) const noexcept {
     float* sums = bins();
-    std::fill_n(sums, centroids, 0.0f);
+    const auto first = static_cast<std::uint32_t>(used.first);
+    const auto count = static_cast<std::uint32_t>(used.count);
+    std::fill_n(sums, count, 0.0f);
     for (std::uint32_t c = 0; c < width; ++c) {
-      const float* plane_of = centroid_planes + std::size_t{c} * centroids;
+      const float* plane_of = centroid_planes + std::size_t{c} * centroids + first;
       const float value = x[c];
-      for (std::uint32_t k = 0; k < centroids; ++k) {
+      for (std::uint32_t k = 0; k < count; ++k) {
         sums[k] += (value - plane_of[k]) * (value - plane_of[k]);
       }
     }
-    const float* best = std::min_element(sums, sums + centroids);
+    const float* best = std::min_element(sums, sums + count);
     *distance = *best;
-    return static_cast<std::uint16_t>(best - sums);
+    return static_cast<std::uint16_t>(first + static_cast<std::uint32_t>(best - sums));
   }
   /// The same for codebooks too large for the scratch.
   template <class Value>
-  [[nodiscard]] static std::uint16_t nearest_of(const Value& value, std::uint32_t centroids, const float* x,
+  [[nodiscard]] static std::uint16_t nearest_of(const Value& value, centroid_range used, const float* x,
                                                 std::uint32_t width, float* distance) noexcept {
-    std::uint32_t best = 0;
+    auto best = static_cast<std::uint32_t>(used.first);
     *distance = (std::numeric_limits<float>::max)();
-    for (std::uint32_t k = 0; k < centroids; ++k) {
+    for (auto k = best; k < static_cast<std::uint32_t>(used.first + used.count); ++k) {
       float sum = 0.0f;
       for (std::uint32_t c = 0; c < width; ++c) {
         const float difference = x[c] - value(k, c);
@@ -537,6 +573,7 @@ class pim_bank {
     float rest[max_dim];
     for (std::size_t i = 0; i < slots.count; ++i) {
       load_row(rows, i, row);
+      const centroid_range used = programs_.centroids_at(shape, slots.first + i);
       for (std::uint32_t c = 0; c < width; ++c) {
         rest[c] = row[shape.channel(shape.first_channel(run) + c)];
       }
@@ -546,8 +583,8 @@ class pim_bank {
         const auto value = [&](std::uint32_t k, std::uint32_t c) { return view.value(k, c); };
         float distance = 0.0f;
         const std::uint16_t code =
-            fits ? nearest(planes() + stage * stage_floats, shape.centroids, rest, width, &distance)
-                 : nearest_of(value, shape.centroids, rest, width, &distance);
+            fits ? nearest(planes() + stage * stage_floats, shape.centroids, used, rest, width, &distance)
+                 : nearest_of(value, used, rest, width, &distance);
         for (std::uint32_t c = 0; c < width; ++c) {
           rest[c] -= view.value(code, c);
         }

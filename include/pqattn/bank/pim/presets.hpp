@@ -97,7 +97,7 @@ constexpr void derive_turnarounds(timing& t, std::int32_t wr, std::int32_t wtr_s
   p.lookups_per_slot = 1;        // [P] is silent; 1 is what a column decoder can do
   p.activate_banks = 0;          // [A]
   p.moves_overlap_macs = true;   // [A]
-  p.buffer_interval = 4;         // [A] nCCDL on the data path
+  p.buffer_interval = 2;         // [A] nCCDS: neighbouring moves go to different bank groups
   p.softmax_per_cycle = 16;      // [A] 16 cycles for 256 elements
   d.energy = detail::hbm_energy();
   d.link.bytes_per_second = 256'000'000'000;  // [A] DGX CPU interface, per direction

@@ -8,11 +8,14 @@
 //  - A table of more than one row is looked up row by row, with the codes spread evenly over the rows.
 //  - Multiplying what a look-up slot returns is hidden behind the next slot.
 //  - Partial sums of `banks_added` banks are added on their way to the buffer die.
-//  - Argmin (unless it is beside the banks), softmax and reciprocals run on the buffer die at pim_units::softmax_per_cycle elements per cycle.
+//  - Argmin (unless it is beside the banks), softmax and reciprocals run on the buffer die at
+//    pim_units::softmax_per_cycle elements per cycle.
+//  - A unit shared by several banks serves them one after the other.
 // Exact rows stay with the processor and are counted as its work.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -31,6 +34,12 @@ namespace pim {
 /// Format of queries, tables, probabilities and results in the banks.
 enum class entry_format : std::uint8_t { f16, f32 };
 
+/// Who addresses the column of a look-up.
+enum class lookup_addressing : std::uint8_t {
+  in_row,      ///< the bank's unit, by the code in its registers (AQPIM's intra-row indirection)
+  by_command,  ///< the buffer die, by one RD for each look-up of each bank: codes go there, whole columns come back
+};
+
 /// Choices of a run.
 struct bank_options {
   std::int32_t channels_per_home = 1;      ///< command channels that hold one KV head
@@ -40,6 +49,10 @@ struct bank_options {
   std::int32_t banks_added = 0;    ///< banks whose partial sums are added before they move; 0 = a bank group
   std::int32_t update_slots = 2;   ///< column slots of one read-modify-write of a histogram bin
   bool argmin_in_banks = false;    ///< comparing units beside the banks: only codes leave, not distances
+  lookup_addressing addressing = lookup_addressing::in_row;
+  /// AQPIM's page-aware windows: 0, or a multiple of 4096 tokens. Each window of tokens uses the centroids of one page
+  /// only (as many as a row holds table entries), window w those of page w mod pages: one table row per window.
+  std::int64_t window_tokens = 0;
   bool share_lookups = false;      ///< one look-up serves all query rows: their table entries lie side by side
   bool overflow_to_host = false;   ///< what does not fit lies on the host and is fetched over the link at each use
   walk_options walk;
@@ -63,13 +76,17 @@ class bank_programs {
  public:
   using address = device_address;
 
-  /// Errors: an invalid device, one without PIM units, units shared by more than two banks, a home larger than the
-  /// device, out of memory.
+  /// Errors: an invalid device, one without PIM units, a home larger than the device, windows that are not a multiple
+  /// of 4096 tokens, out of memory.
   status configure(const device& d, const bank_options& options) {
     PQATTN_TRY(walker_.configure(d, options.walk));
     options_ = options;
-    if (!d.pim.present || d.pim.banks_per_unit > 2) {
-      return failure(status_code::unsupported, "device.pim", "must be present, and shared by at most two banks");
+    if (!d.pim.present) {
+      return failure(status_code::unsupported, "device.pim", "must be present");
+    }
+    if (options.window_tokens < 0 || options.window_tokens % tile_tokens != 0) {
+      return failure(status_code::invalid_argument, "options.window_tokens", "must be a multiple of", tile_tokens,
+                     options.window_tokens);
     }
     const std::int32_t channels = d.organisation.command_channels();
     if (options.channels_per_home < 1 || options.channels_per_home > channels) {
@@ -96,6 +113,8 @@ class bank_programs {
   void reset_counters() noexcept {
     walker_.reset();
     host_ = {};
+    work_ = {};
+    host_wall_ns_ = 0;
     tile_home_ = 0;
   }
   /// Homes on the device, and where reserve() takes memory from now on: one home per KV head spreads heads.
@@ -106,6 +125,17 @@ class bank_programs {
   [[nodiscard]] const bank_options& options() const noexcept { return options_; }
   [[nodiscard]] const host_counters& host() const noexcept { return host_; }
   [[nodiscard]] const row_allocator& rows() const noexcept { return rows_; }
+  [[nodiscard]] const work_counters& work(phase p) const noexcept { return work_[static_cast<std::size_t>(p)]; }
+  [[nodiscard]] work_counters work() const noexcept {
+    work_counters sum;
+    for (const work_counters& part : work_) {
+      sum += part;
+    }
+    return sum;
+  }
+  /// Time that emulating took on this machine: a measurement, unlike everything else here. 0 in an analysis.
+  [[nodiscard]] std::int64_t host_wall_ns() const noexcept { return host_wall_ns_; }
+  void add_host_wall_ns(std::int64_t ns) noexcept { host_wall_ns_ += ns; }
   /// Emulated time of everything so far: the longest channel, and after it what had to cross the host link.
   [[nodiscard]] double emulated_ns() const noexcept {
     const double link = static_cast<double>(description().link.bytes_per_second);
@@ -172,6 +202,22 @@ class bank_programs {
     return slabs(t.byte_of(placement(shape).groups_per_bank * t.count - 1) + t.bytes);
   }
 
+  /// Centroids that tokens of a window may use.
+  struct centroid_range {
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+  };
+  [[nodiscard]] centroid_range centroids_at(const geometry& shape, std::size_t slot) const noexcept {
+    const auto all = static_cast<std::int64_t>(shape.centroids);
+    const std::int64_t page = row_bytes() / entry_bytes();
+    if (options_.window_tokens == 0 || page >= all) {
+      return {0, all};
+    }
+    const std::int64_t window = static_cast<std::int64_t>(slot) / options_.window_tokens;
+    const std::int64_t first = window % ceil_div(all, page) * page;
+    return {first, (std::min)(page, all - first)};
+  }
+
   // --- transfers --------------------------------------------------------------------------------------------------
 
   status store_codebook(const resident_codebook<address>& book) noexcept {
@@ -206,6 +252,7 @@ class bank_programs {
   status load_codes(const code_span<address>& codes, slot_range slots) noexcept {
     host_.from_device_bytes += static_cast<std::int64_t>(slots.count * codes.shape.row_bytes());
     start(codes.memory, phase::transfer);
+    note_codes(phase::transfer, codes.shape, slots, 0);
     const code_placement p = placement(codes.shape);
     for_loads(p, codes, slots, [&](const load& part) {
       for (std::int64_t f = 0; f < p.groups_per_bank; ++f) {
@@ -244,6 +291,8 @@ class bank_programs {
       }
       compare(in_channel, centroids);
     });
+    work_of(phase::train).distance_evaluations += static_cast<std::int64_t>(count) * centroids;
+    work_of(phase::train).multiply_adds += static_cast<std::int64_t>(count) * centroids * width;
     host_.from_device_bytes += static_cast<std::int64_t>(count) * 6;
     host_.to_device_bytes += std::int64_t{centroids} * width * 4;
     return finish();
@@ -256,11 +305,13 @@ class bank_programs {
     for_channels([&](std::int32_t) {
       move(opcode::mv_in, ceil_div(static_cast<std::int64_t>(count), channels()) * 4);  // weights and codes
       sweep(opcode::ld_ab, points, 0, per_bank * width * 4);
-      look_up(points, 0, per_bank * options_.update_slots, (std::int64_t{width} + 1) * 4, sum_bytes);
+      look_up(points, 0, per_bank * options_.update_slots, (std::int64_t{width} + 1) * 4, {0, centroids});
       fence();
       move(opcode::mv_out, sum_bytes * ceil_div(banks(), banks_added()));
       emit({.op = opcode::sfm, .count = centroids});  // reciprocals
     });
+    ++work_of(phase::train).kmeans_updates;
+    work_of(phase::train).multiply_adds += static_cast<std::int64_t>(count) * width;
     host_.from_device_bytes += std::int64_t{centroids} * (width + 1) * 8;
     return finish();
   }
@@ -274,8 +325,10 @@ class bank_programs {
     start(codes.memory, phase::encode);
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
     for_loads(p, codes, slots, [&](const load& part) {
+      work_of(phase::encode).distance_evaluations += part.total_tokens * book.shape.groups() * part.used.count;
+      work_of(phase::encode).multiply_adds += part.total_tokens * book.shape.dim * book.shape.stages * part.used.count;
       for (std::int64_t done = 0; done < part.tokens; done += batch(book.shape, p)) {
-        encode_batch(book, p, (std::min)(batch(book.shape, p), part.tokens - done));
+        encode_batch(book, p, part.used, (std::min)(batch(book.shape, p), part.tokens - done));
       }
       write_codes(p, codes, part);
     });
@@ -286,8 +339,11 @@ class bank_programs {
     host_.from_device_bytes += static_cast<std::int64_t>(slots.count * book.shape.dim) * entry_bytes();
     start(codes.memory, phase::transfer);
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
+    note_codes(phase::transfer, book.shape, slots, 1);
     for_loads(p, codes, slots, [&](const load& part) {
-      for_chunks(p, codes, part, [&](std::int64_t f, std::int64_t tokens) { look_up_centroids(book, f, tokens, 1); });
+      for_chunks(p, codes, part, [&](std::int64_t f, std::int64_t tokens) {
+        look_up_centroids(book, f, tokens, part.used, 1);
+      });
       fence();
       move(opcode::mv_out, part.total_tokens * book.shape.dim * entry_bytes());
     });
@@ -306,6 +362,13 @@ class bank_programs {
     for_channels([&](std::int32_t) { move(opcode::wrgb, query_bytes); });
     walker_.set_phase(phase::table_build);
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
+    if (!rotation.enabled()) {
+      const auto q = static_cast<std::int64_t>(query_rows);
+      work_of(phase::table_build).table_bytes +=
+          q * book.shape.groups() * book.shape.centroids * entry_bytes() * p.stripes();
+      work_of(phase::table_build).multiply_adds +=
+          q * book.shape.dim * book.shape.stages * book.shape.centroids * p.stripes();
+    }
     for_channels([&](std::int32_t) {
       if (rotation.enabled()) {
         sweep(opcode::st_ab, tables, 0, query_bytes);
@@ -327,15 +390,22 @@ class bank_programs {
     const bool turned = rotation.enabled();
     const bool steady = !turned || positions.consecutive(slots.first, slots.count);
     const bool together = !turned || pairs_together(book.shape, rotation);
+    const auto count = static_cast<std::int64_t>(slots.count);
+    note_codes(phase::score, book.shape, slots, turned || options_.share_lookups ? 1 : q);
+    (turned ? work_of(phase::score).multiply_adds : work_of(phase::score).adds) +=
+        turned ? count * book.shape.dim * (2 + q) : count * book.shape.groups() * q;
     for_loads(p, codes, slots, [&](const load& part) {
       for_chunks(p, codes, part, [&](std::int64_t f, std::int64_t tokens) {
         if (turned) {
-          look_up_centroids(book, f, tokens, 1);
+          look_up_centroids(book, f, tokens, part.used, 1);
           turn(book.shape, p, tokens, q, steady, together);
         } else {
-          look_up_tables(book.shape, f, tokens, q, tables);
+          look_up_tables(book.shape, f, tokens, part.used, q, tables);
         }
       });
+      if (by_command() && !turned) {
+        return;  // what was read is on the buffer die
+      }
       fence();
       const std::int64_t sums = part.total_tokens * q * ceil_div(p.banks_per_stripe, banks_added());
       move(opcode::mv_out, sums * entry_bytes());
@@ -350,6 +420,7 @@ class bank_programs {
       return {};
     }
     start({tile_home_, 0}, phase::softmax);
+    work_of(phase::softmax).exp_evaluations += elements;
     for_channels([&](std::int32_t) { emit({.op = opcode::sfm, .count = ceil_div(elements, channels())}); });
     return finish();
   }
@@ -360,23 +431,25 @@ class bank_programs {
     const bool histogram = resolve(method) == value_method::histogram;
     start(codes.memory, phase::value);
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
+    work_counters& work = work_of(phase::value);
+    const auto count = static_cast<std::int64_t>(slots.count);
+    note_codes(phase::value, book.shape, slots, histogram ? 0 : options_.share_lookups ? 1 : q);
+    (histogram ? work.adds : work.multiply_adds) +=
+        histogram ? count * book.shape.groups() * q : count * book.shape.dim * book.shape.stages * q;
     for_loads(p, codes, slots, [&](const load& part) {
-      move(opcode::wrgb, part.total_tokens * q * entry_bytes());
+      move(opcode::mv_in, part.total_tokens * q * entry_bytes());
       for_chunks(p, codes, part, [&](std::int64_t f, std::int64_t tokens) {
         if (histogram) {
-          look_up_bins(book, f, tokens, q);
+          look_up_bins(book, f, tokens, part.used, q);
         } else {
-          look_up_centroids(book, f, tokens, options_.share_lookups ? 1 : q);
+          look_up_centroids(book, f, tokens, part.used, options_.share_lookups ? 1 : q);
         }
       });
     });
-    for_channels([&](std::int32_t) {
-      for (std::int64_t f = 0; histogram && f < p.groups_per_bank; ++f) {
-        for (std::int64_t row = 0; row < q; ++row) {
-          sweep(opcode::mac_ab, book.memory, f * book_stride(book.shape, book.storage), value_bytes(book));
-        }
-      }
-    });
+    if (histogram && slots.count > 0) {
+      multiply_bins(book, p, q, slots);
+    }
+    work_of(phase::merge).partial_state_bytes += q * book.shape.dim * entry_bytes() * p.stripes();
     walker_.set_phase(phase::merge);
     for_channels([&](std::int32_t) {
       fence();
@@ -406,12 +479,16 @@ class bank_programs {
     std::int64_t blocks = 0;
     std::int64_t tokens = 0;
     std::int64_t total_tokens = 0;
+    centroid_range used{};  ///< what its codes may be
   };
+  static constexpr auto tile_tokens = static_cast<std::int64_t>(max_tile_blocks * block_tokens);
 
   pim::walker walker_;
   bank_options options_;
   row_allocator rows_;
   host_counters host_;
+  std::array<work_counters, phase_count> work_{};
+  std::int64_t host_wall_ns_ = 0;
   std::uint32_t homes_ = 0;
   std::uint32_t home_ = 0;
   std::uint32_t tile_home_ = 0;
@@ -430,9 +507,8 @@ class bank_programs {
   [[nodiscard]] std::int64_t registers() const noexcept {
     return (std::max<std::int64_t>)(description().pim.register_file_bytes, column_bytes());
   }
-  [[nodiscard]] std::int64_t value_bytes(const resident_codebook<address>& book) const noexcept {
-    return std::int64_t{book.shape.centroids} * book.shape.max_width() *
-           static_cast<std::int64_t>(size_of(book.storage));
+  [[nodiscard]] static std::int64_t centroid_bytes(const resident_codebook<address>& book) noexcept {
+    return static_cast<std::int64_t>(book.shape.max_width() * size_of(book.storage));
   }
   /// Whole slabs for `bytes` in every bank.
   [[nodiscard]] std::size_t slabs(std::int64_t bytes) const noexcept {
@@ -459,16 +535,27 @@ class bank_programs {
     c.channel = channel_;
     const bool units =
         c.op == opcode::mac_ab || c.op == opcode::lut || c.op == opcode::ld_ab || c.op == opcode::st_ab;
-    if (units && description().pim.banks_per_unit == 2) {
-      c.set = bank_set::even;
+    const std::int32_t shares = units ? description().pim.banks_per_unit : 1;
+    c.set = shares > 1 ? bank_set::share : c.set;
+    for (std::int32_t share = 0; share < shares; ++share) {
+      c.bank = shares > 1 ? share : c.bank;
       note(walker_.issue(c));
-      c.set = bank_set::odd;
     }
-    note(walker_.issue(c));
   }
   void note(const status& s) noexcept { outcome_ = outcome_.ok() ? s : outcome_; }
   void fence() noexcept { emit({.op = opcode::fence}); }
-  void move(opcode op, std::int64_t bytes) noexcept { emit({.op = op, .count = ceil_div(bytes, column_bytes())}); }
+  void move(opcode op, std::int64_t bytes) noexcept {
+    const std::int64_t at_once = op == opcode::wrgb ? column_bytes() : description().organisation.transfer_bytes();
+    emit({.op = op, .count = ceil_div(bytes, at_once)});
+  }
+  [[nodiscard]] work_counters& work_of(phase p) noexcept { return work_[static_cast<std::size_t>(p)]; }
+  /// Codes read, packed, and one fetch for each of them and of `times`.
+  void note_codes(phase p, const geometry& shape, slot_range slots, std::int64_t times) noexcept {
+    const auto codes = static_cast<std::int64_t>(slots.count * shape.groups());
+    work_of(p).code_bytes += ceil_div(codes * shape.code_bits(), 8);
+    work_of(p).lookups += codes * times;
+  }
+  [[nodiscard]] bool by_command() const noexcept { return options_.addressing == lookup_addressing::by_command; }
   [[nodiscard]] std::int32_t row_at(address place, std::int64_t byte) const noexcept {
     const std::int64_t row = place.row + byte / row_bytes();
     return static_cast<std::int32_t>(row % static_cast<std::int64_t>(rows_.device_rows()));
@@ -494,42 +581,57 @@ class bank_programs {
     }
   }
 
-  /// `tokens` look-ups of entries of `entry` bytes in a table of `bytes` at `byte` of an allocation.
-  void look_up(address place, std::int64_t byte, std::int64_t tokens, std::int64_t entry, std::int64_t bytes) noexcept {
-    const std::int64_t rows = (std::max<std::int64_t>)(1, ceil_div(byte % row_bytes() + bytes, row_bytes()));
+  /// `tokens` look-ups of entries of `entry` bytes in a table at `byte` of an allocation, in its entries `used`.
+  void look_up(address place, std::int64_t byte, std::int64_t tokens, std::int64_t entry,
+               centroid_range used) noexcept {
+    byte += used.first * entry;
+    const std::int64_t rows =
+        (std::max<std::int64_t>)(1, ceil_div(byte % row_bytes() + used.count * entry, row_bytes()));
     const std::int64_t wide = ceil_div(entry, column_bytes());
     const std::int64_t most = (std::max<std::int64_t>)(1, column_bytes() / entry);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t here = tokens / rows + (r < tokens % rows ? 1 : 0);
-      if (here > 0) {
-        emit({.op = opcode::lut,
-              .row = row_at(place, byte + r * row_bytes()),
-              .column = static_cast<std::int32_t>(most),
-              .count = here * wide});
+      const std::int32_t row = row_at(place, byte + r * row_bytes());
+      if (here > 0 && by_command()) {
+        read_entries(row, here * wide);
+      } else if (here > 0) {
+        emit({.op = opcode::lut, .row = row, .column = static_cast<std::int32_t>(most), .count = here * wide});
+      }
+    }
+  }
+  /// Columns of one row of every bank, one RD each, bank groups in turn. Takes time per column and bank.
+  void read_entries(std::int32_t row, std::int64_t columns) noexcept {
+    const std::int32_t per_group = description().organisation.banks_per_group;
+    const auto groups = static_cast<std::int32_t>(banks()) / per_group;
+    for (std::int64_t i = 0; i < columns; ++i) {
+      for (std::int32_t in_group = 0; in_group < per_group; ++in_group) {
+        for (std::int32_t group = 0; group < groups; ++group) {
+          emit({.op = opcode::rd, .bank = group * per_group + in_group, .row = row});
+        }
       }
     }
   }
   void look_up_centroids(const resident_codebook<address>& book, std::int64_t f, std::int64_t tokens,
-                         std::int64_t times) noexcept {
-    const std::int64_t entry = static_cast<std::int64_t>(book.shape.max_width() * size_of(book.storage));
+                         centroid_range used, std::int64_t times) noexcept {
+    const std::int64_t entry = centroid_bytes(book);
     const std::int64_t stride = book_stride(book.shape, book.storage);
     for (std::int64_t i = 0; i < times; ++i) {
-      look_up(book.memory, f * stride, tokens, entry, value_bytes(book));
+      look_up(book.memory, f * stride, tokens, entry, used);
     }
   }
-  void look_up_tables(const geometry& shape, std::int64_t f, std::int64_t tokens, std::int64_t query_rows,
-                      address tables) noexcept {
+  void look_up_tables(const geometry& shape, std::int64_t f, std::int64_t tokens, centroid_range used,
+                      std::int64_t query_rows, address tables) noexcept {
     const table_layout t = tables_of(shape, static_cast<std::size_t>(query_rows));
     for (std::int64_t i = 0; i < t.count; ++i) {
-      look_up(tables, t.byte_of(f * t.count + i), tokens, t.entry, t.bytes);
+      look_up(tables, t.byte_of(f * t.count + i), tokens, t.entry, used);
     }
   }
   /// Bins lie in rows beside the codebook's: the rows' numbers do not matter, only that they are others.
-  void look_up_bins(const resident_codebook<address>& book, std::int64_t f, std::int64_t tokens,
+  void look_up_bins(const resident_codebook<address>& book, std::int64_t f, std::int64_t tokens, centroid_range used,
                     std::int64_t query_rows) noexcept {
     const table_layout t = tables_of(book.shape, static_cast<std::size_t>(query_rows));
     for (std::int64_t i = 0; i < t.count; ++i) {
-      look_up(book.memory, t.byte_of(f * t.count + i), tokens * options_.update_slots, t.entry, t.bytes);
+      look_up(book.memory, t.byte_of(f * t.count + i), tokens * options_.update_slots, t.entry, used);
     }
   }
 
@@ -557,6 +659,10 @@ class bank_programs {
         const std::int64_t tokens = (std::min)(most, part.tokens - done);
         sweep(opcode::ld_ab, codes.memory, plane_byte(p, part, f) + done / 64 * p.plane_bytes,
               ceil_div(tokens, 64) * p.plane_bytes);
+        if (by_command()) {
+          fence();
+          move(opcode::mv_out, part.total_tokens * p.plane_bytes / 64 * p.banks_per_stripe * tokens / part.tokens);
+        }
         work(f, tokens);
       }
     }
@@ -567,9 +673,9 @@ class bank_programs {
   void for_loads(const code_placement& p, const code_span<address>& codes, slot_range slots,
                  Visitor&& visit) noexcept {
     const std::size_t end = slots.first + slots.count;
-    for (std::size_t block = slots.first / block_tokens; slots.count > 0 && block * block_tokens < end;
-         block += max_tile_blocks) {
-      const std::size_t last = (std::min)(block + max_tile_blocks, (end - 1) / block_tokens + 1);
+    std::size_t last = 0;
+    for (std::size_t block = slots.first / block_tokens; slots.count > 0 && block * block_tokens < end; block = last) {
+      last = (std::min)((block / max_tile_blocks + 1) * max_tile_blocks, (end - 1) / block_tokens + 1);
       for_window_loads(p, codes, block, last, {(std::max)(slots.first, block * block_tokens), end}, visit);
     }
   }
@@ -595,7 +701,7 @@ class bank_programs {
       if (places[i].seen) {
         continue;
       }
-      load part{places[i].byte, 0, 0, 0};
+      load part{places[i].byte, 0, 0, 0, centroids_at(codes.shape, slots.first)};
       for (std::size_t j = i; j < count; ++j) {
         if (places[j].seen || places[j].channel != places[i].channel || places[j].row != places[i].row) {
           continue;
@@ -627,17 +733,42 @@ class bank_programs {
     const std::int64_t row = shape.dim * entry_bytes() * p.stripes_per_channel;
     return (std::max<std::int64_t>)(1, description().pim.global_buffer_bytes / row);
   }
-  void encode_batch(const resident_codebook<address>& book, const code_placement& p, std::int64_t tokens) noexcept {
+  void encode_batch(const resident_codebook<address>& book, const code_placement& p, centroid_range used,
+                    std::int64_t tokens) noexcept {
     const std::int64_t stride = book_stride(book.shape, book.storage);
+    const std::int64_t first = used.first * centroid_bytes(book);
+    const std::int64_t bytes = used.count * centroid_bytes(book);
     move(opcode::wrgb, tokens * p.stripes_per_channel * book.shape.dim * entry_bytes());
     for (std::int64_t f = 0; f < p.groups_per_bank; ++f) {
-      for (std::int64_t done = 0; done < value_bytes(book); done += row_bytes()) {
+      for (std::int64_t done = 0; done < bytes; done += row_bytes()) {
         for (std::int64_t t = 0; t < tokens; ++t) {
-          sweep(opcode::mac_ab, book.memory, f * stride + done, (std::min)(row_bytes(), value_bytes(book) - done));
+          sweep(opcode::mac_ab, book.memory, f * stride + first + done, (std::min)(row_bytes(), bytes - done));
         }
       }
     }
-    compare(tokens * p.stripes_per_channel * p.groups, book.shape.centroids);
+    compare(tokens * p.stripes_per_channel * p.groups, used.count);
+  }
+  /// The product of histogram bins with the centroids they stand for, once for every page that was used.
+  void multiply_bins(const resident_codebook<address>& book, const code_placement& p, std::int64_t query_rows,
+                     slot_range slots) noexcept {
+    const std::int64_t stride = book_stride(book.shape, book.storage);
+    std::size_t slot = slots.first;
+    std::int64_t before = -1;
+    while (slot < slots.first + slots.count) {
+      const centroid_range used = centroids_at(book.shape, slot);
+      work_of(phase::value).multiply_adds +=
+          used.first == before ? 0 : query_rows * book.shape.dim * book.shape.stages * used.count * p.stripes();
+      for_channels([&](std::int32_t) {
+        for (std::int64_t f = 0; used.first != before && f < p.groups_per_bank; ++f) {
+          for (std::int64_t row = 0; row < query_rows; ++row) {
+            sweep(opcode::mac_ab, book.memory, f * stride + used.first * centroid_bytes(book),
+                  used.count * centroid_bytes(book));
+          }
+        }
+      });
+      before = used.first;
+      slot += options_.window_tokens > 0 ? static_cast<std::size_t>(options_.window_tokens) : slots.count;
+    }
   }
   /// Finds the nearest of `centroids` distances, `codes` times.
   void compare(std::int64_t codes, std::int64_t centroids) noexcept {
@@ -653,7 +784,7 @@ class bank_programs {
   void build_tables(const resident_codebook<address>& book, std::int64_t f, std::int64_t query_rows,
                     address tables) noexcept {
     const table_layout t = tables_of(book.shape, static_cast<std::size_t>(query_rows));
-    const std::int64_t centroid = static_cast<std::int64_t>(book.shape.max_width() * size_of(book.storage));
+    const std::int64_t centroid = centroid_bytes(book);
     const std::int64_t at = f * book_stride(book.shape, book.storage);
     // Centroids whose results fit the registers, for as many query rows as possible.
     const std::int64_t entries = registers() / entry_bytes();

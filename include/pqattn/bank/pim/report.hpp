@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Counters as CSV and as text. Nothing is printed: each line goes to the caller's sink(const char*), without a newline.
-// Emulated time and energy carry the prefix emulated_; they are not measurements. JSON: report_json.hpp.
+// Emulated time carries the prefix emulated_; host_wall_ns is the time that emulating took on this machine. JSON:
+// report_json.hpp.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,7 @@ void visit_host(const host_counters& h, Visitor&& visit) {
 
 }  // namespace detail
 
-/// Lines "scope,phase,counter,value": scope is device, channel <i>, bank <i>.<j> or host, phase a phase or all.
+/// Lines "scope,phase,counter,value": scope is device, work, channel <i>, bank <i>.<j> or host, phase a phase or all.
 /// `per_bank` adds channels and banks; only what is not 0 is listed there.
 template <class Mapping, class Sink>
 void write_csv(const bank_programs<Mapping>& costs, Sink&& sink, bool per_bank = false) {
@@ -50,7 +51,20 @@ void write_csv(const bank_programs<Mapping>& costs, Sink&& sink, bool per_bank =
     const auto which = static_cast<phase>(p);
     detail::visit_totals(w.total(which), [&](const char* n, std::int64_t v) { put("device", name_of(which), n, v); });
   }
+  const auto derived = [&](const char* in, double ns, const energy_report& energy) {
+    put("device", in, "emulated_ns", static_cast<std::int64_t>(ns));
+    put("device", in, "energy_pj", static_cast<std::int64_t>(energy.total_pj()));
+  };
+  derived("all", costs.emulated_ns(), w.energy());
+  visit_work_counters([&](const char* n, auto field) { put("work", "all", n, costs.work().*field); });
+  for (int p = 0; p < phase_count; ++p) {
+    const auto which = static_cast<phase>(p);
+    derived(name_of(which), w.nanoseconds(w.total(which).elapsed_cycles), w.energy(which));
+    visit_work_counters([&](const char* n, auto field) { put("work", name_of(which), n, costs.work(which).*field); });
+  }
   detail::visit_host(costs.host(), [&](const char* n, std::int64_t v) { put("host", "all", n, v); });
+  put("host", "all", "host_wall_ns", costs.host_wall_ns());
+  put("device", "all", "capacity_bytes", costs.description().capacity_bytes);
   put("device", "all", "used_bytes", static_cast<std::int64_t>(costs.rows().used_bytes()));
   put("device", "all", "peak_bytes", static_cast<std::int64_t>(costs.rows().peak_bytes()));
   char scope[48];
@@ -91,8 +105,11 @@ void write_text(const bank_programs<Mapping>& costs, Sink&& sink) {
   }
   sink("events, all banks and channels together");
   detail::visit_totals(w.total(), put);
+  sink("work asked for");
+  visit_work_counters([&](const char* name, auto field) { put(name, costs.work().*field); });
   sink("host");
   detail::visit_host(costs.host(), put);
+  put("host_wall_ns", costs.host_wall_ns());
   sink("energy, picojoules (uncertain by half: compare, do not quote)");
   const energy_report e = w.energy();
   visit_energy([&](const char* name, auto field) { put(name, static_cast<std::int64_t>(e.*field)); });
