@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
@@ -68,6 +69,8 @@ struct attention_params {
   executor parts;
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Bytes of bank memory for segment::tables.
 template <bank_policy Bank>
 [[nodiscard]] std::size_t attention_table_bytes(Bank& bank, const geometry& key_shape, std::size_t rows,
@@ -75,7 +78,10 @@ template <bank_policy Bank>
   return bank.table_bytes(key_shape, rows, rotation);
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// First slot of a segment rounded down to a block: coded programs run on whole blocks, the slots in front are masked.
 template <class Address>
@@ -309,7 +315,10 @@ status check_bias(const rows_view& bias, std::size_t rows, const segment<Address
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace attend() needs for these segments.
 template <class Address>
@@ -425,6 +434,8 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <limits>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 
 namespace pqattn {
@@ -20,6 +21,8 @@ struct partial_state {
   std::size_t rows = 0;
   std::size_t dim = 0;
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Natural log-sum-exp to the base-2 convention some engines use.
 [[nodiscard]] inline float lse_to_base2(float lse_e) noexcept { return lse_e * 1.4426950408889634f; }
@@ -87,6 +90,8 @@ inline void merge_sink(const partial_state& total, const float* logits) noexcept
     total.lse_e[row] = high + std::log(mass);
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

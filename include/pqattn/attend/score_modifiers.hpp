@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 
 namespace pqattn {
@@ -26,6 +27,8 @@ struct score_modifiers {
   std::int64_t window = 0;      ///< when > 0, masks keys at positions <= query position - window
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Whether any modifier needs query positions that are not given.
 [[nodiscard]] inline status check_modifiers(const score_modifiers& modifiers) noexcept {
   if ((modifiers.causal || modifiers.window > 0 || modifiers.alibi_slopes != nullptr) &&
@@ -39,7 +42,10 @@ struct score_modifiers {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// A mask entry that excludes its slot: minus infinity (judged by bits) or a huge negative number.
 [[nodiscard]] inline bool excludes(float bias) noexcept { return !is_finite(bias) || bias <= 0.5f * masked_score; }
@@ -109,6 +115,8 @@ inline void modify_row(const score_modifiers& modifiers, std::size_t row, slot_r
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 #include "../core/view.hpp"
 #include "../quant/codebook_rounding.hpp"
@@ -63,6 +64,7 @@ struct cache_config {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 [[nodiscard]] constexpr status check_side(const side_config& side, std::size_t training_tokens,
                                           const char* subject) noexcept {
@@ -80,7 +82,10 @@ namespace detail {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Whether a cache can be made of this.
 [[nodiscard]] constexpr status check_config(const cache_config& config) noexcept {
@@ -101,6 +106,8 @@ namespace detail {
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Bytes in use by a cache, as allocated, and what they come to.
 struct memory_report {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
 
@@ -19,7 +20,7 @@ class exact_rows {
       : resource_(resource), type_(type), dim_(dim) {}
 
   /// Makes the buffer large enough for `count` rows in all; on failure nothing changes.
-  status grow(std::size_t count) {
+  PQATTN_UNIT_MEMBER status grow(std::size_t count) {
     const std::size_t doubled = 2 * capacity();
     return count <= capacity() ? status{} : resize(count > doubled ? count : doubled);
   }
@@ -33,7 +34,7 @@ class exact_rows {
   }
 
   /// Reallocates to exactly `capacity` rows (at least size()).
-  status resize(std::size_t capacity) {
+  PQATTN_UNIT_MEMBER status resize(std::size_t capacity) {
     buffer grown;
     PQATTN_TRY(buffer::make(resource_, capacity * row_bytes(), grown));
     if (size_ != 0) {
@@ -45,7 +46,7 @@ class exact_rows {
   }
 
   /// Appends one f32 row, rounded. Pre: grow() and make_room().
-  void push_back(const float* row) noexcept {
+  PQATTN_UNIT_MEMBER void push_back(const float* row) noexcept {
     ++size_;
     store_row(ref(), size_ - 1, row);
   }

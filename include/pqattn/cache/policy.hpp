@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 #include "../quant/geometry.hpp"
 
@@ -20,6 +21,7 @@ struct pq_preset {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Stages that serve a rate well: wide sub-vectors with several additive stages at low rates, where a single stage
 /// would need narrow sub-vectors; keys gain more from them than values.
@@ -76,7 +78,10 @@ struct side_candidates {
   }
 };
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace choose_preset needs.
 [[nodiscard]] constexpr std::size_t preset_workspace_bytes() noexcept {
@@ -145,6 +150,8 @@ inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, doub
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "cache_config.hpp"
 #include "code_store.hpp"
 #include "exact_rows.hpp"
@@ -22,7 +23,7 @@ struct row_forms {
   dtype exact_type = dtype::f16;
 
   /// Arrival form to exact form: rotated, rounded to the exact dtype.
-  void to_exact(std::int64_t position, std::size_t dim, float* row) const noexcept {
+  PQATTN_UNIT_MEMBER void to_exact(std::int64_t position, std::size_t dim, float* row) const noexcept {
     if (rotation.enabled() && !arrives_rotated) {
       rotate_row(rotation, position, 1.0f, row);
     }
@@ -31,13 +32,13 @@ struct row_forms {
     }
   }
   /// Coded form to exact form, without rounding.
-  void from_coded(std::int64_t position, float* row) const noexcept {
+  PQATTN_UNIT_MEMBER void from_coded(std::int64_t position, float* row) const noexcept {
     if (rotation.enabled() && !coded_rotated) {
       rotate_row(rotation, position, 1.0f, row);
     }
   }
   /// Exact form to coded form.
-  void to_coded(std::int64_t position, float* row) const noexcept {
+  PQATTN_UNIT_MEMBER void to_coded(std::int64_t position, float* row) const noexcept {
     if (rotation.enabled() && !coded_rotated) {
       rotate_row(rotation, position, -1.0f, row);
     }

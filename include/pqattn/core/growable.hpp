@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../config.hpp"
 #include "memory.hpp"
 #include "status.hpp"
 
@@ -23,7 +24,7 @@ class growable {
   explicit growable(const memory_resource& resource) noexcept : resource_(resource) {}
 
   /// Makes room for `capacity` elements in total; on failure nothing changes.
-  status reserve(std::size_t capacity) {
+  PQATTN_UNIT_MEMBER status reserve(std::size_t capacity) {
     if (capacity <= this->capacity()) {
       return {};
     }
@@ -37,7 +38,7 @@ class growable {
     return {};
   }
 
-  status push_back(const T& value) {
+  PQATTN_UNIT_MEMBER status push_back(const T& value) {
     const T copy = value;  // `value` may live in the memory that reserve() gives back
     PQATTN_TRY(reserve(size_ + 1));
     data()[size_++] = copy;

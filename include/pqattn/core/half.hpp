@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
 
@@ -17,6 +19,8 @@ struct half {
 struct bfloat16 {
   std::uint16_t bits = 0;
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Exact widening; NaN payloads are kept, subnormals are honoured.
 [[nodiscard]] constexpr float to_float(half value) noexcept {
@@ -73,6 +77,8 @@ struct bfloat16 {
 [[nodiscard]] constexpr bool is_finite(float value) noexcept {
   return (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../config.hpp"
 #include "half.hpp"
 #include "status.hpp"
 
@@ -82,6 +83,8 @@ struct rows_ref {
   }
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// View of row-major memory; `row_stride` 0 means densely packed rows.
 template <class T>
 [[nodiscard]] rows_view view_rows(const T* data, std::size_t rows, std::size_t cols, std::ptrdiff_t row_stride = 0,
@@ -98,7 +101,10 @@ template <class T>
           col_stride};
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 template <class T>
 void widen_elements(const void* source, std::ptrdiff_t stride, std::size_t count, float* target) noexcept {
@@ -122,7 +128,10 @@ void narrow_elements(const float* source, std::size_t count, void* target, std::
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Widens row `row` to f32. `target` holds view.cols floats.
 inline void load_row(const rows_view& view, std::size_t row, float* target) noexcept {
@@ -157,6 +166,8 @@ inline void store_row(const rows_ref& view, std::size_t row, const float* source
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/view.hpp"
@@ -14,6 +15,7 @@ namespace pqattn {
 inline namespace v0 {
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// First NaN or infinity of a view, as a status.
 inline status check_finite(const rows_view& rows, const char* subject) noexcept {
@@ -54,7 +56,10 @@ status check_codes(const resident_codebook<Address>& book, const code_span<Addre
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index.
 /// Touches only those slots. Errors (nothing written): shape mismatch, codes or codebook without memory, NaN or
@@ -79,9 +84,13 @@ status decode(Bank& bank, const resident_codebook<typename Bank::address>& book,
   return bank.decode(book, codes, slots, rows);
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 /// A bank whose addresses are pointers into host memory.
 template <class Bank>
 concept host_addressable_bank = bank_policy<Bank> && std::same_as<typename Bank::address, std::byte*>;
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Encode in place: the code blocks of `rows` overwrite the rows' own buffer from its start, block after block, and the
 /// rest of the buffer is the caller's again (AQPIM: indices overwrite the full-precision prefill buffer).
@@ -123,6 +132,8 @@ status encode_in_place(Bank& bank, const rows_ref& rows, const resident_codebook
   used_bytes = blocks_for(rows.rows) * code_block;
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 
+#include "../config.hpp"
 #include "../bank/host/isa.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
@@ -30,6 +31,7 @@ struct metric_encoder {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Centroids of a group are padded to a multiple of this: four registers of any width up to 512 bits.
 inline constexpr std::size_t metric_lanes = 64;
@@ -254,7 +256,10 @@ void encode_metric_block(const metric_encoder& encoder, std::size_t rows, std::u
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of memory build_metric_encoder needs.
 [[nodiscard]] inline std::size_t metric_encoder_bytes(const geometry& shape, bool with_metric) noexcept {
@@ -330,6 +335,8 @@ status encode_with_metric(const metric_encoder& encoder, const rows_view& rows, 
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,10 +7,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../config.hpp"
 #include "geometry.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Packs `groups` codes of `code_bits` bits each into `row` (row_bytes bytes; padding bits become 0).
 inline void pack_code_row(const std::uint16_t* codes, std::uint32_t groups, std::uint32_t code_bits,
@@ -44,6 +47,8 @@ inline void unpack_code_row(const std::uint8_t* row, std::uint32_t groups, std::
     pending_bits -= code_bits;
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 #include "geometry.hpp"
 
@@ -24,6 +25,8 @@ struct codebook_view {
     return centroids + shape.codebook_offset(index);
   }
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Decodes one row of codes: row[channel(p)] = sum over stages of the centroid component at p. `row` has dim floats.
 inline void decode_row(const codebook_view& book, const std::uint16_t* codes, float* row) noexcept {
@@ -48,6 +51,8 @@ inline void decode_row(const codebook_view& book, const std::uint16_t* codes, fl
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/half.hpp"
 #include "../core/status.hpp"
 #include "codebook.hpp"
@@ -22,6 +23,8 @@ enum class codebook_storage : std::uint8_t {
   i8,   ///< 1 byte and an affine scale per (stage, channel): offset + scale * q, q in [-127, 127]
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 [[nodiscard]] constexpr std::size_t size_of(codebook_storage storage) noexcept {
   return storage == codebook_storage::f32 ? 4 : storage == codebook_storage::f16 ? 2 : 1;
 }
@@ -32,6 +35,8 @@ enum class codebook_storage : std::uint8_t {
       storage == codebook_storage::i8 ? std::size_t{2} * sizeof(float) * shape.stages * shape.dim : 0;
   return shape.codebook_values() * size_of(storage) + scales;
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Affine map of one channel's centroids to bytes.
 struct channel_scale {
@@ -50,6 +55,8 @@ struct channel_scale {
     return std::fma(scale, static_cast<float>(level), offset);
   }
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// The i8 map of channel `channel` of a group: its centroids' range onto [-127, 127].
 [[nodiscard]] inline channel_scale scale_of_channel(const codebook_view& book, std::uint32_t group,
@@ -96,6 +103,8 @@ inline status round_codebook(const geometry& shape, codebook_storage storage, fl
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

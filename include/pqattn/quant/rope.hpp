@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/half.hpp"
 #include "../core/status.hpp"
 #include "geometry.hpp"
@@ -58,6 +59,8 @@ struct rope {
     return cosines(level, step) + pairs;
   }
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Fills `frequencies[i] = theta^(-2 i / rotated_dim)` for i in [0, rotated_dim / 2). RoFormer, section 3.2.2.
 inline void fill_rope_frequencies(float* frequencies, std::uint32_t rotated_dim, double theta) noexcept {
@@ -116,11 +119,15 @@ inline status build_rope(const float* frequencies, std::uint32_t pairs, rope_pai
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 /// Cosine and sine of one angle.
 struct rotation_angle {
   float cosine = 1.0f;
   float sine = 0.0f;
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Angle of one pair at `position`. Positions in [0, 64^4) come from the tables by angle additions, others are
 /// computed in double.
@@ -154,6 +161,8 @@ inline void rotate_row(const rope& rotation, std::int64_t position, float direct
     x = turned;
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

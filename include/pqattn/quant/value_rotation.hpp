@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
 
@@ -18,6 +20,8 @@ struct value_rotation {
 
   [[nodiscard]] constexpr bool enabled() const noexcept { return dim != 0; }
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// coded = basis * (value - mean) for one row. `coded` must not overlap `value`. O(d_v^2).
 inline void rotate_value(const value_rotation& rotation, const float* value, float* coded) noexcept {
@@ -44,6 +48,8 @@ inline void unrotate_value(const value_rotation& rotation, const float* coded, f
     }
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

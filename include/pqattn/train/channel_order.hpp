@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
 #include "../quant/geometry.hpp"
@@ -13,6 +14,8 @@
 
 namespace pqattn {
 inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Order that puts the two channels of each rotation pair side by side, pairs in their own order, channels that are
 /// not rotated last: (0, d/2, 1, d/2 + 1, ...) for half-split pairing, the identity for interleaved pairing and
@@ -95,6 +98,8 @@ inline status fill_cosine_order(const rows_view& samples, std::uint32_t subvecto
   }
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
@@ -38,6 +39,7 @@ struct training_report {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 template <class T>
 void gather_run(const rows_view& samples, const geometry& shape, std::uint32_t group, float* points) noexcept {
@@ -203,7 +205,10 @@ inline void subtract_centroids(const std::uint16_t* codes, const float* centroid
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace train_codebook needs.
 template <bank_policy Bank>
@@ -256,6 +261,8 @@ status train_codebook(Bank& bank, const geometry& shape, const rows_view& sample
   report = made;
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,12 +7,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../attend/attend.hpp"
 #include "../bank/bank.hpp"
 #include "../core/memory.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace attention_importance needs.
 [[nodiscard]] inline std::size_t importance_workspace_bytes(std::size_t tokens, std::size_t key_dim) noexcept {
@@ -80,6 +83,8 @@ inline void temper_weights(float* weights, std::size_t count, float exponent, fl
     weights[i] = tempered > floor ? tempered : floor;
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

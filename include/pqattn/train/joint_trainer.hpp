@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../encode/metric_encoder.hpp"
 #include "codebook_trainer.hpp"
 
@@ -31,6 +32,7 @@ struct joint_training_params {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Rows one part of a joint pass works on: sums are merged in the order of the parts, whoever ran them.
 inline constexpr std::size_t joint_part_rows = 1024;
@@ -349,7 +351,10 @@ struct joint_run {
   }
 };
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace train_codebook_jointly needs when params.parts is `parts`.
 template <class Isa = isa::native, bank_policy Bank>
@@ -409,6 +414,8 @@ status train_codebook_jointly(Bank& bank, const geometry& shape, const rows_view
   report = made;
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../bank/bank.hpp"
 #include "../core/memory.hpp"
 #include "../core/progress.hpp"
@@ -55,6 +56,7 @@ struct kmeans_workspace {
 };
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Points of one run and everything that stays fixed while it iterates.
 template <class Bank>
@@ -183,7 +185,10 @@ template <class Bank>
                     [&](std::size_t i) { return problem.weight(i) * static_cast<double>(work.distances[i]); });
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Clusters `count` row-major (count, width) points into `centroids` centroids.
 ///
@@ -228,6 +233,8 @@ status kmeans(Bank& bank, const float* points, const float* weights, std::size_t
   report.empty_clusters = detail::count_empty(problem, work);
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/random.hpp"
 #include "../core/view.hpp"
@@ -29,6 +30,8 @@ struct query_metric_params {
   std::uint64_t seed = 1;
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Bytes of workspace add_query_metric needs.
 [[nodiscard]] inline std::size_t query_metric_workspace_bytes(std::size_t tokens, std::size_t key_dim) noexcept {
   carver memory;
@@ -39,7 +42,10 @@ struct query_metric_params {
   return memory.required();
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Dot product in eight chains: the order is fixed, and a compiler may keep them in one register.
 [[nodiscard]] inline float chained_dot(const float* a, const float* b, std::size_t count) noexcept {
@@ -135,7 +141,10 @@ struct query_metric_row {
   }
 };
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Adds to `sum` (d_k, d_k) the metric of one query head's rows; the heads of a GQA group add up. Only the upper
 /// triangle is written. Start from zeros and end with finish_query_metric.
@@ -207,6 +216,8 @@ inline void finish_query_metric(const double* sum, std::size_t dim, float ridge,
     }
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -9,11 +9,13 @@
 #include <limits>
 #include <utility>
 
+#include "../config.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Tridiagonal form of a symmetric matrix: matrix = Q T Q^T, with Q^T in the rows of `vectors`.
 struct tridiagonal_reduction {
@@ -154,7 +156,10 @@ struct tridiagonal_reduction {
   }
 };
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Doubles of scratch symmetric_eigen needs.
 [[nodiscard]] constexpr std::size_t symmetric_eigen_scratch(std::size_t dim) noexcept { return 3 * dim; }
@@ -190,6 +195,8 @@ struct tridiagonal_reduction {
   }
   return true;
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

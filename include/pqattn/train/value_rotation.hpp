@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
 #include "../quant/geometry.hpp"
@@ -16,6 +17,8 @@
 
 namespace pqattn {
 inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace train_value_rotation needs.
 [[nodiscard]] inline std::size_t value_rotation_workspace_bytes(std::uint32_t dim) noexcept {
@@ -30,7 +33,10 @@ inline namespace v0 {
   return memory.required();
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Deals components, largest eigenvalue first, each to the sub-vector with the smallest sum of log-variances among
 /// those with room. `order[p]` is the rank of the component at coded position p; `sums` has shape.subvectors entries.
@@ -54,7 +60,10 @@ inline void balance_components(const double* descending, const geometry& shape, 
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Learns mean and rotation from `samples` (tokens, d_v) for a quantizer that cuts the row in `subvectors` runs.
 /// `mean` (d_v) and `basis` (d_v, d_v) receive the result, ready for a geometry without channel order.
@@ -175,6 +184,8 @@ inline void fold_into_output_projection(const value_rotation& rotation, float* w
     }
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

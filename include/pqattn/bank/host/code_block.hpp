@@ -18,6 +18,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 [[nodiscard]] constexpr std::size_t group_bytes(std::uint32_t code_bits) noexcept { return std::size_t{8} * code_bits; }
 
@@ -98,6 +99,8 @@ void unpack_group(const std::byte* group, std::uint32_t code_bits, std::int32_t*
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

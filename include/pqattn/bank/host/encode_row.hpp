@@ -10,6 +10,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Codes of one token row. `row` (channel order of the model) and `ordered` have dim floats; `ordered` is scratch and
 /// ends as the residual. Stages are coded greedily, each taking what the earlier ones left.
@@ -36,6 +37,8 @@ void encode_row(const host_codebook& book, const float* row, float* ordered, std
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

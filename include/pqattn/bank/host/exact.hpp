@@ -10,6 +10,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Row as contiguous f32: a pointer into the view where it already is, else widened into `scratch` (dim floats).
 [[nodiscard]] inline const float* row_as_floats(const rows_view& rows, std::size_t row, float* scratch) noexcept {
@@ -75,6 +76,8 @@ void add_values_exact(const score_tile& tile, const rows_view& values, float* ou
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -4,6 +4,8 @@
 // different flags have different symbols and the linker cannot merge their code.
 #pragma once
 
+#include "../../config.hpp"
+
 #if !defined(XSIMD_WITH_EMULATED) && !defined(XSIMD_VERSION_MAJOR)
 #define XSIMD_WITH_EMULATED 1  // must be set before xsimd is first included; without it there are no emulated tags
 #endif
@@ -12,21 +14,8 @@
 namespace pqattn {
 inline namespace v0 {
 
-// The flags of this translation unit as a name. Tags live in an inline namespace of that name: host_bank<isa::avx2> of an
-// AVX2 unit and of an AVX-512 unit are different types, as their code is different.
-#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-#define PQATTN_ISA_UNIT unit_avx512vbmi
-#elif defined(__AVX512BW__)
-#define PQATTN_ISA_UNIT unit_avx512
-#elif defined(__AVX2__) && defined(__FMA__)
-#define PQATTN_ISA_UNIT unit_avx2
-#elif defined(__AVX__)
-#define PQATTN_ISA_UNIT unit_avx
-#else
-#define PQATTN_ISA_UNIT unit_baseline
-#endif
-
-/// Instruction-set tags. `native` is the best one the including translation unit is compiled for.
+/// Instruction-set tags. `native` is the best one the including translation unit is compiled for. host_bank<isa::avx2> of
+/// an AVX2 unit and of an AVX-512 unit are different types, as their code is different.
 namespace isa {
 inline namespace PQATTN_ISA_UNIT {
 struct sse2 {};

@@ -12,6 +12,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// table[codes[i]] for one register of codes.
 template <class Isa>
@@ -69,6 +70,8 @@ class group_planes {
          group * group_bytes(codes.shape.code_bits());
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -15,6 +15,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Points of one sub-vector, channel-major: channel c of point i at values[c * stride + i]; stride is a multiple of
 /// 16 and the padding holds finite numbers.
@@ -123,6 +124,8 @@ template <class Isa>
   return winner;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -18,6 +18,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Entries of one plane.
 [[nodiscard]] constexpr std::size_t plane_entries(const geometry& shape) noexcept {
@@ -140,6 +141,8 @@ inline void load_planes(const resident_codebook<std::byte*>& resident, float* ce
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

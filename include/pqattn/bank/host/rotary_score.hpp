@@ -15,6 +15,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Prepared queries: a copy of the rows (rows, dim), then the in-block rotation, slots as lanes: cosines (pairs, 64)
 /// and sines (pairs, 64).
@@ -146,6 +147,8 @@ void score_rotary(const float* tables, const host_codebook& book, const rope& ro
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -11,6 +11,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Tables of all query rows: (rows, groups, plane_entries) f32.
 [[nodiscard]] constexpr std::size_t score_table_floats(const geometry& shape, std::size_t rows) noexcept {
@@ -74,6 +75,8 @@ void score_by_tables(const float* tables, std::size_t rows, const code_span<std:
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

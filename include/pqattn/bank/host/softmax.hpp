@@ -11,6 +11,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 template <class Isa>
 void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, float& rescale) noexcept {
@@ -41,6 +42,8 @@ void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, f
   maximum = new_maximum;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

@@ -10,6 +10,7 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Largest K for the histogram form: its bins live on the stack.
 inline constexpr std::uint32_t max_histogram_entries = 4096;
@@ -116,6 +117,8 @@ void add_values_by_histogram(const score_tile& tile, const host_codebook& book, 
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
 }  // namespace v0
 }  // namespace pqattn

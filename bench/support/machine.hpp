@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+// What this machine can do, measured: bytes read from DRAM per second and clock cycles per nanosecond.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "support/memory.hpp"
+
+namespace bench {
+
+/// Seconds `work()` takes.
+template <class Work>
+double seconds_of(const Work& work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Sums 8-byte words, far enough ahead of the loads for the memory to answer; returns the sum so that it is not removed.
+inline std::uint64_t read_all(const std::byte* data, std::size_t bytes) {
+  std::uint64_t sum[16] = {};
+  for (std::size_t i = 0; i + 128 <= bytes; i += 128) {
+    __builtin_prefetch(data + i + 2048);
+    __builtin_prefetch(data + i + 2112);
+    std::uint64_t words[16];
+    std::memcpy(words, data + i, 128);
+    for (std::size_t j = 0; j < 16; ++j) {
+      sum[j] += words[j];
+    }
+  }
+  std::uint64_t total = 0;
+  for (const std::uint64_t part : sum) {
+    total += part;
+  }
+  return total;
+}
+
+/// Cycles per nanosecond, from a chain of additions that takes one cycle each.
+inline double cycles_per_ns() {
+  static const double measured = [] {
+    double best = 0.0;
+    for (int repetition = 0; repetition < 5; ++repetition) {
+      constexpr std::uint64_t steps = 20000000;
+      std::uint64_t value = 0;
+      const double seconds = seconds_of([&] {
+        for (std::uint64_t i = 0; i < steps / 8; ++i) {
+          for (int j = 0; j < 8; ++j) {
+            value += i;
+            asm volatile("" : "+r"(value));
+          }
+        }
+      });
+      best = static_cast<double>(steps) / seconds * 1e-9 > best ? static_cast<double>(steps) / seconds * 1e-9 : best;
+    }
+    return best;
+  }();
+  return measured;
+}
+
+/// Bytes per second one thread reads from memory that is in no cache, at best.
+inline double dram_bytes_per_second() {
+  static const double measured = [] {
+    const std::size_t bytes = cold_bytes();
+    const std::byte* data = random_bytes(bytes);
+    double best = 0.0;
+    for (int repetition = 0; repetition < 5; ++repetition) {
+      std::uint64_t sum = 0;
+      const double seconds = seconds_of([&] { sum = read_all(data, bytes); });
+      asm volatile("" : "+r"(sum));
+      best = static_cast<double>(bytes) / seconds > best ? static_cast<double>(bytes) / seconds : best;
+    }
+    return best;
+  }();
+  return measured;
+}
+
+}  // namespace bench
