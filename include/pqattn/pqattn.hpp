@@ -34,6 +34,9 @@
 #include "attend/score_modifiers.hpp"
 
 #include "cache/attend_scratch.hpp"
+#include "cache/batch.hpp"
 #include "cache/cache_config.hpp"
 #include "cache/head_cache.hpp"
 #include "cache/layer_cache.hpp"
+#include "cache/page_pool.hpp"
+#include "cache/sequence.hpp"

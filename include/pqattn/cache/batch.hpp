@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: MIT
+// Ragged batches: attention of many requests in one call, over sequences of a page_pool or over pages and slots that an
+// engine keeps in its own memory. Every entry is served exactly as if it were alone: same bits in any batch, in any
+// order, on any number of workers.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "../attend/attend.hpp"
+#include "../core/executor.hpp"
+#include "../core/memory.hpp"
+#include "attend_scratch.hpp"
+#include "sequence.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+// --- level 0: the engine's own memory -------------------------------------------------------------------------------
+
+/// One request of a level-0 batch: query rows [first_row, first_row + rows) over segments that may lie anywhere: each
+/// names its page table, live bits, positions and codebook (a block of codes says by its segment which codebook and
+/// epoch it was coded with).
+template <class Address>
+struct ragged_item {
+  std::size_t first_row = 0;
+  std::size_t rows = 0;
+  const segment<Address>* segments = nullptr;
+  std::size_t segment_count = 0;
+  const attention_params* params = nullptr;  ///< its executor is not used; per-row lists start at this item's row 0
+};
+
+/// Bytes of workspace attend_items() needs.
+template <class Address>
+[[nodiscard]] std::size_t ragged_workspace_bytes(const ragged_item<Address>* items, std::size_t count,
+                                                 std::size_t key_dim, std::size_t value_dim,
+                                                 std::size_t workers) noexcept {
+  std::size_t most = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    most = (std::max)(most, attention_workspace_bytes(items[i].segments, items[i].segment_count, items[i].rows, key_dim,
+                                                      value_dim, 1));
+  }
+  return workers * align_up(most) + memory_alignment;
+}
+
+/// Attention of every item of one KV head. `queries` (rows, d_k) and `out` (rows, d_v) hold the rows of all items;
+/// `lse_e` (rows) may be null. Items that share segment::tables must not run at the same time: give each item tables of
+/// its own, or an executor of one worker. Rows of no item are left alone. An item that fails (see attend) leaves its
+/// rows alone; the others are served, and the first failure by number is returned.
+template <bank_policy Bank>
+status attend_items(Bank& bank, const rows_view& queries, const ragged_item<typename Bank::address>* items,
+                    std::size_t count, const executor& parts, void* workspace, std::size_t workspace_bytes,
+                    const rows_ref& out, float* lse_e, status* outcomes) {
+  const executor runner = Bank::concurrent ? parts : executor{};
+  const std::size_t share = workspace_bytes < memory_alignment
+                                ? 0
+                                : (workspace_bytes - memory_alignment) / runner.workers / memory_alignment *
+                                      memory_alignment;
+  carver pieces(workspace, workspace_bytes);
+  auto* memory = pieces.take<std::byte>(share * runner.workers);
+  run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
+    const ragged_item<typename Bank::address>& item = items[part];
+    if (item.first_row > queries.rows || item.rows > queries.rows - item.first_row || out.rows != queries.rows) {
+      outcomes[part] = failure(status_code::shape_mismatch, "item", "has rows outside queries and out", queries.rows,
+                               item.first_row + item.rows);
+      return;
+    }
+    attention_params params = *item.params;
+    params.parts = {};
+    outcomes[part] = attend(bank, queries.slice(item.first_row, item.rows), item.segments, item.segment_count, params,
+                            memory == nullptr ? nullptr : memory + worker * share, share,
+                            out.slice(item.first_row, item.rows), lse_e == nullptr ? nullptr : lse_e + item.first_row);
+  });
+  for (std::size_t i = 0; i < count; ++i) {
+    PQATTN_TRY(outcomes[i]);
+  }
+  return {};
+}
+
+/// A list of single slots, in any order, as blocks: what segment wants instead. Slot s of the engine's storage lies in
+/// physical block s / 64. `pages`, `live` and, per 64 slots, `positions` have room for `count` blocks (each slot may be
+/// alone in its block). slot_list[i] sits at slot_position[i]. Returns the number of blocks. Blocks come in the order of
+/// their first slot in the list, so slots that arrive sorted give sorted pages. O(count * blocks found between two slots
+/// of a block); a list sorted by slot costs O(count).
+[[nodiscard]] inline std::size_t blocks_of_slots(const std::int64_t* slot_list, const std::int32_t* slot_position,
+                                                 std::size_t count, std::uint32_t* pages, std::uint64_t* live,
+                                                 std::int32_t* positions) noexcept {
+  std::size_t blocks = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto page = static_cast<std::uint32_t>(slot_list[i] / static_cast<std::int64_t>(block_tokens));
+    const auto inside = static_cast<std::size_t>(slot_list[i] % static_cast<std::int64_t>(block_tokens));
+    std::size_t block = blocks;
+    while (block > 0 && pages[block - 1] != page) {
+      --block;
+    }
+    if (block == 0) {
+      block = ++blocks;
+      pages[block - 1] = page;
+      live[block - 1] = 0;
+      for (std::size_t k = 0; k < block_tokens; ++k) {
+        positions[(block - 1) * block_tokens + k] = 0;
+      }
+    }
+    live[block - 1] |= std::uint64_t{1} << inside;
+    positions[(block - 1) * block_tokens + inside] = slot_position[i];
+  }
+  return blocks;
+}
+
+// --- level 1: sequences ---------------------------------------------------------------------------------------------
+
+/// One request of a batch over sequences of one pool.
+template <class Bank>
+struct batch_entry {
+  std::size_t first_query = 0;  ///< query tokens [first_query, first_query + queries) of the batch are this entry's
+  std::size_t queries = 0;
+  std::int64_t first_position = 0;  ///< of its first query token; the others follow. See batch_params::positions.
+  /// Its context: the union of these sequences, e.g. a shared prefix and a continuation (cascade). May be none.
+  const sequence<Bank>* const* sequences = nullptr;
+  std::size_t sequence_count = 0;
+  /// Optional tokens that are not appended yet, exact: chunked prefill attends to the coded past and its own chunk, then
+  /// appends. (kv_heads, n, d), keys rotated as attention sees them; token i sits at new_position + i.
+  const head_rows* new_keys = nullptr;
+  const head_rows* new_values = nullptr;
+  std::int64_t new_position = 0;
+};
+
+/// What holds for all entries of a batch. Everything per query head is indexed by query head.
+struct batch_params {
+  float scale = 0.0f;                        ///< 0 means 1 / sqrt(d_k)
+  bool causal = true;                        ///< a query token sees keys up to its own position
+  std::int64_t window = 0;                   ///< > 0: sees only the last `window` positions, its own included
+  float softcap = 0.0f;
+  const float* alibi_slopes = nullptr;       ///< (q_heads)
+  const float* sink_logits = nullptr;        ///< (q_heads)
+  const std::int64_t* positions = nullptr;   ///< of every query token of the batch; overrides batch_entry's
+  value_method method = value_method::automatic;
+  float skip_mass = 0.0f;                    ///< see attention_params
+};
+
+/// Runs batches over one pool. Holds the scratch of its workers; one attend() at a time, but any number of these may
+/// read the same sequences. Move-only.
+template <class Bank>
+class batch_attention {
+ public:
+  using address = typename Bank::address;
+
+  batch_attention() = default;
+  batch_attention(batch_attention&& other) noexcept { swap(other); }
+  batch_attention& operator=(batch_attention&& other) noexcept {
+    batch_attention taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  ~batch_attention() { std::destroy_n(workers_, parts_.workers * (workers_ != nullptr ? 1 : 0)); }
+
+  /// Entries and KV heads run as parts of `parts`.
+  static status make(Bank& bank, const executor& parts, const memory_resource& resource, batch_attention& result) {
+    batch_attention made;
+    made.resource_ = resource;
+    made.parts_ = Bank::concurrent ? parts : executor{};
+    carver counting;
+    counting.take<worker_memory>(made.parts_.workers);
+    PQATTN_TRY(buffer::make(resource, counting.required(), made.memory_));
+    carver placed(made.memory_.data(), made.memory_.size());
+    made.workers_ = placed.take<worker_memory>(made.parts_.workers);
+    for (std::size_t i = 0; i < made.parts_.workers; ++i) {
+      new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), growable<segment<address>>(resource), {}, 0};
+    }
+    result = std::move(made);
+    return {};
+  }
+
+  /// Attention of `queries` (q_heads, tokens, d_k), rotated, into `out` (q_heads, tokens, d_v); `lse_e` (q_heads, tokens)
+  /// or null. q_heads is any multiple of the pool's KV heads. Query tokens of no entry are left alone. Allocates only
+  /// while entries grow. Errors: an entry outside the batch or over another pool, shape mismatches, out of memory (out
+  /// untouched).
+  status attend(const page_pool<Bank>& pool, const batch_entry<Bank>* entries, std::size_t count,
+                const head_rows& queries, const batch_params& params, const head_rows_ref& out,
+                float* lse_e = nullptr) {
+    PQATTN_TRY(check_batch(pool, queries, out));
+    for (std::size_t i = 0; i < count; ++i) {
+      PQATTN_TRY(check_entry(pool, entries[i], queries.rows.rows));
+    }
+    const std::size_t group = queries.heads / pool.kv_heads();
+    PQATTN_TRY(reserve(pool, entries, count, group));
+    const batch_call call{pool, queries, params, out, lse_e, group};
+    run_parts(parts_, count * pool.kv_heads(), [&](std::size_t part, std::size_t worker) {
+      worker_memory& memory = workers_[worker];
+      const status done = serve(call, entries[part / pool.kv_heads()], part % pool.kv_heads(), memory);
+      if (!done && (memory.outcome.ok() || part < memory.failed_part)) {
+        memory.outcome = done;
+        memory.failed_part = part;
+      }
+    });
+    return first_failure();
+  }
+
+  /// Host and bank memory held.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    std::size_t total = memory_.size();
+    for (std::size_t i = 0; workers_ != nullptr && i < parts_.workers; ++i) {
+      total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes();
+    }
+    return total;
+  }
+
+ private:
+  struct worker_memory {
+    attend_scratch<Bank> scratch;
+    buffer staging;
+    growable<segment<address>> segments;  ///< a plain array: only its memory is used
+    status outcome;
+    std::size_t failed_part = 0;
+  };
+  struct batch_call {
+    const page_pool<Bank>& pool;
+    const head_rows& queries;
+    const batch_params& params;
+    const head_rows_ref& out;
+    float* lse_e;
+    std::size_t group;  ///< query heads per KV head
+  };
+  /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
+  struct staged_rows {
+    float* queries = nullptr;
+    float* out = nullptr;
+    float* lse_e = nullptr;
+    float* slopes = nullptr;
+    float* sinks = nullptr;
+    std::int64_t* positions = nullptr;
+
+    void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim) noexcept {
+      queries = memory.take<float>(rows * key_dim);
+      out = memory.take<float>(rows * value_dim);
+      lse_e = memory.take<float>(rows);
+      slopes = memory.take<float>(rows);
+      sinks = memory.take<float>(rows);
+      positions = memory.take<std::int64_t>(rows);
+    }
+  };
+
+  status check_batch(const page_pool<Bank>& pool, const head_rows& queries, const head_rows_ref& out) const noexcept {
+    if (queries.heads == 0 || queries.heads % pool.kv_heads() != 0) {
+      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads",
+                     pool.kv_heads(), queries.heads);
+    }
+    if (out.heads != queries.heads || out.rows.rows != queries.rows.rows) {
+      return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
+                     queries.heads * queries.rows.rows, out.heads * out.rows.rows);
+    }
+    if (queries.rows.cols != pool.config().keys.shape.dim) {
+      return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
+                     pool.config().keys.shape.dim, queries.rows.cols);
+    }
+    if (out.rows.cols != pool.config().values.shape.dim) {
+      return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels",
+                     pool.config().values.shape.dim, out.rows.cols);
+    }
+    return {};
+  }
+  status check_entry(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t tokens) const noexcept {
+    if (entry.first_query > tokens || entry.queries > tokens - entry.first_query) {
+      return failure(status_code::invalid_argument, "entry.first_query + queries", "must be within the batch", tokens,
+                     entry.first_query + entry.queries);
+    }
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      if (&entry.sequences[i]->pool() != &pool) {
+        return failure(status_code::invalid_argument, "entry.sequences", "belong to another pool; index", 0, i);
+      }
+    }
+    if ((entry.new_keys == nullptr) != (entry.new_values == nullptr)) {
+      return failure(status_code::invalid_argument, "entry.new_keys", "and new_values come together");
+    }
+    if (entry.new_keys != nullptr &&
+        (entry.new_keys->heads != pool.kv_heads() || entry.new_values->heads != pool.kv_heads() ||
+         entry.new_keys->rows.rows != entry.new_values->rows.rows)) {
+      return failure(status_code::shape_mismatch, "entry.new_keys or new_values",
+                     "must have the pool's KV heads and the same rows; heads", pool.kv_heads(), entry.new_keys->heads);
+    }
+    return {};
+  }
+
+  [[nodiscard]] static std::size_t segment_count(const batch_entry<Bank>& entry) noexcept {
+    std::size_t count = entry.new_keys != nullptr ? 1 : 0;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      count += entry.sequences[i]->segment_count();
+    }
+    return count;
+  }
+  static void collect(const batch_entry<Bank>& entry, std::size_t head, address tables,
+                      segment<address>* segments) noexcept {
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      segments += entry.sequences[i]->collect_segments(head, tables, segments);
+    }
+    if (entry.new_keys != nullptr) {
+      *segments = {};
+      segments->keys.rows = entry.new_keys->head(head);
+      segments->values.rows = entry.new_values->head(head);
+      segments->slots = {0, entry.new_keys->rows.rows};
+      segments->positions = {entry.new_position, nullptr};
+    }
+  }
+
+  /// Makes every worker's memory fit every entry.
+  status reserve(const page_pool<Bank>& pool, const batch_entry<Bank>* entries, std::size_t count, std::size_t group) {
+    const cache_config& config = pool.config();
+    std::size_t segments = 0;
+    std::size_t rows = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      segments = (std::max)(segments, segment_count(entries[i]));
+      rows = (std::max)(rows, group * entries[i].queries);
+    }
+    for (std::size_t i = 0; i < parts_.workers; ++i) {
+      PQATTN_TRY(workers_[i].segments.reserve(segments + 1));
+      workers_[i].outcome = {};
+    }
+    std::size_t workspace = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      segment<address>* listed = workers_[0].segments.data();
+      collect(entries[i], 0, address{}, listed);
+      workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
+                                                                  group * entries[i].queries, config.keys.shape.dim,
+                                                                  config.values.shape.dim, 1));
+    }
+    const std::size_t tables = config.keys.coded && pool.trained()
+                                   ? pool.bank().table_bytes(config.keys.shape, rows, pool.code_rotation())
+                                   : 0;
+    carver counting;
+    staged_rows{}.carve(counting, rows, config.keys.shape.dim, config.values.shape.dim);
+    for (std::size_t i = 0; i < parts_.workers; ++i) {
+      PQATTN_TRY(workers_[i].scratch.reserve(workspace, tables));
+      if (workers_[i].staging.size() < counting.required()) {
+        PQATTN_TRY(buffer::make(resource_, counting.required(), workers_[i].staging));
+      }
+    }
+    return {};
+  }
+
+  [[nodiscard]] status first_failure() const noexcept {
+    const worker_memory* first = nullptr;
+    for (std::size_t i = 0; i < parts_.workers; ++i) {
+      if (!workers_[i].outcome && (first == nullptr || workers_[i].failed_part < first->failed_part)) {
+        first = workers_ + i;
+      }
+    }
+    return first == nullptr ? status{} : first->outcome;
+  }
+
+  /// One entry, one KV head.
+  static status serve(const batch_call& call, const batch_entry<Bank>& entry, std::size_t head, worker_memory& memory) {
+    const std::size_t tokens = entry.queries;
+    const std::size_t rows = call.group * tokens;
+    const std::size_t key_dim = call.queries.rows.cols;
+    const std::size_t value_dim = call.out.rows.cols;
+    const batch_params& params = call.params;
+    carver placed(memory.staging.data(), memory.staging.size());
+    staged_rows staged;
+    staged.carve(placed, rows, key_dim, value_dim);
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t query_head = head * call.group + row / tokens;
+      const std::size_t token = entry.first_query + row % tokens;
+      load_row(call.queries.head(query_head), token, staged.queries + row * key_dim);
+      staged.positions[row] = params.positions != nullptr
+                                  ? params.positions[token]
+                                  : entry.first_position + static_cast<std::int64_t>(row % tokens);
+      staged.slopes[row] = params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[query_head];
+      staged.sinks[row] = params.sink_logits == nullptr ? 0.0f : params.sink_logits[query_head];
+    }
+    attention_params one;
+    one.scale = params.scale;
+    one.method = params.method;
+    one.skip_mass = params.skip_mass;
+    one.sink_logits = params.sink_logits == nullptr ? nullptr : staged.sinks;
+    one.modifiers.softcap = params.softcap;
+    one.modifiers.alibi_slopes = params.alibi_slopes == nullptr ? nullptr : staged.slopes;
+    one.modifiers.query_positions = staged.positions;
+    one.modifiers.causal = params.causal;
+    one.modifiers.window = params.window;
+    segment<address>* segments = memory.segments.data();
+    collect(entry, head, memory.scratch.tables(), segments);
+    PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
+                              segment_count(entry), one, memory.scratch.workspace(), memory.scratch.workspace_bytes(),
+                              ref_rows(staged.out, rows, value_dim), staged.lse_e));
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t query_head = head * call.group + row / tokens;
+      const std::size_t token = entry.first_query + row % tokens;
+      store_row(call.out.head(query_head), token, staged.out + row * value_dim);
+      if (call.lse_e != nullptr) {
+        call.lse_e[query_head * call.queries.rows.rows + token] = staged.lse_e[row];
+      }
+    }
+    return {};
+  }
+
+  void swap(batch_attention& other) noexcept {
+    std::swap(resource_, other.resource_);
+    std::swap(parts_, other.parts_);
+    memory_.swap(other.memory_);
+    std::swap(workers_, other.workers_);
+  }
+
+  memory_resource resource_;
+  executor parts_;
+  buffer memory_;
+  worker_memory* workers_ = nullptr;
+};
+
+}  // namespace v0
+}  // namespace pqattn

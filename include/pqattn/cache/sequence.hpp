@@ -1,0 +1,768 @@
+// SPDX-License-Identifier: MIT
+// One sequence of one layer: exact sinks | coded body | exact recent window, in pages of a page_pool. Every edit is one
+// operation over all of it; docs/sequences.md says what stays exact after which edit.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "../attend/attend.hpp"
+#include "../core/executor.hpp"
+#include "../encode/encode.hpp"
+#include "layer_cache.hpp"
+#include "page_pool.hpp"
+#include "token_list.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// What comes with appended tokens.
+struct append_options {
+  /// Position of each token, 0 to 2^31 - 1, any order; null: each follows the token before it.
+  const std::int64_t* positions = nullptr;
+  /// (kv_heads, n) importance weights >= 0, used by training only; null: 1 each.
+  const float* weights = nullptr;
+  executor parts;          ///< KV heads are coded in parallel; training runs sub-vectors in parallel
+  progress_hook progress;  ///< of training
+};
+
+/// What a position shift costs.
+enum class shift_cost : std::uint8_t {
+  exact,    ///< codes stay as they are; exact keys under RoPE are turned and rounded once more to their dtype
+  recoded,  ///< keys were coded after RoPE: they are decoded, turned and coded again, which adds an error
+};
+
+/// What a position shift did, over all heads.
+struct shift_report {
+  std::size_t tokens = 0;         ///< moved
+  std::size_t recoded_keys = 0;   ///< decoded, turned and coded again
+  double recoding_error = 0.0;    ///< sum of squared differences between turned and recoded keys
+  double recoded_energy = 0.0;    ///< sum of squares of the turned keys
+
+  /// Error added by recoding, as a share of the keys' energy.
+  [[nodiscard]] double relative_error() const noexcept {
+    return recoded_energy > 0.0 ? recoding_error / recoded_energy : 0.0;
+  }
+};
+
+/// Tokens of one sequence, all KV heads of a layer. Tokens are numbered from 0 in the order they were appended; each has
+/// a position (for RoPE, masks and ALiBi) that edits of other tokens do not change. Move-only; fork() copies.
+///
+/// After any failed call the sequence, and every other sequence of the pool, holds what it held before. A
+/// default-constructed or moved-from sequence is empty and can only be assigned to.
+template <class Bank>
+class sequence {
+ public:
+  using address = typename Bank::address;
+
+  sequence() = default;
+  /// An empty sequence. Allocates nothing.
+  explicit sequence(page_pool<Bank>& pool) noexcept
+      : pool_(&pool),
+        sinks_(pool.resource()),
+        body_(pool.resource()),
+        recent_(pool.resource(), pool.config().codes_anything() && !pool.trained() ? pool.kv_heads() : 0) {}
+  sequence(sequence&& other) noexcept { swap(other); }
+  sequence& operator=(sequence&& other) noexcept {
+    sequence taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  ~sequence() { clear(); }
+
+  // --- what it holds ---
+
+  [[nodiscard]] page_pool<Bank>& pool() const noexcept { return *pool_; }
+  [[nodiscard]] std::size_t size() const noexcept { return sinks_.tokens() + body_.tokens() + recent_.tokens(); }
+  [[nodiscard]] std::size_t coded_tokens() const noexcept { return body_.tokens(); }
+  [[nodiscard]] bool is_coded(std::size_t token) const noexcept {
+    return token >= sinks_.tokens() && token - sinks_.tokens() < body_.tokens();
+  }
+  /// Position of token `token`. Pre: token < size(). O(pages).
+  [[nodiscard]] std::int64_t position(std::size_t token) const noexcept {
+    const place found = find(token);
+    return found.list->position(found.slot);
+  }
+  /// Position that the next token gets by default: one after the last token's, 0 when there is none. O(1).
+  [[nodiscard]] std::int64_t next_position() const noexcept {
+    const token_list& last = recent_.tokens() != 0 ? recent_ : body_.tokens() != 0 ? body_ : sinks_;
+    return last.tokens() == 0 ? 0 : last.position(last.last_slot()) + 1;
+  }
+  /// The parts of the sequence, for snapshots and reports.
+  [[nodiscard]] const token_list& sinks() const noexcept { return sinks_; }
+  [[nodiscard]] const token_list& body() const noexcept { return body_; }
+  [[nodiscard]] const token_list& recent() const noexcept { return recent_; }
+  /// Bytes of lists; pages are the pool's and may be shared.
+  [[nodiscard]] std::size_t metadata_bytes() const noexcept {
+    return sinks_.bytes() + body_.bytes() + recent_.bytes();
+  }
+
+  // --- growing ---
+
+  /// Appends n tokens: keys (kv_heads, n, d_k), values (kv_heads, n, d_v), any dtype and strides.
+  ///
+  /// The first tokens of an empty sequence become sinks. The others enter the recent window; once the pool is trained,
+  /// tokens beyond config.recent leave it, oldest first, and are coded. The append that brings an untrained pool's
+  /// sequence to config.training_start() tokens behind the sinks trains the codebooks of all sequences. One long append
+  /// and many short ones hold the same, given the same codebooks.
+  /// Errors (nothing changed): shape mismatch, NaN or infinity with its row and column, bad weights or positions, out of
+  /// memory, cancelled training.
+  status append(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
+    PQATTN_TRY(check_arrival(keys, kv_side::keys, values.rows.rows, "keys"));
+    PQATTN_TRY(check_arrival(values, kv_side::values, keys.rows.rows, "values"));
+    PQATTN_TRY(check_options(options, keys.rows.rows));
+    const append_plan plan = plan_append(keys.rows.rows);
+    const arrival rows{keys, values, options, next_position()};
+    if (plan.trains) {
+      PQATTN_TRY(train(rows, plan));
+    }
+    const status reserved = reserve(plan);
+    if (!reserved) {
+      pool_->discard_training();
+      return reserved;
+    }
+    if (plan.trains) {
+      pool_->keep_training();
+    }
+    add_pages(plan);
+    run_parts(Bank::concurrent ? options.parts : executor{}, pool_->kv_heads(),
+              [&](std::size_t head, std::size_t) { write_head(rows, plan, head); });
+    record(rows, plan);
+    return {};
+  }
+
+  /// Makes room for `tokens` more tokens, so that appends of that many in all allocate nothing but what training needs.
+  status reserve(std::size_t tokens) {
+    PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(pool_->config().recent) + 1)));
+    PQATTN_TRY(pool_->reserve_coded(2 + (pool_->trained() ? blocks_for(tokens) : 0)));
+    PQATTN_TRY(body_.reserve(tokens + block_tokens));
+    return recent_.reserve((std::min)(tokens, std::size_t{pool_->config().recent}) + 2 * block_tokens);
+  }
+
+  // --- removing ---
+
+  /// Keeps the first `tokens` tokens. O(removed / 64 + 1), cannot fail; more than size() keeps all. Coded tokens stay
+  /// coded: the recent window fills again with what is appended next.
+  void truncate(std::size_t tokens) noexcept {
+    std::size_t removed = size() - (std::min)(tokens, size());
+    for (token_list* list : {&recent_, &body_, &sinks_}) {
+      const std::size_t here = (std::min)(removed, list->tokens());
+      list->drop_back(here, dropper(list));
+      removed -= here;
+    }
+  }
+
+  /// Removes tokens [first, first + count); the others keep their positions and their form. Pages without a token left
+  /// are given back. O(pages). Errors (nothing changed): a range outside the sequence.
+  status remove(std::size_t first, std::size_t count) noexcept {
+    PQATTN_TRY(check_range(first, count));
+    for (token_list* list : {&sinks_, &body_, &recent_}) {
+      const std::size_t here = first < list->tokens() ? (std::min)(count, list->tokens() - first) : 0;
+      const std::size_t start = (std::min)(first, list->tokens());
+      first -= start;
+      count -= here;
+      list->remove(start, here, dropper(list));
+    }
+    return {};
+  }
+
+  /// Removes everything.
+  void clear() noexcept {
+    for (token_list* list : {&sinks_, &body_, &recent_}) {
+      list->clear(dropper(list));
+    }
+  }
+
+  // --- copying ---
+
+  /// Makes `copy` (its old tokens are given back) hold the same tokens. Pages are shared until one side writes into one:
+  /// O(tokens) for lists of a few bytes a token, no code or row is copied. Errors (`copy` unchanged): out of memory.
+  status fork(sequence& copy) const {
+    sequence made;
+    made.pool_ = pool_;
+    PQATTN_TRY(sinks_.duplicate(pool_->resource(), made.sinks_));
+    PQATTN_TRY(body_.duplicate(pool_->resource(), made.body_));
+    if (const status copied = recent_.duplicate(pool_->resource(), made.recent_); !copied) {
+      made.forget();
+      return copied;
+    }
+    for (const token_list* list : {&made.sinks_, &made.body_, &made.recent_}) {
+      for (std::size_t i = 0; i < list->page_count(); ++i) {
+        list == &made.body_ ? pool_->share_coded(list->page(i)) : pool_->share_exact(list->page(i));
+      }
+    }
+    copy = std::move(made);
+    return {};
+  }
+
+  /// Beam search: sequence i becomes a copy of what sequence parents[i] held before. All sequences belong to one pool.
+  /// Errors (nothing changed): a parent outside [0, count), out of memory.
+  static status select(sequence* sequences, std::size_t count, const std::size_t* parents) {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (parents[i] >= count) {
+        return failure(status_code::invalid_argument, "parents", "must name one of the sequences; count", count,
+                       parents[i]);
+      }
+    }
+    if (count == 0) {
+      return {};
+    }
+    buffer memory;
+    PQATTN_TRY(buffer::make(sequences[0].pool_->resource(), count * sizeof(sequence), memory));
+    auto* chosen = reinterpret_cast<sequence*>(memory.data());
+    std::uninitialized_default_construct_n(chosen, count);
+    status outcome;
+    for (std::size_t i = 0; i < count && outcome; ++i) {
+      outcome = sequences[parents[i]].fork(chosen[i]);
+    }
+    for (std::size_t i = 0; i < count && outcome; ++i) {
+      sequences[i] = std::move(chosen[i]);
+    }
+    std::destroy_n(chosen, count);
+    return outcome;
+  }
+
+  // --- moving ---
+
+  /// What shift() costs in this pool.
+  [[nodiscard]] shift_cost can_shift() const noexcept {
+    const cache_config& config = pool_->config();
+    return config.rotation.enabled() && config.keys.coded && config.code_keys_after_rope ? shift_cost::recoded
+                                                                                        : shift_cost::exact;
+  }
+
+  /// Adds `delta` to the positions of tokens [first, first + count). Codes of keys before RoPE do not change; what does
+  /// is said by can_shift(). Shared pages that must be rewritten are copied first.
+  /// Errors (nothing changed): a range outside the sequence, a position that would leave [0, 2^31 - 1], out of memory.
+  status shift(std::size_t first, std::size_t count, std::int64_t delta, shift_report* report = nullptr) {
+    PQATTN_TRY(check_range(first, count));
+    if (delta > max_position || delta < -max_position) {
+      return failure(status_code::invalid_argument, "delta", "is larger than any position", max_position, delta);
+    }
+    shift_report done;
+    done.tokens = count;
+    if (count != 0 && delta != 0) {
+      PQATTN_TRY(check_positions(first, count, delta));
+      PQATTN_TRY(own_rotated(first, count));
+      for_each(*this, first, count, [&](token_list& list, std::size_t slot) {
+        rotate_token(list, slot, delta, done);
+        list.set_position(slot, list.position(slot) + delta);
+      });
+    }
+    if (report != nullptr) {
+      *report = done;
+    }
+    return {};
+  }
+
+  // --- reading ---
+
+  /// Copies tokens [first, first + n) of one head out as attention sees them: keys rotated, coded tokens decoded.
+  /// keys (n, d_k) and values (n, d_v) in any dtype. Errors: shape mismatch, tokens the sequence does not hold.
+  status read(std::size_t head, std::size_t first, const rows_ref& keys, const rows_ref& values) const {
+    const cache_config& config = pool_->config();
+    if (keys.cols != config.keys.shape.dim || values.cols != config.values.shape.dim || keys.rows != values.rows) {
+      return failure(status_code::shape_mismatch, "keys or values", "must have the configured channels, same rows; keys",
+                     config.keys.shape.dim, keys.cols);
+    }
+    if (head >= pool_->kv_heads()) {
+      return failure(status_code::invalid_argument, "head", "must be below the KV heads", pool_->kv_heads(), head);
+    }
+    PQATTN_TRY(check_range(first, keys.rows));
+    float row[max_dim];
+    for (std::size_t i = 0; i < keys.rows; ++i) {
+      const place found = find(first + i);
+      PQATTN_TRY(load_token(*found.list, found.slot, head, kv_side::keys, row));
+      store_row(keys, i, row);
+      PQATTN_TRY(load_token(*found.list, found.slot, head, kv_side::values, row));
+      store_row(values, i, row);
+    }
+    return {};
+  }
+
+  /// Segments that collect_segments() gives.
+  [[nodiscard]] std::size_t segment_count() const noexcept {
+    return sinks_.page_count() + (paged_body() ? body_.page_count() : body_.tokens() != 0 ? 1 : 0) +
+           recent_.page_count();
+  }
+  /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one (page
+  /// by page when a side of it is exact). Valid until the next edit of any sequence of the pool. `tables`: see segment.
+  std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments) const noexcept {
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < sinks_.page_count(); ++i) {
+      exact_segment(sinks_, i, head, segments[count++]);
+    }
+    if (paged_body()) {
+      for (std::size_t i = 0; i < body_.page_count(); ++i) {
+        body_segment(head, i, tables, segments[count++]);
+      }
+    } else if (body_.tokens() != 0) {
+      body_segment(head, 0, tables, segments[count++]);
+    }
+    for (std::size_t i = 0; i < recent_.page_count(); ++i) {
+      exact_segment(recent_, i, head, segments[count++]);
+    }
+    return count;
+  }
+
+ private:
+  template <class>
+  friend class sequence_restorer;
+
+  static constexpr std::int64_t max_position = std::numeric_limits<std::int32_t>::max();
+
+  struct place {
+    const token_list* list;
+    std::size_t slot;
+  };
+  /// Rows of one append.
+  struct arrival {
+    const head_rows& keys;
+    const head_rows& values;
+    const append_options& options;
+    std::int64_t first_position;
+
+    [[nodiscard]] const head_rows& rows(kv_side which) const noexcept {
+      return which == kv_side::keys ? keys : values;
+    }
+    [[nodiscard]] std::int64_t position(std::size_t row) const noexcept {
+      return options.positions != nullptr ? options.positions[row] : first_position + static_cast<std::int64_t>(row);
+    }
+    [[nodiscard]] float weight(std::size_t head, std::size_t row) const noexcept {
+      return options.weights == nullptr ? 1.0f : options.weights[head * keys.rows.rows + row];
+    }
+  };
+  /// Where the rows of one append go: sinks first, then those that are coded at once, then the recent window.
+  struct append_plan {
+    std::size_t to_sinks = 0;
+    std::size_t leaving = 0;  ///< tokens that leave the recent window, oldest first
+    std::size_t passing = 0;  ///< arriving rows that are coded at once
+    std::size_t staying = 0;  ///< arriving rows that stay in the recent window
+    bool trains = false;
+  };
+
+  // --- checks ---
+
+  status check_arrival(const head_rows& rows, kv_side which, std::size_t other_rows, const char* subject) const noexcept {
+    if (rows.heads != pool_->kv_heads()) {
+      return failure(status_code::shape_mismatch, subject, "must have the pool's KV heads", pool_->kv_heads(),
+                     rows.heads);
+    }
+    PQATTN_TRY(check_view(rows.rows, subject));
+    if (rows.rows.cols != pool_->side(which).shape.dim) {
+      return failure(status_code::shape_mismatch, subject, "must have the configured number of channels",
+                     pool_->side(which).shape.dim, rows.rows.cols);
+    }
+    if (rows.rows.rows != other_rows) {
+      return failure(status_code::shape_mismatch, subject, "must have as many rows as the other side", other_rows,
+                     rows.rows.rows);
+    }
+    for (std::size_t head = 0; head < rows.heads; ++head) {
+      PQATTN_TRY(detail::check_finite(rows.head(head), subject));
+    }
+    return {};
+  }
+  status check_options(const append_options& options, std::size_t rows) const noexcept {
+    for (std::size_t i = 0; options.weights != nullptr && i < rows * pool_->kv_heads(); ++i) {
+      if (!is_finite(options.weights[i]) || options.weights[i] < 0.0f) {
+        return failure(status_code::invalid_argument, "weights", "must be finite and at least 0; bad entry at index", 0,
+                       i);
+      }
+    }
+    for (std::size_t i = 0; options.positions != nullptr && i < rows; ++i) {
+      if (options.positions[i] < 0 || options.positions[i] > max_position) {
+        return failure(status_code::invalid_argument, "positions", "must be 0 to 2^31 - 1", max_position,
+                       options.positions[i]);
+      }
+    }
+    const auto last = next_position() + static_cast<std::int64_t>(rows) - 1;
+    if (options.positions == nullptr && rows != 0 && last > max_position) {
+      return failure(status_code::invalid_argument, "positions", "would pass 2^31 - 1", max_position, last);
+    }
+    return {};
+  }
+  status check_range(std::size_t first, std::size_t count) const noexcept {
+    return first <= size() && count <= size() - first
+               ? status{}
+               : failure(status_code::invalid_argument, "first + count", "must be within the sequence", size(),
+                         first + count);
+  }
+  status check_positions(std::size_t first, std::size_t count, std::int64_t delta) const noexcept {
+    status outcome;
+    for_each(*this, first, count, [&](const token_list& list, std::size_t slot) {
+      const std::int64_t moved = list.position(slot) + delta;
+      if (outcome && (moved < 0 || moved > max_position)) {
+        outcome = failure(status_code::invalid_argument, "delta", "would move a position out of 0 to 2^31 - 1",
+                          max_position, moved);
+      }
+    });
+    return outcome;
+  }
+
+  // --- tokens ---
+
+  [[nodiscard]] place find(std::size_t token) const noexcept {
+    for (const token_list* list : {&sinks_, &body_}) {
+      if (token < list->tokens()) {
+        return {list, list->slot_of(token)};
+      }
+      token -= list->tokens();
+    }
+    return {&recent_, recent_.slot_of(token)};
+  }
+  /// visit(list, slot) for tokens [first, first + count) in order; lists are const when `self` is.
+  template <class Self, class Visit>
+  static void for_each(Self& self, std::size_t first, std::size_t count, Visit&& visit) noexcept {
+    for (auto* list : {&self.sinks_, &self.body_, &self.recent_}) {
+      if (first >= list->tokens()) {
+        first -= list->tokens();
+        continue;
+      }
+      const std::size_t here = (std::min)(count, list->tokens() - first);
+      for (std::size_t i = 0, slot = here == 0 ? 0 : list->slot_of(first); i < here;
+           ++i, slot = list->next_live(slot + 1)) {
+        visit(*list, slot);
+      }
+      count -= here;
+      first = 0;
+    }
+  }
+
+  /// Passed to what gives pages of `list` up.
+  [[nodiscard]] auto dropper(const token_list* list) noexcept {
+    return [this, coded = list == &body_](std::uint32_t page) {
+      coded ? pool_->drop_coded(page) : pool_->drop_exact(page);
+    };
+  }
+  /// Empties the lists without giving pages back: they were never counted.
+  void forget() noexcept {
+    for (token_list* list : {&sinks_, &body_, &recent_}) {
+      list->clear([](std::uint32_t) {});
+    }
+  }
+
+  /// A token's row as attention sees it.
+  status load_token(const token_list& list, std::size_t slot, std::size_t head, kv_side which,
+                    float* row) const noexcept {
+    const std::uint32_t page = list.page(slot / block_tokens);
+    if (&list != &body_) {
+      load_row(pool_->exact_rows(page, head, which).view(), slot % block_tokens, row);
+    } else if (!pool_->side(which).coded) {
+      load_row(pool_->body_rows(page, head, which).view(), slot % block_tokens, row);
+    } else {
+      PQATTN_TRY(decode_slot(slot, head, which, row));
+      pool_->forms(which).from_coded(list.position(slot), row);
+    }
+    return {};
+  }
+  status decode_slot(std::size_t slot, std::size_t head, kv_side which, float* row) const noexcept {
+    return pool_->bank().decode(pool_->book(head, which), pool_->codes(head, which, body_.pages()), {slot, 1},
+                                ref_rows(row, 1, pool_->side(which).shape.dim));
+  }
+
+  // --- appending ---
+
+  [[nodiscard]] append_plan plan_append(std::size_t rows) const noexcept {
+    const cache_config& config = pool_->config();
+    append_plan plan;
+    if (body_.tokens() == 0 && recent_.tokens() == 0 && sinks_.tokens() < config.sinks) {
+      plan.to_sinks = (std::min)(rows, config.sinks - sinks_.tokens());
+    }
+    const std::size_t added = rows - plan.to_sinks;
+    const std::size_t held = recent_.tokens() + added;
+    plan.trains = config.codes_anything() && !pool_->trained() && added != 0 && held >= config.training_start();
+    const bool coding = config.codes_anything() && (pool_->trained() || plan.trains);
+    const std::size_t out = coding && held > config.recent ? held - config.recent : 0;
+    plan.leaving = (std::min)(out, recent_.tokens());
+    plan.passing = out - plan.leaving;
+    plan.staying = added - plan.passing;
+    return plan;
+  }
+
+  status train(const arrival& rows, const append_plan& plan) {
+    // Sources are counted over the recent window, then the arriving rows behind the sinks.
+    const std::size_t held = recent_.tokens();
+    const auto load = [&](std::size_t head, kv_side which, std::size_t source, float* row) {
+      if (source < held) {
+        const std::size_t slot = recent_.slot_of(source);
+        static_cast<void>(load_token(recent_, slot, head, which, row));
+        pool_->forms(which).to_coded(recent_.position(slot), row);
+      } else {
+        load_arriving(rows, plan.to_sinks + source - held, head, which, row);
+        pool_->forms(which).to_coded(rows.position(plan.to_sinks + source - held), row);
+      }
+    };
+    const auto weight = [&](std::size_t head, std::size_t source) {
+      return source < held ? (recent_.has_weights() ? recent_.weights(recent_.slot_of(source))[head] : 1.0f)
+                           : rows.weight(head, plan.to_sinks + source - held);
+    };
+    return pool_->train(held + rows.keys.rows.rows - plan.to_sinks, load, weight, rows.options.parts,
+                        rows.options.progress);
+  }
+
+  /// An arriving row in exact form.
+  void load_arriving(const arrival& rows, std::size_t row, std::size_t head, kv_side which, float* target) const noexcept {
+    load_row(rows.rows(which).head(head), row, target);
+    pool_->forms(which).to_exact(rows.position(row), pool_->side(which).shape.dim, target);
+  }
+
+  /// Everything of an append that can fail, training aside.
+  status reserve(const append_plan& plan) {
+    const std::size_t coded = plan.leaving + plan.passing;
+    PQATTN_TRY(sinks_.reserve(plan.to_sinks));
+    PQATTN_TRY(recent_.reserve(plan.staying));
+    PQATTN_TRY(body_.reserve(coded));
+    const std::size_t copies = copies_last(sinks_, plan.to_sinks) + copies_last(recent_, plan.staying);
+    PQATTN_TRY(
+        pool_->reserve_exact(sinks_.pages_for(plan.to_sinks) + recent_.pages_for(plan.staying) + copies));
+    PQATTN_TRY(pool_->reserve_coded(body_.pages_for(coded) + copies_last(body_, coded)));
+    // Nothing fails from here on.
+    for (token_list* list : {&sinks_, &body_, &recent_}) {
+      const std::size_t added = list == &sinks_ ? plan.to_sinks : list == &body_ ? coded : plan.staying;
+      if (copies_last(*list, added) != 0) {
+        own_page(*list, list->page_count() - 1);
+      }
+    }
+    return {};
+  }
+  /// 1 when `added` more slots would write into a last page that other sequences use too.
+  [[nodiscard]] std::size_t copies_last(const token_list& list, std::size_t added) const noexcept {
+    return added != 0 && list.ends_inside_page() && is_shared(list, list.page_count() - 1) ? 1 : 0;
+  }
+  [[nodiscard]] bool is_shared(const token_list& list, std::size_t index) const noexcept {
+    return (&list == &body_ ? pool_->coded_pages() : pool_->exact_pages()).shared(list.page(index));
+  }
+  /// Replaces a shared page by a private copy. Pre: a free page is reserved.
+  void own_page(token_list& list, std::size_t index) noexcept {
+    const std::uint32_t old = list.page(index);
+    list.replace_page(index, &list == &body_ ? pool_->copy_coded(old) : pool_->copy_exact(old));
+    dropper(&list)(old);
+  }
+
+  /// New pages are taken before any is given up, so that the reserved ones are there.
+  void add_pages(const append_plan& plan) noexcept {
+    for (std::size_t n = sinks_.pages_for(plan.to_sinks); n > 0; --n) {
+      sinks_.push_page(pool_->take_exact());
+    }
+    for (std::size_t n = recent_.pages_for(plan.staying); n > 0; --n) {
+      recent_.push_page(pool_->take_exact());
+    }
+    for (std::size_t n = body_.pages_for(plan.leaving + plan.passing); n > 0; --n) {
+      body_.push_page(pool_->take_coded());
+    }
+  }
+
+  /// Moves the rows of one head where they belong.
+  void write_head(const arrival& rows, const append_plan& plan, std::size_t head) const noexcept {
+    for (const kv_side which : kv_sides) {
+      write_exact(rows, 0, plan.to_sinks, sinks_, head, which);
+      write_body(rows, plan, head, which);
+      write_exact(rows, plan.to_sinks + plan.passing, plan.staying, recent_, head, which);
+    }
+  }
+  void write_exact(const arrival& rows, std::size_t first, std::size_t count, const token_list& list, std::size_t head,
+                   kv_side which) const noexcept {
+    float row[max_dim];
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t slot = list.slots() + i;
+      load_arriving(rows, first + i, head, which, row);
+      store_row(pool_->exact_rows(list.page(slot / block_tokens), head, which), slot % block_tokens, row);
+    }
+  }
+  void write_body(const arrival& rows, const append_plan& plan, std::size_t head, kv_side which) const noexcept {
+    const std::size_t dim = pool_->side(which).shape.dim;
+    const row_forms forms = pool_->forms(which);
+    const bool coded = pool_->side(which).coded;
+    constexpr std::size_t tile_floats = 8 * max_dim;
+    float tile[tile_floats];
+    const std::size_t tile_rows = (std::min)(tile_floats / dim, block_tokens);
+    std::size_t slot = recent_.next_live(0);
+    const std::size_t total = plan.leaving + plan.passing;
+    for (std::size_t first = 0; first < total; first += tile_rows) {
+      const std::size_t count = (std::min)(tile_rows, total - first);
+      for (std::size_t i = 0; i < count; ++i) {
+        float* row = tile + i * dim;
+        std::int64_t position = 0;
+        if (first + i < plan.leaving) {
+          static_cast<void>(load_token(recent_, slot, head, which, row));
+          position = recent_.position(slot);
+          slot = recent_.next_live(slot + 1);
+        } else {
+          const std::size_t source = plan.to_sinks + first + i - plan.leaving;
+          load_arriving(rows, source, head, which, row);
+          position = rows.position(source);
+        }
+        const std::size_t target = body_.slots() + first + i;
+        if (coded) {
+          forms.to_coded(position, row);
+        } else {
+          store_row(pool_->body_rows(body_.page(target / block_tokens), head, which), target % block_tokens, row);
+        }
+      }
+      if (coded) {
+        // Room is reserved and the rows are checked: banks have no other reason to fail.
+        static_cast<void>(pool_->bank().encode(view_rows(tile, count, dim), pool_->book(head, which),
+                                               pool_->codes(head, which, body_.pages()),
+                                               {body_.slots() + first, count}));
+      }
+    }
+  }
+
+  /// Enters the tokens into the lists, once their rows are written.
+  void record(const arrival& rows, const append_plan& plan) noexcept {
+    for (std::size_t i = 0; i < plan.to_sinks; ++i) {
+      sinks_.push(rows.position(i));
+    }
+    std::size_t slot = recent_.next_live(0);
+    for (std::size_t i = 0; i < plan.leaving; ++i, slot = recent_.next_live(slot + 1)) {
+      body_.push(recent_.position(slot));
+    }
+    for (std::size_t i = 0; i < plan.passing; ++i) {
+      body_.push(rows.position(plan.to_sinks + i));
+    }
+    for (std::size_t i = 0; i < plan.staying; ++i) {
+      const std::size_t row = plan.to_sinks + plan.passing + i;
+      const std::size_t entered = recent_.push(rows.position(row));
+      for (std::size_t head = 0; recent_.has_weights() && head < pool_->kv_heads(); ++head) {
+        recent_.weights(entered)[head] = rows.weight(head, row);
+      }
+    }
+    recent_.remove(0, plan.leaving, dropper(&recent_));
+    if (pool_->trained() && recent_.has_weights()) {
+      recent_.drop_weights();
+    }
+  }
+
+  // --- moving ---
+
+  [[nodiscard]] bool rewrites(const token_list& list) const noexcept {
+    const cache_config& config = pool_->config();
+    return config.rotation.enabled() && (&list != &body_ || !config.rotates_codes());
+  }
+  /// Makes every page that shift() rewrites private.
+  status own_rotated(std::size_t first, std::size_t count) {
+    for (int pass = 0; pass < 2; ++pass) {
+      std::size_t exact = 0;
+      std::size_t coded = 0;
+      const token_list* last_list = nullptr;
+      std::size_t last_page = 0;
+      for_each(*this, first, count, [&](token_list& list, std::size_t slot) {
+        const std::size_t index = slot / block_tokens;
+        if (!rewrites(list) || (&list == last_list && index == last_page)) {
+          return;
+        }
+        last_list = &list;
+        last_page = index;
+        if (is_shared(list, index)) {
+          ++(&list == &body_ ? coded : exact);
+          if (pass == 1) {
+            own_page(list, index);
+          }
+        }
+      });
+      if (pass == 0) {
+        PQATTN_TRY(pool_->reserve_exact(exact));
+        PQATTN_TRY(pool_->reserve_coded(coded));
+      }
+    }
+    return {};
+  }
+
+  /// Turns a token's keys by `delta` positions where they are kept rotated. Pre: its page is private.
+  void rotate_token(const token_list& list, std::size_t slot, std::int64_t delta, shift_report& report) const noexcept {
+    if (!rewrites(list)) {
+      return;
+    }
+    const std::uint32_t page = list.page(slot / block_tokens);
+    const rope& rotation = pool_->config().rotation;
+    float row[max_dim];
+    for (std::size_t head = 0; head < pool_->kv_heads(); ++head) {
+      if (&list == &body_ && pool_->config().keys.coded) {
+        recode(slot, head, delta, report);
+        continue;
+      }
+      const rows_ref rows = &list == &body_ ? pool_->body_rows(page, head, kv_side::keys)
+                                            : pool_->exact_rows(page, head, kv_side::keys);
+      load_row(rows.view(), slot % block_tokens, row);
+      rotate_row(rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, row);
+      store_row(rows, slot % block_tokens, row);
+    }
+  }
+  void recode(std::size_t slot, std::size_t head, std::int64_t delta, shift_report& report) const noexcept {
+    const std::size_t dim = pool_->config().keys.shape.dim;
+    float turned[max_dim];
+    float recoded[max_dim];
+    static_cast<void>(decode_slot(slot, head, kv_side::keys, turned));
+    rotate_row(pool_->config().rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, turned);
+    static_cast<void>(pool_->bank().encode(view_rows(turned, 1, dim), pool_->book(head, kv_side::keys),
+                                           pool_->codes(head, kv_side::keys, body_.pages()), {slot, 1}));
+    static_cast<void>(decode_slot(slot, head, kv_side::keys, recoded));
+    ++report.recoded_keys;
+    for (std::size_t c = 0; c < dim; ++c) {
+      const double error = static_cast<double>(recoded[c]) - static_cast<double>(turned[c]);
+      report.recoding_error += error * error;
+      report.recoded_energy += static_cast<double>(turned[c]) * static_cast<double>(turned[c]);
+    }
+  }
+
+  // --- attention ---
+
+  /// Whether the body is attended page by page: exact rows of different pages are not contiguous.
+  [[nodiscard]] bool paged_body() const noexcept {
+    return !pool_->config().keys.coded || !pool_->config().values.coded;
+  }
+  /// Slots of page `index` and what is known about them.
+  static void place_page(const token_list& list, std::size_t index, segment<address>& next) noexcept {
+    next = {};
+    next.slots = {0, (std::min)(block_tokens, list.slots() - index * block_tokens)};
+    next.positions = {0, list.positions() + index * block_tokens};
+    next.live = list.live() + index;
+  }
+  void exact_segment(const token_list& list, std::size_t index, std::size_t head,
+                     segment<address>& next) const noexcept {
+    place_page(list, index, next);
+    next.keys.rows = pool_->exact_rows(list.page(index), head, kv_side::keys).view();
+    next.values.rows = pool_->exact_rows(list.page(index), head, kv_side::values).view();
+  }
+  void body_segment(std::size_t head, std::size_t index, address tables, segment<address>& next) const noexcept {
+    place_page(body_, index, next);
+    if (!paged_body()) {
+      next.slots = {0, body_.slots()};
+      next.live = body_.tokens() == body_.slots() ? nullptr : body_.live();
+    }
+    for (const kv_side which : kv_sides) {
+      token_source<address>& source = which == kv_side::keys ? next.keys : next.values;
+      source.coded = pool_->side(which).coded;
+      if (source.coded) {
+        source.codes = pool_->codes(head, which, body_.pages() + index);
+        source.book = pool_->book(head, which);
+      } else {
+        source.rows = pool_->body_rows(body_.page(index), head, which).view();
+      }
+    }
+    if (next.keys.coded) {
+      next.rotation = pool_->code_rotation();
+      next.tables = tables;
+    }
+  }
+
+  void swap(sequence& other) noexcept {
+    std::swap(pool_, other.pool_);
+    std::swap(sinks_, other.sinks_);
+    std::swap(body_, other.body_);
+    std::swap(recent_, other.recent_);
+  }
+
+  page_pool<Bank>* pool_ = nullptr;
+  token_list sinks_;
+  token_list body_;    ///< coded
+  token_list recent_;
+};
+
+}  // namespace v0
+}  // namespace pqattn

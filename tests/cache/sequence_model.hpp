@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: MIT
+// A naive model of a page_pool and its sequences: every token is a struct with its position, its form (exact or coded)
+// and the rows that attention sees, held in plain vectors. Codes come from encoding that one token alone.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/cache/batch.hpp"
+#include "pqattn/encode/encode.hpp"
+#include "support/memory_resources.hpp"
+#include "support/message.hpp"
+#include "support/random_data.hpp"
+#include "support/reference.hpp"
+
+namespace pqattn_test {
+
+/// The host bank in f32 throughout, so that attention can be compared tightly.
+struct f32_bank : pqattn::host_bank<> {
+  explicit f32_bank(const pqattn::memory_resource& memory = {}) noexcept
+      : pqattn::host_bank<>(memory, pqattn::exact_arithmetic) {}
+};
+
+using pool_type = pqattn::page_pool<f32_bank>;
+using sequence_type = pqattn::sequence<f32_bank>;
+using batch_type = pqattn::batch_attention<f32_bank>;
+
+/// What a run is about.
+struct edit_shape {
+  const char* name = "";
+  std::uint32_t key_dim = 16;
+  std::uint32_t value_dim = 24;
+  std::uint32_t key_subvectors = 4;
+  std::uint32_t value_subvectors = 6;
+  std::uint32_t centroids = 8;
+  std::uint32_t stages = 1;
+  std::size_t heads = 2;
+  std::size_t group = 2;
+  std::uint32_t sinks = 4;
+  std::uint32_t recent = 10;
+  std::uint32_t train_tokens = 60;
+  bool keys_coded = true;
+  bool values_coded = true;
+  bool rope = true;
+  bool arrives_rotated = true;
+  bool after_rope = false;
+  pqattn::rope_pairing pairing = pqattn::rope_pairing::half_split;
+  pqattn::dtype exact = pqattn::dtype::f32;
+  pqattn::codebook_storage storage = pqattn::codebook_storage::i8;
+};
+
+inline const edit_shape edit_shapes[] = {
+    {.name = "before RoPE"},
+    {.name = "after RoPE, f16", .after_rope = true, .pairing = pqattn::rope_pairing::interleaved,
+     .exact = pqattn::dtype::f16, .storage = pqattn::codebook_storage::f16},
+    {.name = "no RoPE, odd sizes, MHA", .key_dim = 7, .value_dim = 5, .key_subvectors = 3, .value_subvectors = 2,
+     .centroids = 5, .heads = 3, .group = 1, .rope = false, .exact = pqattn::dtype::bf16},
+    {.name = "keys only", .values_coded = false, .arrives_rotated = false},
+    {.name = "values only, GQA of 5", .heads = 1, .group = 5, .keys_coded = false, .exact = pqattn::dtype::f16},
+    {.name = "one channel", .key_dim = 1, .value_dim = 1, .key_subvectors = 1, .value_subvectors = 1, .centroids = 2,
+     .rope = false, .storage = pqattn::codebook_storage::f32},
+    {.name = "nothing coded", .keys_coded = false, .values_coded = false},
+    {.name = "no sinks, no window", .stages = 2, .sinks = 0, .recent = 0, .arrives_rotated = false},
+    {.name = "sinks and window over pages", .centroids = 16, .sinks = 70, .recent = 90, .train_tokens = 130},
+    {.name = "wide", .key_dim = 1024, .value_dim = 513, .key_subvectors = 40, .value_subvectors = 33, .centroids = 4,
+     .heads = 1, .group = 1, .recent = 6, .train_tokens = 24, .exact = pqattn::dtype::f16},
+};
+
+/// Rows of one token, per head.
+struct model_token {
+  std::int64_t position = 0;
+  bool coded = false;
+  std::vector<std::vector<float>> coded_keys;  ///< decoded, in the form keys are coded in; when coded
+  std::vector<std::vector<float>> keys;        ///< as attention sees them
+  std::vector<std::vector<float>> values;
+};
+
+/// A sequence as three plain lists.
+struct model_sequence {
+  std::vector<model_token> sinks;
+  std::vector<model_token> body;
+  std::vector<model_token> recent;
+
+  [[nodiscard]] std::size_t size() const { return sinks.size() + body.size() + recent.size(); }
+  [[nodiscard]] std::vector<const model_token*> all() const {
+    std::vector<const model_token*> tokens;
+    for (const auto* list : {&sinks, &body, &recent}) {
+      for (const model_token& token : *list) {
+        tokens.push_back(&token);
+      }
+    }
+    return tokens;
+  }
+  void remove(std::size_t first, std::size_t count) {
+    std::size_t index = 0;
+    for (auto* list : {&sinks, &body, &recent}) {
+      std::vector<model_token> kept;
+      for (model_token& token : *list) {
+        if (index < first || index >= first + count) {
+          kept.push_back(std::move(token));
+        }
+        ++index;
+      }
+      *list = std::move(kept);
+    }
+  }
+};
+
+class sequence_world {
+ public:
+  sequence_world(const edit_shape& given, std::uint64_t stream, const pqattn::memory_resource& resource = {})
+      : shape(given), random(stream), bank(resource), resource_(resource) {
+    frequencies_.resize(shape.key_dim / 2 + 1);
+    const std::uint32_t rotated = shape.key_dim / 2 * 2;
+    pqattn::fill_rope_frequencies(frequencies_.data(), rotated, 10000.0);
+    rope_memory_.resize(pqattn::rope_floats(rotated / 2));
+    REQUIRE_OK(build_rope(frequencies_.data(), rotated / 2, shape.pairing, rope_memory_.data(), rotation_));
+    config.keys = {shape.keys_coded, {shape.key_dim, shape.key_subvectors, shape.centroids, shape.stages}, shape.storage};
+    config.values = {shape.values_coded, {shape.value_dim, shape.value_subvectors, shape.centroids, shape.stages},
+                     shape.storage};
+    config.sinks = shape.sinks;
+    config.recent = shape.recent;
+    config.train_tokens = shape.train_tokens;
+    config.exact_type = shape.exact;
+    config.rotation = shape.rope ? rotation_ : pqattn::rope{};
+    config.keys_arrive_rotated = shape.arrives_rotated;
+    config.code_keys_after_rope = shape.after_rope;
+    config.kmeans.iterations = 2;
+    REQUIRE_OK(pool_type::make(bank, config, shape.heads, resource, pool));
+  }
+
+  /// Rows of `count` new tokens: keys as the engine hands them over.
+  void draw(std::size_t count) {
+    new_keys = random.normals(shape.heads * count * shape.key_dim);
+    new_values = random.normals(shape.heads * count * shape.value_dim);
+    drawn_ = count;
+  }
+  [[nodiscard]] pqattn::head_rows key_rows() const {
+    return {pqattn::view_rows(new_keys.data(), drawn_, shape.key_dim), shape.heads,
+            static_cast<std::ptrdiff_t>(drawn_ * shape.key_dim)};
+  }
+  [[nodiscard]] pqattn::head_rows value_rows() const {
+    return {pqattn::view_rows(new_values.data(), drawn_, shape.value_dim), shape.heads,
+            static_cast<std::ptrdiff_t>(drawn_ * shape.value_dim)};
+  }
+
+  // --- the model's edits ---
+
+  /// Enters the drawn tokens. Call after the pool's append, so that codebooks trained by it are there.
+  void append(model_sequence& model, std::int64_t first_position) {
+    const std::int64_t start = first_position;
+    for (std::size_t i = 0; i < drawn_; ++i) {
+      model_token token;
+      token.position = start + static_cast<std::int64_t>(i);
+      for (std::size_t head = 0; head < shape.heads; ++head) {
+        token.keys.emplace_back(new_keys.begin() + offset(head, i, shape.key_dim),
+                                new_keys.begin() + offset(head, i + 1, shape.key_dim));
+        if (!shape.arrives_rotated) {
+          turn(token.keys.back(), token.position);
+        }
+        round(token.keys.back());
+        token.values.emplace_back(new_values.begin() + offset(head, i, shape.value_dim),
+                                  new_values.begin() + offset(head, i + 1, shape.value_dim));
+        round(token.values.back());
+      }
+      const bool sink = model.body.empty() && model.recent.empty() && model.sinks.size() < shape.sinks;
+      (sink ? model.sinks : model.recent).push_back(std::move(token));
+    }
+    const bool coding = pool.trained() && (shape.keys_coded || shape.values_coded);
+    while (coding && drawn_ != 0 && model.recent.size() > shape.recent) {
+      model_token token = std::move(model.recent.front());
+      model.recent.erase(model.recent.begin());
+      code(token);
+      model.body.push_back(std::move(token));
+    }
+  }
+
+  void shift(model_sequence& model, std::size_t first, std::size_t count, std::int64_t delta) {
+    std::size_t index = 0;
+    for (auto* list : {&model.sinks, &model.body, &model.recent}) {
+      for (model_token& token : *list) {
+        const bool moved = index >= first && index < first + count;
+        ++index;
+        if (!moved) {
+          continue;
+        }
+        token.position += delta;
+        for (std::size_t head = 0; shape.rope && delta != 0 && head < shape.heads; ++head) {
+          if (token.coded && shape.keys_coded && !shape.after_rope) {
+            token.keys[head] = token.coded_keys[head];
+            turn(token.keys[head], token.position);
+          } else if (token.coded && shape.keys_coded) {
+            turn(token.coded_keys[head], delta);
+            token.coded_keys[head] = through_codes(token.coded_keys[head], head, pqattn::kv_side::keys);
+            token.keys[head] = token.coded_keys[head];
+          } else {
+            turn(token.keys[head], delta);
+            round(token.keys[head]);
+          }
+        }
+      }
+    }
+  }
+
+  // --- comparisons ---
+
+  /// Sizes, positions, forms and rows, and attention against double precision.
+  void check(const sequence_type& tokens, const model_sequence& model) {
+    const std::vector<const model_token*> all = model.all();
+    bool same = tokens.size() == all.size() && tokens.coded_tokens() == model.body.size();
+    REQUIRE(same);
+    std::vector<float> keys(all.size() * shape.key_dim);
+    std::vector<float> values(all.size() * shape.value_dim);
+    // f32 rows differ by how compilers contract products, if at all; rows of 16 bits by one rounding then.
+    const float slack = shape.exact == pqattn::dtype::f32 ? 2e-6f : shape.exact == pqattn::dtype::f16 ? 2e-3f : 2e-2f;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      same = same && tokens.position(i) == all[i]->position && tokens.is_coded(i) == all[i]->coded;
+    }
+    REQUIRE(same);
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      REQUIRE_OK(tokens.read(head, 0, pqattn::ref_rows(keys.data(), all.size(), shape.key_dim),
+                             pqattn::ref_rows(values.data(), all.size(), shape.value_dim)));
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        same = same && close(keys.data() + i * shape.key_dim, all[i]->keys[head], slack) &&
+               close(values.data() + i * shape.value_dim, all[i]->values[head], slack);
+      }
+    }
+    REQUIRE(same);
+  }
+
+  /// Attention of a few query tokens over the union of sequences and, when `chunk`, the drawn tokens behind `position`.
+  void check_attention(const std::vector<const sequence_type*>& tokens, const std::vector<const model_sequence*>& models,
+                       std::int64_t position, bool chunk, std::int64_t window) {
+    const std::size_t steps = chunk ? drawn_ : 2;
+    const std::size_t heads = shape.heads * shape.group;
+    const std::vector<float> queries = random.normals(heads * steps * shape.key_dim);
+    std::vector<float> out(heads * steps * shape.value_dim, 9.0f);
+    std::vector<float> lse(heads * steps, 9.0f);
+    std::vector<float> rotated = new_keys;
+    if (chunk && !shape.arrives_rotated && shape.rope) {
+      for (std::size_t head = 0; head < shape.heads; ++head) {
+        for (std::size_t i = 0; i < drawn_; ++i) {
+          rotate_row(rotation_, position + static_cast<std::int64_t>(i), 1.0f,
+                     rotated.data() + offset(head, i, shape.key_dim));
+        }
+      }
+    }
+    pqattn::head_rows chunk_keys = key_rows();
+    chunk_keys.rows.data = rotated.data();
+    const pqattn::head_rows chunk_values = value_rows();
+    pqattn::batch_entry<f32_bank> entry;
+    entry.queries = steps;
+    entry.first_position = position;
+    entry.sequences = tokens.data();
+    entry.sequence_count = tokens.size();
+    if (chunk) {
+      entry.new_keys = &chunk_keys;
+      entry.new_values = &chunk_values;
+      entry.new_position = position;
+    }
+    pqattn::batch_params params;
+    params.window = window;
+    if (batch_bytes_ == 0) {
+      REQUIRE_OK(batch_type::make(bank, {}, resource_, batch_));
+      batch_bytes_ = 1;
+    }
+    REQUIRE_OK(batch_.attend(
+        pool, &entry, 1,
+        {pqattn::view_rows(queries.data(), steps, shape.key_dim), heads,
+         static_cast<std::ptrdiff_t>(steps * shape.key_dim)},
+        params,
+        {pqattn::ref_rows(out.data(), steps, shape.value_dim), heads,
+         static_cast<std::ptrdiff_t>(steps * shape.value_dim)},
+        lse.data()));
+    for (std::size_t q = 0; q < heads; ++q) {
+      attention_case expected;
+      expected.rows = steps;
+      expected.key_dim = shape.key_dim;
+      expected.value_dim = shape.value_dim;
+      expected.scale = 1.0 / std::sqrt(static_cast<double>(shape.key_dim));
+      expected.queries.assign(queries.begin() + offset_of(q * steps * shape.key_dim),
+                              queries.begin() + offset_of((q + 1) * steps * shape.key_dim));
+      expected.causal = true;
+      expected.window = window;
+      for (std::size_t i = 0; i < steps; ++i) {
+        expected.query_positions.push_back(position + static_cast<std::int64_t>(i));
+      }
+      const std::size_t head = q / shape.group;
+      const auto add = [&](const float* key, const float* value, std::int64_t at) {
+        expected.keys.insert(expected.keys.end(), key, key + shape.key_dim);
+        expected.values.insert(expected.values.end(), value, value + shape.value_dim);
+        expected.key_positions.push_back(at);
+        ++expected.tokens;
+      };
+      for (const model_sequence* model : models) {
+        for (const model_token* token : model->all()) {
+          add(token->keys[head].data(), token->values[head].data(), token->position);
+        }
+      }
+      for (std::size_t i = 0; chunk && i < drawn_; ++i) {
+        add(rotated.data() + offset(head, i, shape.key_dim), new_values.data() + offset(head, i, shape.value_dim),
+            position + static_cast<std::int64_t>(i));
+      }
+      expected.live.assign(expected.tokens, true);
+      const attention_result want = reference_attention(expected);
+      const std::vector<float> got(out.begin() + offset_of(q * steps * shape.value_dim),
+                                   out.begin() + offset_of((q + 1) * steps * shape.value_dim));
+      // Rows of 16 bits are the same numbers on both sides; what differs is f32 arithmetic on scores of a few units.
+      const double tolerance = shape.exact == pqattn::dtype::f32 ? 5e-5 : 5e-3;
+      bool right = max_error(got, want.out) <= tolerance;
+      for (std::size_t i = 0; i < steps; ++i) {
+        const double lse_got = static_cast<double>(lse[q * steps + i]);
+        right = right && (std::isinf(want.lse[i]) ? lse_got == want.lse[i]
+                                                  : std::abs(lse_got - want.lse[i]) <= tolerance);
+      }
+      REQUIRE(right);
+    }
+  }
+
+  edit_shape shape;
+  random_data random;
+  f32_bank bank;
+  pqattn::cache_config config;
+  pool_type pool;
+  std::vector<float> new_keys;    ///< (heads, drawn, d_k)
+  std::vector<float> new_values;  ///< (heads, drawn, d_v)
+
+ private:
+  static std::ptrdiff_t offset_of(std::size_t index) { return static_cast<std::ptrdiff_t>(index); }
+  [[nodiscard]] std::ptrdiff_t offset(std::size_t head, std::size_t row, std::size_t dim) const {
+    return static_cast<std::ptrdiff_t>((head * drawn_ + row) * dim);
+  }
+  void turn(std::vector<float>& row, std::int64_t position) const {
+    if (shape.rope) {
+      rotate_row(rotation_, position < 0 ? -position : position, position < 0 ? -1.0f : 1.0f, row.data());
+    }
+  }
+  void turn_back(std::vector<float>& row, std::int64_t position) const {
+    if (shape.rope) {
+      rotate_row(rotation_, position, -1.0f, row.data());
+    }
+  }
+  void round(std::vector<float>& row) const {
+    for (float& x : row) {
+      x = shape.exact == pqattn::dtype::f16    ? pqattn::to_float(pqattn::to_half(x))
+          : shape.exact == pqattn::dtype::bf16 ? pqattn::to_float(pqattn::to_bfloat16(x))
+                                               : x;
+    }
+  }
+  static bool close(const float* got, const std::vector<float>& want, float slack) {
+    for (std::size_t c = 0; c < want.size(); ++c) {
+      if (!(std::abs(got[c] - want[c]) <= slack * (1.0f + std::abs(want[c])))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /// decode(encode(row)) of this row alone.
+  std::vector<float> through_codes(const std::vector<float>& row, std::size_t head, pqattn::kv_side side) {
+    const auto& book = pool.book(head, side);
+    code_block_.assign(bank.code_block_bytes(book.shape) + 64, std::byte{0});
+    auto* memory = code_block_.data() + (64 - reinterpret_cast<std::uintptr_t>(code_block_.data()) % 64) % 64;
+    const pqattn::code_span<std::byte*> span{book.shape, memory, nullptr};
+    std::vector<float> decoded(row.size());
+    REQUIRE_OK(pqattn::encode(bank, pqattn::view_rows(row.data(), 1, row.size()), book, span, {0, 1}));
+    REQUIRE_OK(pqattn::decode(bank, book, span, {0, 1}, pqattn::ref_rows(decoded.data(), 1, row.size())));
+    return decoded;
+  }
+  void code(model_token& token) {
+    token.coded = true;
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      if (shape.keys_coded) {
+        std::vector<float> row = token.keys[head];
+        if (!shape.after_rope) {
+          turn_back(row, token.position);
+        }
+        token.coded_keys.push_back(through_codes(row, head, pqattn::kv_side::keys));
+        token.keys[head] = token.coded_keys.back();
+        if (!shape.after_rope) {
+          turn(token.keys[head], token.position);
+        }
+      }
+      if (shape.values_coded) {
+        token.values[head] = through_codes(token.values[head], head, pqattn::kv_side::values);
+      }
+    }
+  }
+
+  pqattn::memory_resource resource_;
+  std::vector<float> frequencies_;
+  std::vector<float> rope_memory_;
+  pqattn::rope rotation_;
+  std::vector<std::byte> code_block_;
+  std::size_t drawn_ = 0;
+  std::size_t batch_bytes_ = 0;
+  batch_type batch_;
+};
+
+}  // namespace pqattn_test
