@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: MIT
+#include <pqattn/cache/sequence.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "cache/sequence_model.hpp"
+#include "pqattn/cache/layer_cache.hpp"
+
+namespace {
+
+using namespace pqattn;
+using namespace pqattn_test;
+using pqattn_test::random_data;
+
+/// Keys and values of all heads of a sequence, as attention sees them.
+std::vector<float> read_all(const sequence_world& world, const sequence_type& tokens) {
+  std::vector<float> rows;
+  for (std::size_t head = 0; head < world.shape.heads; ++head) {
+    std::vector<float> keys(tokens.size() * world.shape.key_dim);
+    std::vector<float> values(tokens.size() * world.shape.value_dim);
+    REQUIRE_OK(tokens.read(head, 0, ref_rows(keys.data(), tokens.size(), world.shape.key_dim),
+                           ref_rows(values.data(), tokens.size(), world.shape.value_dim)));
+    rows.insert(rows.end(), keys.begin(), keys.end());
+    rows.insert(rows.end(), values.begin(), values.end());
+  }
+  return rows;
+}
+
+/// Appends `count` new tokens to a sequence and its model.
+void append(sequence_world& world, sequence_type& tokens, model_sequence& model, std::size_t count) {
+  world.draw(count);
+  const std::int64_t first = tokens.next_position();
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  world.append(model, first);
+}
+
+/// An edit that may fail, on a world whose pool is trained or not.
+struct fallible_edit {
+  const char* name;
+  bool trained;
+  std::function<status(sequence_world&, std::vector<sequence_type>&)> run;
+  std::function<void(sequence_world&, std::vector<model_sequence>&)> expect;
+};
+
+TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
+  const std::size_t beams[] = {1, 1, 0};
+  const auto append_both = [](std::size_t count, bool trained) {
+    return fallible_edit{
+        "append", trained,
+        [count](sequence_world& world, std::vector<sequence_type>& tokens) {
+          world.draw(count);
+          return tokens[0].append(world.key_rows(), world.value_rows());
+        },
+        [](sequence_world& world, std::vector<model_sequence>& models) {
+          world.append(models[0], models[0].size() == 0 ? 0 : models[0].all().back()->position + 1);
+        }};
+  };
+  const std::vector<fallible_edit> edits = {
+      append_both(1, true),
+      append_both(300, true),
+      append_both(30, false),
+      append_both(200, false),  // trains
+      {"fork", true,
+       [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
+       [](sequence_world&, std::vector<model_sequence>& models) { models[2] = models[0]; }},
+      {"select", true,
+       [&](sequence_world&, std::vector<sequence_type>& tokens) {
+         return sequence_type::select(tokens.data(), 3, beams);
+       },
+       [](sequence_world&, std::vector<model_sequence>& models) {
+         models[2] = models[0];
+         models[0] = models[1];
+       }},
+      {"shift", true,
+       [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].shift(1, 90, 7); },
+       [](sequence_world& world, std::vector<model_sequence>& models) { world.shift(models[0], 1, 90, 7); }},
+  };
+  for (const std::size_t s : {0U, 1U, 3U, 4U}) {  // before RoPE, after it, exact values, exact keys
+    for (const fallible_edit& edit : edits) {
+      bool succeeded = false;
+      std::size_t fail = 0;
+      for (; !succeeded; ++fail) {
+        REQUIRE(fail < 400);
+        counting_resource memory;
+        {
+          sequence_world world(edit_shapes[s], 31, memory.resource());
+          CAPTURE(edit_shapes[s].name, edit.name, edit.trained, fail, world.random.seed());
+          std::vector<sequence_type> tokens;
+          std::vector<model_sequence> models(3);
+          for (std::size_t i = 0; i < 3; ++i) {
+            tokens.emplace_back(world.pool);
+          }
+          append(world, tokens[0], models[0], edit.trained ? 100 : 20);
+          REQUIRE_OK(tokens[0].fork(tokens[1]));  // every page is shared
+          models[1] = models[0];
+          if (edit.trained) {
+            append(world, tokens[2], models[2], 40);
+          }
+          memory.fail_after = memory.allocations + fail;
+          const status result = edit.run(world, tokens);
+          succeeded = result.ok();
+          memory.fail_after = std::numeric_limits<std::size_t>::max();
+          if (!succeeded) {
+            CHECK(result.code == status_code::out_of_memory);
+            CHECK(result.has_values);
+            CHECK(world.pool.trained() == edit.trained);
+            for (std::size_t i = 0; i < 3; ++i) {
+              world.check(tokens[i], models[i]);
+            }
+            REQUIRE_OK(edit.run(world, tokens));  // the failed call may be repeated
+          }
+          edit.expect(world, models);
+          for (std::size_t i = 0; i < 3; ++i) {
+            world.check(tokens[i], models[i]);
+          }
+        }
+        CHECK(memory.live_bytes == 0);
+        CHECK(memory.mistakes == 0);
+      }
+      // A single appended token may find every page and list in place; the others had something to fail on.
+      CHECK(fail > 1);
+    }
+  }
+}
+
+TEST_CASE("a cancelled training and bad arguments leave everything as before", "[cache]") {
+  sequence_world world(edit_shapes[0], 32);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 30);
+  world.draw(100);
+  append_options options;
+  options.progress.report = [](void*, std::size_t done, std::size_t) { return done < 5; };
+  CHECK(tokens.append(world.key_rows(), world.value_rows(), options).code == status_code::cancelled);
+  CHECK_FALSE(world.pool.trained());
+  world.new_values[3] = std::numeric_limits<float>::quiet_NaN();
+  CHECK(tokens.append(world.key_rows(), world.value_rows()).code == status_code::not_finite);
+  world.draw(2);
+  head_rows keys = world.key_rows();
+  keys.heads = 1;
+  CHECK(tokens.append(keys, world.value_rows()).code == status_code::shape_mismatch);
+  const std::int64_t negative[] = {3, -1};
+  options = {};
+  options.positions = negative;
+  CHECK(tokens.append(world.key_rows(), world.value_rows(), options).code == status_code::invalid_argument);
+  const std::vector<float> weights(2 * world.shape.heads, -1.0f);
+  options = {};
+  options.weights = weights.data();
+  CHECK(tokens.append(world.key_rows(), world.value_rows(), options).code == status_code::invalid_argument);
+  const status far = tokens.remove(20, 11);
+  CHECK(far.code == status_code::invalid_argument);
+  CHECK(far.expected == 30);
+  CHECK(far.got == 31);
+  CHECK(tokens.shift(0, 31, 1).code == status_code::invalid_argument);
+  CHECK(tokens.shift(0, 30, -1).code == status_code::invalid_argument);
+  CHECK(tokens.shift(29, 1, std::numeric_limits<std::int32_t>::max()).code == status_code::invalid_argument);
+  const std::size_t stranger = 1;
+  CHECK(sequence_type::select(&tokens, 1, &stranger).code == status_code::invalid_argument);
+  world.check(tokens, model);
+}
+
+TEST_CASE("a pool trains and codes what a layer of the same configuration does", "[cache]") {
+  sequence_world world(edit_shapes[0], 33);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  layer_cache<f32_bank> layer;
+  REQUIRE_OK(layer_cache<f32_bank>::make(world.bank, world.config, world.shape.heads, {}, {}, layer));
+  std::size_t held = 0;
+  for (const std::size_t count : {3, 40, 70, 1, 1, 200}) {
+    world.draw(count);
+    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+    REQUIRE_OK(layer.append(world.key_rows(), world.value_rows()));
+    held += count;
+    REQUIRE(layer.size() == tokens.size());
+    CHECK(layer.head(0).coded_tokens() == tokens.coded_tokens());
+    std::vector<float> mine(held * world.shape.key_dim);
+    std::vector<float> theirs(mine.size());
+    std::vector<float> values(held * world.shape.value_dim);
+    for (std::size_t head = 0; head < world.shape.heads; ++head) {
+      REQUIRE_OK(tokens.read(head, 0, ref_rows(mine.data(), held, world.shape.key_dim),
+                             ref_rows(values.data(), held, world.shape.value_dim)));
+      REQUIRE_OK(layer.head(head).read(0, ref_rows(theirs.data(), held, world.shape.key_dim),
+                                       ref_rows(values.data(), held, world.shape.value_dim)));
+      CHECK(mine == theirs);
+    }
+  }
+}
+
+TEST_CASE("one long append holds what many short ones hold", "[cache]") {
+  sequence_world world(edit_shapes[0], 34);
+  CAPTURE(world.random.seed());
+  sequence_type first(world.pool);
+  world.draw(100);
+  REQUIRE_OK(first.append(world.key_rows(), world.value_rows()));  // trains
+  sequence_type whole(world.pool);
+  sequence_type parts(world.pool);
+  world.draw(333);
+  const head_rows keys = world.key_rows();
+  const head_rows values = world.value_rows();
+  REQUIRE_OK(whole.append(keys, values));
+  for (std::size_t done = 0; done < 333;) {
+    const std::size_t count = std::min<std::size_t>(1 + world.random.below(40), 333 - done);
+    const head_rows some_keys{keys.rows.slice(done, count), keys.heads, keys.head_stride};
+    const head_rows some_values{values.rows.slice(done, count), values.heads, values.head_stride};
+    REQUIRE_OK(parts.append(some_keys, some_values));
+    done += count;
+  }
+  CHECK(read_all(world, whole) == read_all(world, parts));
+  CHECK(whole.coded_tokens() == parts.coded_tokens());
+}
+
+TEST_CASE("a fork shares every page until one side writes", "[cache]") {
+  sequence_world world(edit_shapes[0], 35);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 300);
+  const std::size_t coded = world.pool.coded_pages().used_pages();
+  const std::size_t exact = world.pool.exact_pages().used_pages();
+  sequence_type copy;
+  REQUIRE_OK(tokens.fork(copy));
+  CHECK(world.pool.coded_pages().used_pages() == coded);
+  CHECK(world.pool.exact_pages().used_pages() == exact);
+  model_sequence other = model;
+  append(world, copy, other, 1);
+  // The last code page and the window's page are the copy's own now; the prefix is still shared.
+  CHECK(world.pool.coded_pages().used_pages() == coded + 1);
+  CHECK(world.pool.exact_pages().used_pages() <= exact + 2);
+  CHECK(tokens.body().page(0) == copy.body().page(0));
+  world.check(tokens, model);
+  world.check(copy, other);
+  // A shift of keys coded before RoPE rewrites no code.
+  REQUIRE_OK(copy.shift(0, copy.size(), 1000));
+  CHECK(world.pool.coded_pages().used_pages() == coded + 1);
+  CHECK(copy.can_shift() == shift_cost::exact);
+  world.shift(other, 0, other.size(), 1000);
+  world.check(tokens, model);
+  world.check(copy, other);
+  copy.clear();
+  CHECK(world.pool.coded_pages().used_pages() == coded);
+}
+
+TEST_CASE("truncating into coded tokens leaves them coded and the window fills again", "[cache]") {
+  sequence_world world(edit_shapes[0], 36);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 200);
+  tokens.truncate(150);
+  CHECK(tokens.size() == 150);
+  CHECK(tokens.coded_tokens() == 146);
+  CHECK(tokens.is_coded(149));
+  CHECK(tokens.next_position() == 150);
+  world.draw(10);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  CHECK(tokens.coded_tokens() == 146);
+  CHECK_FALSE(tokens.is_coded(150));
+  world.draw(1);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  CHECK(tokens.coded_tokens() == 147);
+  CHECK(tokens.position(150) == 150);
+  tokens.truncate(0);
+  CHECK(tokens.size() == 0);
+  CHECK(tokens.next_position() == 0);
+}
+
+TEST_CASE("a shift of keys coded after RoPE reports the error it adds", "[cache]") {
+  sequence_world world(edit_shapes[1], 37);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 200);
+  CHECK(tokens.can_shift() == shift_cost::recoded);
+  const std::vector<float> before = read_all(world, tokens);
+  shift_report report;
+  REQUIRE_OK(tokens.shift(50, 100, 13, &report));
+  CHECK(report.tokens == 100);
+  CHECK(report.recoded_keys == 100 * world.shape.heads);
+  // The same from outside: keys turned by 13 positions against keys read back.
+  const std::vector<float> after = read_all(world, tokens);
+  double error = 0.0;
+  double energy = 0.0;
+  std::size_t at = 0;
+  for (std::size_t head = 0; head < world.shape.heads; ++head) {
+    for (std::size_t token = 50; token < 150; ++token) {
+      const std::size_t row = at + token * world.shape.key_dim;
+      std::vector<float> turned(before.begin() + std::ptrdiff_t(row),
+                                before.begin() + std::ptrdiff_t(row + world.shape.key_dim));
+      rotate_row(world.config.rotation, 13, 1.0f, turned.data());
+      for (std::size_t c = 0; c < world.shape.key_dim; ++c) {
+        error += std::pow(double(after[row + c]) - double(turned[c]), 2.0);
+        energy += std::pow(double(turned[c]), 2.0);
+      }
+    }
+    at += tokens.size() * (world.shape.key_dim + world.shape.value_dim);
+  }
+  CHECK(report.relative_error() > 0.01);
+  CHECK(std::abs(report.relative_error() - error / energy) < 1e-5);
+}
+
+TEST_CASE("codebooks are shared by loading them", "[cache]") {
+  sequence_world world(edit_shapes[0], 38);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  world.draw(150);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  pool_type other;
+  REQUIRE_OK(pool_type::make(world.bank, world.config, world.shape.heads, {}, other));
+  for (std::size_t head = 0; head < world.shape.heads; ++head) {
+    for (const kv_side which : kv_sides) {
+      CHECK_FALSE(other.trained());
+      std::vector<float> centroids(world.pool.side(which).shape.codebook_values());
+      REQUIRE_OK(world.pool.read_codebook(head, which, centroids.data()));
+      REQUIRE_OK(other.load_codebook(head, which, centroids.data()));
+    }
+  }
+  CHECK(other.trained());
+  sequence_type twin(other);
+  REQUIRE_OK(twin.append(world.key_rows(), world.value_rows()));
+  CHECK(read_all(world, tokens) == read_all(world, twin));
+  std::vector<float> centroids(world.config.keys.shape.codebook_values(), 1.0f);
+  CHECK(other.load_codebook(0, kv_side::keys, centroids.data()).code == status_code::unsupported);
+  pool_type fresh;
+  REQUIRE_OK(pool_type::make(world.bank, world.config, world.shape.heads, {}, fresh));
+  centroids[5] = std::numeric_limits<float>::infinity();
+  CHECK(fresh.load_codebook(0, kv_side::keys, centroids.data()).code == status_code::not_finite);
+  CHECK(fresh.load_codebook(2, kv_side::keys, centroids.data()).code == status_code::invalid_argument);
+  CHECK(fresh.read_codebook(0, kv_side::keys, centroids.data()).code == status_code::invalid_argument);
+}
+
+TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]") {
+  for (const edit_shape& shape : {edit_shapes[0], edit_shapes[3], edit_shapes[6]}) {
+    counting_resource memory;
+    sequence_world world(shape, 39, memory.resource());
+    CAPTURE(shape.name, world.random.seed());
+    std::vector<sequence_type> tokens;
+    tokens.emplace_back(world.pool);
+    tokens.emplace_back(world.pool);
+    const auto accounted = [&] {
+      std::size_t bytes = world.pool.memory().total_bytes();
+      for (const sequence_type& one : tokens) {
+        bytes += one.metadata_bytes();
+      }
+      return bytes;
+    };
+    CHECK(accounted() == memory.live_bytes);
+    for (const std::size_t count : {1, 30, 200, 700}) {
+      world.draw(count);
+      REQUIRE_OK(tokens[0].append(world.key_rows(), world.value_rows()));
+      CHECK(accounted() == memory.live_bytes);
+    }
+    REQUIRE_OK(tokens[0].fork(tokens[1]));
+    CHECK(accounted() == memory.live_bytes);
+    tokens[1].truncate(77);
+    world.draw(5);
+    REQUIRE_OK(tokens[1].append(world.key_rows(), world.value_rows()));
+    tokens[0].clear();
+    CHECK(accounted() == memory.live_bytes);
+  }
+}
+
+TEST_CASE("going over to codes gives exact pages back", "[cache]") {
+  counting_resource memory;
+  sequence_world world(edit_shapes[0], 40, memory.resource());
+  sequence_type tokens(world.pool);
+  for (std::size_t i = 0; i < 600; ++i) {
+    world.draw(1);
+    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  }
+  CHECK(tokens.coded_tokens() == 600 - 14);
+  CHECK(world.pool.exact_pages().used_pages() <= 3);
+}
+
+TEST_CASE("reserved room makes decode steps free of allocations", "[cache]") {
+  counting_resource memory;
+  sequence_world world(edit_shapes[0], 41, memory.resource());
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  world.draw(100);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  REQUIRE_OK(tokens.reserve(300));
+  batch_type batch;
+  REQUIRE_OK(batch_type::make(world.bank, {}, memory.resource(), batch));
+  const std::size_t heads = world.shape.heads * world.shape.group;
+  const std::vector<float> queries = world.random.normals(heads * world.shape.key_dim);
+  std::vector<float> out(heads * world.shape.value_dim);
+  const sequence_type* context[] = {&tokens};
+  batch_entry<f32_bank> entry;
+  entry.queries = 1;
+  entry.sequences = context;
+  entry.sequence_count = 1;
+  const auto attend = [&] {
+    entry.first_position = tokens.next_position() - 1;
+    REQUIRE_OK(batch.attend(world.pool, &entry, 1,
+                            {view_rows(queries.data(), 1, world.shape.key_dim), heads, world.shape.key_dim}, {},
+                            {ref_rows(out.data(), 1, world.shape.value_dim), heads, world.shape.value_dim}));
+  };
+  std::size_t before = 0;
+  for (std::size_t i = 0; i < 300; ++i) {
+    world.draw(1);
+    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+    attend();
+    if (i == 70) {  // the window has wandered over a page: scratch has its final size
+      before = memory.allocations;
+    }
+  }
+  CHECK(memory.allocations == before);
+}
+
+}  // namespace
