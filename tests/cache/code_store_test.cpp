@@ -41,9 +41,9 @@ TEST_CASE("rows coded across chunks decode to the nearest centroids", "[cache]")
   const std::vector<float> centroids = random.normals(side.shape.codebook_values());
   {
     code_store<bank_type> store(bank, {}, side);
-    CHECK_FALSE(store.has_codebook());
-    REQUIRE_OK(store.set_codebook({side.shape, centroids.data()}));
-    CHECK(store.has_codebook());
+    CHECK(store.codebook_count() == 0);
+    REQUIRE_OK(store.add_codebook({side.shape, centroids.data()}));
+    CHECK(store.codebook_count() == 1);
     // Every row is made of centroids, so it is coded without error wherever it lies.
     constexpr std::size_t rows = 700;
     std::vector<float> data(rows * 6);
@@ -53,19 +53,19 @@ TEST_CASE("rows coded across chunks decode to the nearest centroids", "[cache]")
     }
     REQUIRE_OK(store.reserve(rows));
     CHECK(store.chunk_count() > 1);
-    REQUIRE_OK(store.encode(view_rows(data.data(), 250, 6), 0));
-    REQUIRE_OK(store.encode(view_rows(data.data() + 250 * 6, rows - 250, 6), 250));
+    REQUIRE_OK(store.encode(0, view_rows(data.data(), 250, 6), 0));
+    REQUIRE_OK(store.encode(0, view_rows(data.data() + 250 * 6, rows - 250, 6), 250));
     float row[6];
     for (std::size_t i = 0; i < rows; ++i) {
-      REQUIRE_OK(store.decode(i, row));
+      REQUIRE_OK(store.decode(0, i, ref_rows(row, 1, 6)));
       for (std::size_t c = 0; c < 6; ++c) {
         REQUIRE(row[c] == data[i * 6 + c]);
       }
     }
     CHECK(store.codes_bytes() == store.capacity() / block_tokens * bank.code_block_bytes(side.shape));
     code_store<bank_type> moved(std::move(store));
-    CHECK(moved.has_codebook());
-    moved.release_codebook();
+    CHECK(moved.codebook_count() == 1);
+    moved.drop_codebooks(0);
     CHECK(moved.codebook_bytes() == 0);
   }
 }

@@ -48,7 +48,6 @@ TEST_CASE("rows pass from sinks and window to the body in order", "[cache]") {
   side.coded = false;
   side.shape.dim = 2;
   side_store<bank_type> store(bank, {}, side, {{}, true, true, dtype::f32}, 3, 4);
-  std::vector<float> tile(block_tokens * 2);
   std::size_t tokens = 0;
   std::size_t body = 0;
   for (int step = 0; step < 60; ++step) {
@@ -59,9 +58,18 @@ TEST_CASE("rows pass from sinks and window to the body in order", "[cache]") {
       rows[2 * i + 1] = -rows[2 * i];
     }
     const rows_view view = view_rows(rows.data(), count, 2);
-    const std::size_t leaving = store.leaving(count - store.sinks_from(count), true);
-    REQUIRE_OK(store.reserve(count, body, true));
-    store.push(view, body, true, tile.data());
+    const std::size_t to_sinks = store.sinks_from(count);
+    const rows_view added = view.slice(to_sinks, count - to_sinks);
+    const std::size_t held = store.recent().size() + added.rows;
+    const std::size_t leaving = held > 4 ? held - 4 : 0;
+    REQUIRE_OK(store.reserve(count, leaving, body, true));
+    store.push_sinks(view);
+    std::vector<float> left(2 * leaving);
+    for (std::size_t i = 0; i < leaving; ++i) {
+      store.load(added, i, 0, left.data() + 2 * i);
+    }
+    store.push_exact_body(left.data(), leaving);
+    store.push_window(added, leaving, store.sinks().size() + body);
     tokens += count;
     body += leaving;
     CHECK(store.sinks().size() == std::min<std::size_t>(tokens, 3));
@@ -69,7 +77,7 @@ TEST_CASE("rows pass from sinks and window to the body in order", "[cache]") {
     CHECK(store.sinks().size() + body + store.recent().size() == tokens);
     for (std::size_t t = 0; t < tokens; ++t) {
       float row[2];
-      REQUIRE_OK(store.read(t, body, row));
+      REQUIRE_OK(store.read(t, body, 0, row));
       REQUIRE(row[0] == static_cast<float>(t));
       REQUIRE(row[1] == -static_cast<float>(t));
     }

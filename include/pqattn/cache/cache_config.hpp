@@ -21,6 +21,24 @@ struct side_config {
   bool coded = true;                                 ///< false keeps every token exact
   geometry shape;                                    ///< dim is needed either way, the rest when coded
   codebook_storage storage = codebook_storage::i8;  ///< of the codebook
+  /// Passes that refine all groups of the codebook together (train_codebook_jointly). Training takes two to three
+  /// times as long; memory and reading stay the same. 0 leaves every group as its own k-means made it.
+  std::uint32_t joint_passes = 0;
+  /// Sweeps that choose a row's codes again (encode_with_metric): coding runs on the host, (1 + sweeps) times the work
+  /// of one search, and each append that codes lays the codebook out once (see cache_config::coding_batch). 0 without a
+  /// metric lets the bank code.
+  std::uint32_t sweeps = 0;
+  /// Keys only: train and code in the metric of the queries. It comes with the append that trains
+  /// (training_options::key_metric) or is made from query rows (cache_config::query_rows); without either there is
+  /// none. Costs d_k (d_k + 1) / 2 floats a head, and coding on the host.
+  bool metric = false;
+  /// Values only: subtract the mean and turn to principal components before coding (train_value_rotation); the output
+  /// of the coded part is turned back once per query row. Costs d_v (d_v + 1) floats a head and d_v^2
+  /// multiply-adds per token coded and per query row.
+  bool rotated = false;
+
+  /// Whether rows are coded on the host instead of by the bank.
+  [[nodiscard]] constexpr bool coded_on_host() const noexcept { return coded && (metric || sweeps != 0); }
 };
 
 /// Configuration of one KV-head cache. Plain data; the rotation and channel orders it points to must outlive the cache.
@@ -43,6 +61,30 @@ struct cache_config {
   kmeans_params kmeans;
   /// Where a bank with several homes puts this head; a layer_cache gives its heads this one and the next ones.
   std::uint32_t home = 0;
+  /// Query rows of the group that observe() keeps until training, thinned evenly over the positions: 0 keeps none. From
+  /// them come the keys' metric and the importance of tokens. Costs d_k floats a row until training.
+  std::uint32_t query_rows = 0;
+  /// Tokens weigh in training by the attention they get from the last 32 query rows that training knows, instead of by
+  /// the caller's weights.
+  bool attention_weights = false;
+  float softmax_scale = 0.0f;   ///< of the model, for metric and attention weights; 0 means 1 / sqrt(d_k)
+  float metric_ridge = 0.05f;   ///< added to the metric's diagonal, whose mean is 1
+  /// Tokens leave the recent window this many at a time: the window holds up to `coding_batch` - 1 more exact tokens,
+  /// and what coding on the host costs per call is shared by as many. At most 4096.
+  std::uint32_t coding_batch = 1;
+  /// Above 0: an append that codes at least twice this many tokens trains a codebook for each run of as many (and one
+  /// that comes after training and codes at least as many), each starting from the one before: AQPIM's windows. Each
+  /// costs a codebook; together they cost less to train than one on all. Short appends use the last codebook.
+  std::uint32_t window_tokens = 0;
+  /// Share of the coded tokens that may stay exact, those with the largest importance * error: 16 bits an element and 4
+  /// bytes a token more for each. 0 codes every token.
+  float outlier_share = 0.0f;
+  /// Above 0: when the running error of newly coded tokens exceeds the training error this many times, the cache collects
+  /// `refresh_tokens` exact tokens and trains the next epoch of its codebooks on them, starting from the last.
+  float refresh_above = 0.0f;
+  std::uint32_t refresh_tokens = 0;  ///< tokens a refresh trains on; 0 means four per centroid
+  /// Keep the running error even if nothing refreshes by itself: a decode of each coded row.
+  bool track_errors = false;
   /// Importance weights w are replaced by (w / mean)^exponent, then raised to at least `weight_floor`.
   float weight_exponent = 0.5f;
   float weight_floor = 0.05f;
@@ -56,10 +98,21 @@ struct cache_config {
     if (train_tokens != 0) {
       return train_tokens;
     }
+    return 4 * most_centroids() + recent;
+  }
+  /// Centroids of the coded side that has more.
+  [[nodiscard]] constexpr std::size_t most_centroids() const noexcept {
     const std::size_t key_centroids = keys.coded ? keys.shape.centroids : 0;
     const std::size_t value_centroids = values.coded ? values.shape.centroids : 0;
-    const std::size_t most = key_centroids > value_centroids ? key_centroids : value_centroids;
-    return 4 * most + recent;
+    return key_centroids > value_centroids ? key_centroids : value_centroids;
+  }
+  /// refresh_tokens, with its default resolved.
+  [[nodiscard]] constexpr std::size_t refresh_start() const noexcept {
+    return refresh_tokens != 0 ? refresh_tokens : 4 * most_centroids();
+  }
+  /// Whether coding measures what it loses.
+  [[nodiscard]] constexpr bool measures_errors() const noexcept {
+    return track_errors || refresh_above > 0.0f || outlier_share > 0.0f;
   }
 };
 
@@ -78,6 +131,37 @@ inline namespace PQATTN_ISA_UNIT {
   if (training_tokens < side.shape.centroids) {
     return failure(status_code::too_few_samples, "config.train_tokens",
                    "must be at least the number of centroids", side.shape.centroids, training_tokens);
+  }
+  return {};
+}
+
+/// The switches of one side, and the ones that need it.
+[[nodiscard]] constexpr status check_switches(const cache_config& config) noexcept {
+  if (config.keys.rotated || config.values.metric) {
+    return failure(status_code::unsupported, "config.keys.rotated or values.metric",
+                   "is not possible: keys have a metric, values a rotation");
+  }
+  if (config.values.rotated && config.values.shape.channel_order != nullptr) {
+    return failure(status_code::unsupported, "config.values.shape.channel_order", "does not go with rotated values");
+  }
+  if (config.coding_batch < 1 || config.coding_batch > 4096) {
+    return failure(status_code::invalid_argument, "config.coding_batch", "must be 1 to 4096", 4096,
+                   config.coding_batch);
+  }
+  if (config.window_tokens != 0 && config.window_tokens < config.most_centroids()) {
+    return failure(status_code::too_few_samples, "config.window_tokens", "must be at least the number of centroids",
+                   config.most_centroids(), config.window_tokens);
+  }
+  if (config.refresh_start() < config.most_centroids()) {
+    return failure(status_code::too_few_samples, "config.refresh_tokens", "must be at least the number of centroids",
+                   config.most_centroids(), config.refresh_start());
+  }
+  if (!(config.outlier_share >= 0.0f && config.outlier_share <= 0.5f)) {
+    return failure(status_code::invalid_argument, "config.outlier_share", "must be 0 to 0.5");
+  }
+  if (!(config.refresh_above >= 0.0f && config.metric_ridge >= 0.0f && config.softmax_scale >= 0.0f)) {
+    return failure(status_code::invalid_argument, "config.refresh_above, metric_ridge or softmax_scale",
+                   "must not be negative");
   }
   return {};
 }
@@ -101,6 +185,7 @@ inline namespace PQATTN_ISA_UNIT {
     return failure(status_code::invalid_argument, "config.max_training_tokens", "must be at least train_tokens",
                    training, config.max_training_tokens);
   }
+  PQATTN_TRY(detail::check_switches(config));
   if (!(config.weight_exponent >= 0.0f && config.weight_floor >= 0.0f)) {
     return failure(status_code::invalid_argument, "config.weight_exponent or weight_floor", "must not be negative");
   }
@@ -112,15 +197,16 @@ inline namespace PQATTN_ISA_UNIT {
 /// Bytes in use by a cache, as allocated, and what they come to.
 struct memory_report {
   std::size_t codes_bytes = 0;      ///< code blocks of K and V, reserved
-  std::size_t codebooks_bytes = 0;  ///< as the bank keeps them
-  std::size_t exact_bytes = 0;      ///< sinks, recent window, exact sides
-  std::size_t metadata_bytes = 0;   ///< weights waiting for training, lists
+  std::size_t codebooks_bytes = 0;  ///< of all epochs, as the bank keeps them
+  std::size_t transforms_bytes = 0; ///< metric of the keys, rotation of the values
+  std::size_t exact_bytes = 0;      ///< sinks, recent window, outliers, exact sides
+  std::size_t metadata_bytes = 0;   ///< weights and queries waiting for training, epochs, lists
   std::size_t scratch_bytes = 0;    ///< workspace of append and attend
   std::size_t tokens = 0;
   std::size_t elements = 0;         ///< tokens * (d_k + d_v), over all heads
 
   [[nodiscard]] constexpr std::size_t total_bytes() const noexcept {
-    return codes_bytes + codebooks_bytes + exact_bytes + metadata_bytes + scratch_bytes;
+    return codes_bytes + codebooks_bytes + transforms_bytes + exact_bytes + metadata_bytes + scratch_bytes;
   }
   /// Bits per element of K and V with everything included but scratch.
   [[nodiscard]] constexpr double bits_per_element() const noexcept {
@@ -130,6 +216,7 @@ struct memory_report {
   constexpr memory_report& operator+=(const memory_report& other) noexcept {
     codes_bytes += other.codes_bytes;
     codebooks_bytes += other.codebooks_bytes;
+    transforms_bytes += other.transforms_bytes;
     exact_bytes += other.exact_bytes;
     metadata_bytes += other.metadata_bytes;
     scratch_bytes += other.scratch_bytes;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The coded body of one side of a KV head: a codebook and chunks of code blocks in the bank's memory.
+// The coded body of one side of a KV head: codebooks, one per epoch, and chunks of code blocks in the bank's memory.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "../bank/bank.hpp"
@@ -30,7 +31,8 @@ struct code_chunk {
   std::size_t slots = 0;
 };
 
-/// Codes and codebook of one side. Move-only; gives its bank memory back.
+/// Codes and codebooks of one side. All codebooks have one geometry, so that a block's layout does not depend on its
+/// epoch. Move-only; gives its bank memory back.
 template <class Bank>
 class code_store {
  public:
@@ -38,7 +40,7 @@ class code_store {
 
   code_store() = default;
   code_store(Bank& bank, const memory_resource& resource, const side_config& side) noexcept
-      : bank_(&bank), side_(side), chunks_(resource) {}
+      : bank_(&bank), side_(side), books_(resource), chunks_(resource) {}
   code_store(code_store&& other) noexcept { swap(other); }
   code_store& operator=(code_store&& other) noexcept {
     code_store taken(std::move(other));
@@ -47,23 +49,25 @@ class code_store {
   }
   ~code_store() { release(); }
 
-  /// Moves a trained codebook into the bank. On failure nothing changes.
-  status set_codebook(const codebook_view& book) {
+  /// Moves the codebook of the next epoch into the bank. On failure nothing changes.
+  status add_codebook(const codebook_view& book) {
     resident_codebook<address> placed{side_.shape, side_.storage, {}};
-    const std::size_t bytes = bank_->codebook_bytes(side_.shape, side_.storage);
-    PQATTN_TRY(bank_->reserve(bytes, placed.memory));
+    PQATTN_TRY(books_.reserve(books_.size() + 1));
+    PQATTN_TRY(bank_->reserve(book_bytes(), placed.memory));
     if (const status stored = bank_->store_codebook(book, placed); !stored) {
-      bank_->release(placed.memory, bytes);
+      bank_->release(placed.memory, book_bytes());
       return stored;
     }
-    release_codebook();
-    book_ = placed;
-    return {};
+    return books_.push_back(placed.memory);
   }
-  void release_codebook() noexcept {
-    if (has_codebook()) {
-      bank_->release(book_.memory, codebook_bytes());
-      book_ = {};
+  /// Keeps the first `count` codebooks.
+  void drop_codebooks(std::size_t count) noexcept {
+    while (books_.size() > count) {
+      bank_->release(books_[books_.size() - 1], book_bytes());
+      books_.truncate(books_.size() - 1);
+    }
+    if (count == 0) {
+      books_.reset();
     }
   }
 
@@ -81,8 +85,10 @@ class code_store {
     return {};
   }
 
-  [[nodiscard]] bool has_codebook() const noexcept { return book_.memory != address{}; }
-  [[nodiscard]] const resident_codebook<address>& book() const noexcept { return book_; }
+  [[nodiscard]] std::size_t codebook_count() const noexcept { return books_.size(); }
+  [[nodiscard]] resident_codebook<address> book(std::size_t epoch) const noexcept {
+    return {side_.shape, side_.storage, books_[epoch]};
+  }
   [[nodiscard]] std::size_t chunk_count() const noexcept { return chunks_.size(); }
   [[nodiscard]] const code_chunk<address>& chunk(std::size_t index) const noexcept { return chunks_[index]; }
   [[nodiscard]] code_span<address> span(std::size_t index) const noexcept {
@@ -92,7 +98,7 @@ class code_store {
     return chunks_.size() == 0 ? 0 : chunks_[chunks_.size() - 1].first + chunks_[chunks_.size() - 1].slots;
   }
   [[nodiscard]] std::size_t codebook_bytes() const noexcept {
-    return has_codebook() ? bank_->codebook_bytes(side_.shape, side_.storage) : 0;
+    return books_.size() * book_bytes();
   }
   [[nodiscard]] std::size_t codes_bytes() const noexcept {
     std::size_t bytes = 0;
@@ -101,40 +107,55 @@ class code_store {
     }
     return bytes;
   }
-  [[nodiscard]] std::size_t metadata_bytes() const noexcept { return chunks_.bytes(); }
+  [[nodiscard]] std::size_t metadata_bytes() const noexcept { return chunks_.bytes() + books_.bytes(); }
 
-  /// Codes consecutive rows into slots [first, first + rows.rows). Pre: reserved; rows checked.
-  status encode(const rows_view& rows, std::size_t first) const noexcept {
+  /// Codes consecutive rows into slots [first, first + rows.rows) with an epoch's codebook. Pre: reserved; rows checked.
+  status encode(std::size_t epoch, const rows_view& rows, std::size_t first) const noexcept {
+    return for_chunks(first, rows.rows, [&](const code_span<address>& codes, slot_range slots, std::size_t done) {
+      return bank_->encode(rows.slice(done, slots.count), book(epoch), codes, slots);
+    });
+  }
+  /// Stores `count` rows of codes, groups() each. Pre: reserved.
+  status store(const std::uint16_t* codes, std::size_t first, std::size_t count) const noexcept {
+    return for_chunks(first, count, [&](const code_span<address>& span, slot_range slots, std::size_t done) {
+      return bank_->store_codes(span, slots, codes + done * side_.shape.groups());
+    });
+  }
+  /// Decodes slots [first, first + rows.rows) of one epoch.
+  status decode(std::size_t epoch, std::size_t first, const rows_ref& rows) const noexcept {
+    return for_chunks(first, rows.rows, [&](const code_span<address>& codes, slot_range slots, std::size_t done) {
+      return bank_->decode(book(epoch), codes, slots, rows.slice(done, slots.count));
+    });
+  }
+  /// The centroids of an epoch as the bank's programs use them (codebook_values() floats).
+  status load_codebook(std::size_t epoch, float* centroids) const noexcept {
+    return bank_->load_codebook(book(epoch), centroids);
+  }
+
+ private:
+  /// Calls work(span of a chunk, slots within it, rows done before) for every chunk that holds some of the slots.
+  template <class Work>
+  status for_chunks(std::size_t first, std::size_t count, const Work& work) const noexcept {
     std::size_t done = 0;
-    for (std::size_t i = 0; i < chunks_.size() && done < rows.rows; ++i) {
+    for (std::size_t i = 0; i < chunks_.size() && done < count; ++i) {
       const code_chunk<address>& chunk = chunks_[i];
       const std::size_t chunk_end = chunk.first + chunk.slots;
       if (first + done < chunk_end) {
-        const std::size_t left = rows.rows - done;
+        const std::size_t left = count - done;
         const std::size_t room = chunk_end - (first + done);
-        const std::size_t count = left < room ? left : room;
-        PQATTN_TRY(bank_->encode(rows.slice(done, count), book_, span(i), {first + done - chunk.first, count}));
-        done += count;
+        const slot_range slots{first + done - chunk.first, left < room ? left : room};
+        PQATTN_TRY(work(span(i), slots, done));
+        done += slots.count;
       }
     }
     return {};
   }
-
-  /// Decodes slot `slot` into `row` (f32, dim floats).
-  status decode(std::size_t slot, float* row) const noexcept {
-    std::size_t i = 0;
-    while (slot >= chunks_[i].first + chunks_[i].slots) {
-      ++i;
-    }
-    return bank_->decode(book_, span(i), {slot - chunks_[i].first, 1}, ref_rows(row, 1, side_.shape.dim));
-  }
-
- private:
+  [[nodiscard]] std::size_t book_bytes() const noexcept { return bank_->codebook_bytes(side_.shape, side_.storage); }
   [[nodiscard]] std::size_t chunk_bytes(const code_chunk<address>& chunk) const noexcept {
     return chunk.slots / block_tokens * bank_->code_block_bytes(side_.shape);
   }
   void release() noexcept {
-    release_codebook();
+    drop_codebooks(0);
     for (std::size_t i = 0; i < chunks_.size(); ++i) {
       bank_->release(chunks_[i].memory, chunk_bytes(chunks_[i]));
     }
@@ -143,13 +164,13 @@ class code_store {
   void swap(code_store& other) noexcept {
     std::swap(bank_, other.bank_);
     std::swap(side_, other.side_);
-    std::swap(book_, other.book_);
+    std::swap(books_, other.books_);
     std::swap(chunks_, other.chunks_);
   }
 
   Bank* bank_ = nullptr;
   side_config side_;
-  resident_codebook<address> book_;
+  growable<address> books_;  ///< by epoch
   growable<code_chunk<address>> chunks_;
 };
 

@@ -12,25 +12,44 @@
 #include "../core/growable.hpp"
 #include "../core/memory.hpp"
 #include "../encode/encode.hpp"
-#include "../train/codebook_trainer.hpp"
-#include "../train/importance.hpp"
 #include "attend_scratch.hpp"
 #include "cache_config.hpp"
+#include "outlier_rows.hpp"
+#include "query_log.hpp"
+#include "side_coder.hpp"
 #include "side_store.hpp"
+#include "side_trainer.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 
-/// How an append that trains runs its training.
-struct training_options {
-  executor parts;
-  progress_hook progress;
+/// Most epochs of a cache: codebooks trained in windows and refreshed. After the last one codebooks stay as they are.
+inline constexpr std::size_t max_epochs = 64;
+
+/// One training of both sides' codebooks and the tokens they code.
+struct coding_epoch {
+  std::size_t first = 0;        ///< first slot of the body; the epoch ends where the next begins
+  float key_error = 0.0f;       ///< mean error of a training row, see side_coder::measure; 0 when not measured
+  float value_error = 0.0f;
+  float outlier_above = 0.0f;   ///< importance * relative error from which a token is an outlier
+};
+
+/// How well the codebooks serve what came after their training.
+struct drift_report {
+  float key_ratio = 1.0f;    ///< running error of keys over their training error
+  float value_ratio = 1.0f;
+  std::size_t rows = 0;      ///< coded since the training
+  [[nodiscard]] float largest() const noexcept { return key_ratio > value_ratio ? key_ratio : value_ratio; }
 };
 
 /// KV cache of one KV head, over a bank that outlives it. Move-only. One writer at a time; attend() is const and may
 /// run concurrently with other readers that use other scratch.
 ///
 /// Token t of the cache sits at position t. After any failed call the cache holds what it held before.
+///
+/// Tokens: sinks | body | recent window, exact before training. Codes of the body lie in chunks (pieces of memory) and
+/// belong to epochs (codebooks): segments of attention are where both are the same. Outliers of the body are kept a
+/// second time, exact; their slots are dead. What each switch costs stands beside it in cache_config.
 template <class Bank>
 class head_cache {
   static_assert(bank_policy<Bank>, "Bank must satisfy bank_policy (see pqattn/bank/bank.hpp)");
@@ -53,8 +72,11 @@ class head_cache {
     made.keys_ = side_store<Bank>(bank, resource, config.keys, key_forms, config.sinks, config.recent);
     made.values_ = side_store<Bank>(bank, resource, config.values, value_forms, config.sinks, config.recent);
     made.weights_ = growable<float>(resource);
-    const std::size_t widest = (std::max)(config.keys.shape.dim, config.values.shape.dim);
-    PQATTN_TRY(buffer::make(resource, block_tokens * widest * sizeof(float), made.row_tile_));
+    made.epochs_ = growable<coding_epoch>(resource);
+    made.queries_ = query_log(resource, config.codes_anything() ? config.query_rows : 0, config.keys.shape.dim);
+    made.outliers_ = outlier_rows(resource, config.exact_type, config.keys.shape.dim, config.values.shape.dim,
+                                  config.outlier_share);
+    made.scratch_ = coding_scratch(resource);
     result = std::move(made);
     return {};
   }
@@ -62,8 +84,8 @@ class head_cache {
   /// Appends tokens: keys (n, d_k) and values (n, d_v), any n. Trains and codes when there is enough; `weights` (n,
   /// >= 0, or null for 1) are the tokens' importance, used only by training. Tokens that leave the recent window are
   /// coded with the frozen codebook. One long append and many short ones store the same, given the same codebook.
-  /// Errors (cache unchanged): shape mismatch, NaN or infinity with its row and column, bad weights, out of memory,
-  /// cancelled training.
+  /// Errors (cache unchanged): shape mismatch, NaN or infinity with its row and column, bad weights or metric, out of
+  /// memory, cancelled training.
   status append(const rows_view& keys, const rows_view& values, const float* weights = nullptr,
                 const training_options& options = {}) {
     PQATTN_TRY(begin_append(keys, values, weights, options));
@@ -73,59 +95,104 @@ class head_cache {
 
   /// First half of append(): everything that can fail (checks, training, memory). Nothing that can be seen changes.
   /// Follow with finish_append() with the same rows, or with cancel_append(): a layer begins on all heads first.
+  /// `scratch` replaces the cache's own; finish_append() may be given another that is as large.
   status begin_append(const rows_view& keys, const rows_view& values, const float* weights,
-                      const training_options& options) {
+                      const training_options& options, coding_scratch* scratch = nullptr) {
     PQATTN_TRY(check_arrival(keys, config_.keys, values.rows, "keys"));
     PQATTN_TRY(check_arrival(values, config_.values, keys.rows, "values"));
     PQATTN_TRY(check_new_weights(weights, keys.rows));
-    const std::size_t rows = keys.rows;
+    PQATTN_TRY(check_lesson(options));
     if constexpr (bank_homes<Bank>) {
       bank_->select_home(config_.home);
     }
-    trains_now_ = !trained_ && config_.codes_anything() && size_ + rows >= config_.sinks + config_.training_start();
-    if (trains_now_) {
-      if (const status trained = train(keys, values, weights, options); !trained) {
-        trains_now_ = false;
-        return trained;
-      }
+    plan_ = make_plan(keys.rows);
+    status done = plan_.new_epochs == 0 ? status{} : train(keys, values, weights, options);
+    if (done) {
+      done = reserve(keys.rows, scratch == nullptr ? scratch_ : *scratch);
     }
-    const status reserved = reserve(rows, trained_ || trains_now_);
-    if (!reserved) {
+    if (!done) {
       cancel_append();
     }
-    return reserved;
+    return done;
   }
 
   /// Undoes begin_append().
   void cancel_append() noexcept {
-    if (trains_now_) {
-      keys_.coded().release_codebook();
-      values_.coded().release_codebook();
-      trains_now_ = false;
+    keys_.coded().drop_codebooks(config_.keys.coded ? known_epochs_ : 0);
+    values_.coded().drop_codebooks(config_.values.coded ? known_epochs_ : 0);
+    epochs_.truncate(known_epochs_);
+    if (plan_.new_metric) {
+      keys_.swap_metric(old_metric_);
     }
+    if (!trained_) {
+      values_.set_rotation({});
+      epochs_.reset();
+    }
+    old_metric_ = {};
+    importance_ = {};
+    plan_ = {};
   }
 
   /// Second half of append(): moves the rows where they belong. Cannot fail.
-  void finish_append(const rows_view& keys, const rows_view& values, const float* weights) noexcept {
-    const std::size_t rows = keys.rows;
-    const bool coding = trained_ || trains_now_;
-    const std::size_t added = rows - keys_.sinks_from(rows);
-    const std::size_t left = keys_.leaving(added, coding);
-    for (std::size_t i = rows - added; keeps_weights(coding) && i < rows; ++i) {
-      static_cast<void>(weights_.push_back(weights == nullptr ? 1.0f : weights[i]));
+  void finish_append(const rows_view& keys, const rows_view& values, const float* weights,
+                     coding_scratch* scratch = nullptr) noexcept {
+    const std::size_t to_sinks = keys_.sinks_from(keys.rows);
+    const arriving_rows added{keys.slice(to_sinks, plan_.added), values.slice(to_sinks, plan_.added),
+                              weights == nullptr ? nullptr : weights + to_sinks};
+    for (std::size_t i = 0; keeps_weights() && i < plan_.added; ++i) {
+      static_cast<void>(weights_.push_back(added.weights == nullptr ? 1.0f : added.weights[i]));
     }
-    auto* tile = reinterpret_cast<float*>(row_tile_.data());
-    keys_.push(keys, body_, coding, tile);
-    values_.push(values, body_, coding, tile);
-    body_ += left;
-    size_ += rows;
-    trained_ = coding;
-    if (trains_now_) {
-      trains_now_ = false;
-      keys_.shrink_window();
-      values_.shrink_window();
-      weights_.reset();
+    keys_.push_sinks(keys);
+    values_.push_sinks(values);
+    if (plan_.leaving != 0) {
+      code_body(added, scratch == nullptr ? scratch_ : *scratch);
     }
+    const std::size_t base = keys_.sinks().size() + body_;
+    keys_.push_window(added.keys, plan_.leaving, base);
+    values_.push_window(added.values, plan_.leaving, base);
+    body_ += plan_.leaving;
+    size_ += keys.rows;
+    if (plan_.new_epochs != 0) {
+      settle();
+    }
+    gathering_ = gathering_ || refresh_is_due();
+    plan_ = {};
+  }
+
+  /// Bytes of scratch that finish_append() needs once the cache codes.
+  [[nodiscard]] std::size_t coding_bytes() const noexcept {
+    carver memory;
+    static_cast<void>(coders(memory, config_));
+    return memory.required();
+  }
+
+  /// Keeps query rows (n, d_k; the heads of the group, rotated as for attend()) at `positions` (n) for the training to
+  /// come: up to config.query_rows of them, spread evenly. Does nothing afterwards. An engine calls it with the rows it
+  /// attends with. Errors (nothing kept): wrong number of channels, not finite, out of memory.
+  status observe(const rows_view& queries, const std::int64_t* positions) {
+    if (trained_) {
+      return {};
+    }
+    PQATTN_TRY(check_queries(queries, positions));
+    return queries_.add(queries, positions);
+  }
+
+  /// Asks for new codebooks: tokens stay exact from here on until config.refresh_tokens of them can teach the next
+  /// epoch, which starts from the last. Codes so far stay valid.
+  void refresh() noexcept { gathering_ = trained_ && known_epochs_ < max_epochs; }
+  /// Whether tokens are being collected for the next epoch.
+  [[nodiscard]] bool refreshing() const noexcept { return gathering_; }
+
+  /// Running errors of what was coded since the last training; ratios are 1 unless the configuration measures errors.
+  [[nodiscard]] drift_report drift() const noexcept {
+    drift_report report;
+    report.rows = measured_rows_;
+    if (measured_rows_ != 0) {
+      const coding_epoch& epoch = epochs_[known_epochs_ - 1];
+      report.key_ratio = epoch.key_error > 0.0f ? running_key_error_ / epoch.key_error : 1.0f;
+      report.value_ratio = epoch.value_error > 0.0f ? running_value_error_ / epoch.value_error : 1.0f;
+    }
+    return report;
   }
 
   /// Attention of `queries` (rows, d_k: the query heads of the group times the query tokens, rotated) over all
@@ -156,9 +223,18 @@ class head_cache {
     }
     float row[max_dim];
     for (std::size_t i = 0; i < keys.rows; ++i) {
-      PQATTN_TRY(keys_.read(first + i, body_, row));
+      const std::size_t token = first + i;
+      const std::size_t epoch = epoch_of(token < keys_.sinks().size() ? 0 : token - keys_.sinks().size());
+      const std::size_t outlier = outliers_.find(token);
+      PQATTN_TRY(keys_.read(token, body_, epoch, row));
+      if (outlier < outliers_.size()) {
+        load_row(outliers_.keys(), outlier, row);
+      }
       store_row(keys, i, row);
-      PQATTN_TRY(values_.read(first + i, body_, row));
+      PQATTN_TRY(values_.read(token, body_, epoch, row));
+      if (outlier < outliers_.size()) {
+        load_row(outliers_.values(), outlier, row);
+      }
       store_row(values, i, row);
     }
     return {};
@@ -168,9 +244,16 @@ class head_cache {
   /// room already reserved: until the cache grows again, attend() then allocates nothing.
   status prepare(std::size_t rows, std::size_t workers, attend_scratch<Bank>& scratch) const {
     segment<address> segments[max_segments];
-    const std::size_t count = collect_segments(address{}, segments);
-    for (std::size_t i = 0; i + 2 < count; ++i) {
-      segments[i + 1].slots.count = chunk_source().chunk(i).slots;
+    std::size_t count = collect_segments(address{}, segments);
+    // Room of the last chunks that is not yet used.
+    for (std::size_t i = 0; i < chunk_count(); ++i) {
+      const code_chunk<address>& chunk = chunk_source().chunk(i);
+      if (chunk.first + chunk.slots > body_) {
+        segment<address>& next = segments[count++];
+        next = {};
+        next.keys.coded = true;  // counted in whole blocks
+        next.slots.count = chunk.slots;
+      }
     }
     const std::size_t workspace = attention_workspace_bytes(segments, count, rows, config_.keys.shape.dim,
                                                             config_.values.shape.dim, workers);
@@ -183,8 +266,12 @@ class head_cache {
   /// Whether codebooks exist: before that every token is exact.
   [[nodiscard]] bool trained() const noexcept { return trained_; }
   [[nodiscard]] std::size_t coded_tokens() const noexcept { return body_; }
+  /// Of the coded tokens, those also kept exact.
+  [[nodiscard]] std::size_t outlier_tokens() const noexcept { return outliers_.size(); }
+  [[nodiscard]] std::size_t epoch_count() const noexcept { return known_epochs_; }
+  [[nodiscard]] const coding_epoch& epoch(std::size_t index) const noexcept { return epochs_[index]; }
   [[nodiscard]] const cache_config& config() const noexcept { return config_; }
-  /// What training reported; all zero before it.
+  /// What the last training reported; all zero before it.
   [[nodiscard]] const training_report& key_training() const noexcept { return key_report_; }
   [[nodiscard]] const training_report& value_training() const noexcept { return value_report_; }
 
@@ -192,16 +279,40 @@ class head_cache {
     memory_report report;
     keys_.add_to(report);
     values_.add_to(report);
-    report.metadata_bytes += weights_.bytes();
-    report.scratch_bytes += row_tile_.size();
+    outliers_.add_to(report);
+    report.metadata_bytes += weights_.bytes() + epochs_.bytes() + queries_.bytes();
+    report.scratch_bytes += scratch_.size();
     report.tokens = size_;
     report.elements = size_ * (config_.keys.shape.dim + config_.values.shape.dim);
     return report;
   }
 
  private:
-  /// Sinks, chunks of the body, recent window.
-  static constexpr std::size_t max_segments = max_chunks + 2;
+  /// Sinks, chunks of the body cut at epochs, outliers, recent window, and in prepare() chunks not yet used.
+  static constexpr std::size_t max_segments = max_chunks + max_epochs + 5;
+  /// Rows over which running errors average.
+  static constexpr std::size_t error_memory = 256;
+
+  /// What an append will do; decided by begin_append().
+  struct append_plan {
+    std::size_t added = 0;       ///< rows behind the sinks
+    std::size_t leaving = 0;     ///< rows that leave the window for the body
+    std::size_t new_epochs = 0;  ///< trained before that
+    bool coding = false;         ///< codebooks exist afterwards
+    bool new_metric = false;
+  };
+  /// The arriving rows behind the sinks.
+  struct arriving_rows {
+    rows_view keys;
+    rows_view values;
+    const float* weights;  ///< or null
+  };
+  struct coders {
+    side_coder<Bank> keys;
+    side_coder<Bank> values;
+    coders(carver& memory, const cache_config& config) noexcept
+        : keys(memory, config.keys, config.measures_errors()), values(memory, config.values, config.measures_errors()) {}
+  };
 
   static status check_arrival(const rows_view& rows, const side_config& side, std::size_t other_rows,
                               const char* subject) noexcept {
@@ -227,81 +338,300 @@ class head_cache {
     return {};
   }
 
+  status check_queries(const rows_view& queries, const std::int64_t* positions) const noexcept {
+    PQATTN_TRY(check_view(queries, "queries"));
+    if (queries.rows == 0) {
+      return {};
+    }
+    if (queries.cols != config_.keys.shape.dim) {
+      return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
+                     config_.keys.shape.dim, queries.cols);
+    }
+    if (positions == nullptr) {
+      return failure(status_code::invalid_argument, "query_positions", "are null");
+    }
+    return detail::check_finite(queries, "queries");
+  }
+  status check_lesson(const training_options& options) const noexcept {
+    const std::size_t dim = config_.keys.shape.dim;
+    if (options.key_metric != nullptr) {
+      PQATTN_TRY(detail::check_finite(view_rows(options.key_metric, dim, dim), "key_metric"));
+    }
+    return check_queries(options.queries, options.query_positions);
+  }
+
   [[nodiscard]] rope code_rotation() const noexcept { return config_.rotates_codes() ? config_.rotation : rope{}; }
-  [[nodiscard]] bool keeps_weights(bool coding) const noexcept { return !coding && config_.codes_anything(); }
+  [[nodiscard]] bool keeps_weights() const noexcept { return !plan_.coding && config_.codes_anything(); }
+
+  // --- planning ---
+
+  [[nodiscard]] append_plan make_plan(std::size_t rows) const noexcept {
+    append_plan plan;
+    plan.added = rows - keys_.sinks_from(rows);
+    const std::size_t held = keys_.recent().size() + plan.added;
+    const std::size_t beyond = held > config_.recent ? held - config_.recent : 0;
+    const bool first =
+        !trained_ && config_.codes_anything() && size_ + rows >= config_.sinks + config_.training_start();
+    const bool refreshed = gathering_ && beyond >= config_.refresh_start();
+    plan.coding = trained_ || first;
+    if (!plan.coding || (gathering_ && !refreshed)) {
+      return plan;
+    }
+    plan.leaving = (body_ + beyond) / config_.coding_batch * config_.coding_batch;
+    plan.leaving = plan.leaving > body_ ? plan.leaving - body_ : 0;
+    if (config_.window_tokens != 0) {
+      const std::size_t windows = plan.leaving / config_.window_tokens;
+      plan.new_epochs = (std::min)(windows, max_epochs - known_epochs_);
+    }
+    if ((first || refreshed) && plan.new_epochs == 0) {
+      plan.new_epochs = 1;
+    }
+    return plan;
+  }
+
+  [[nodiscard]] bool refresh_is_due() const noexcept {
+    return config_.refresh_above > 0.0f && known_epochs_ < max_epochs && measured_rows_ >= error_memory / 2 &&
+           drift().largest() > config_.refresh_above;
+  }
 
   // --- training ---
 
-  /// Trains the coded sides on everything behind the sinks. On failure nothing changes.
+  /// Trains the epochs of the plan. On failure cancel_append() undoes what was done.
   status train(const rows_view& keys, const rows_view& values, const float* weights, const training_options& options) {
+    const std::size_t to_sinks = keys_.sinks_from(keys.rows);
+    const arriving_rows added{keys.slice(to_sinks, plan_.added), values.slice(to_sinks, plan_.added),
+                              weights == nullptr ? nullptr : weights + to_sinks};
+    PQATTN_TRY(collect_importance(added));
+    PQATTN_TRY(learn_from_queries(keys, options));
+    PQATTN_TRY(epochs_.reserve(known_epochs_ + plan_.new_epochs));
+    const std::size_t held = keys_.recent().size() + plan_.added;
+    const std::size_t base = keys_.sinks().size() + to_sinks + body_;
+    for (std::size_t i = 0; i < plan_.new_epochs; ++i) {
+      const std::size_t first = i * config_.window_tokens;
+      const bool last = i + 1 == plan_.new_epochs;
+      const std::size_t count = last ? held - first : config_.window_tokens;
+      coding_epoch epoch;
+      epoch.first = body_ + first;
+      PQATTN_TRY(train_epoch({{}, first, count, base, importance()}, added, options, epoch));
+      PQATTN_TRY(epochs_.push_back(epoch));
+    }
+    return {};
+  }
+
+  [[nodiscard]] float* importance() const noexcept { return reinterpret_cast<float*>(importance_.data()); }
+
+  /// The caller's weights of all rows behind the body.
+  status collect_importance(const arriving_rows& added) {
+    const std::size_t held = keys_.recent().size();
+    PQATTN_TRY(buffer::make(resource_, (held + plan_.added) * sizeof(float), importance_));
+    for (std::size_t i = 0; i < held + plan_.added; ++i) {
+      const float known = i < weights_.size() ? weights_[i] : 1.0f;
+      importance()[i] = i < held || added.weights == nullptr ? known : added.weights[i - held];
+    }
+    return {};
+  }
+
+  /// Metric and attention weights. Query rows count at the first training only: later most keys are codes.
+  status learn_from_queries(const rows_view& keys, const training_options& options) {
+    const bool wants_metric = config_.keys.coded && config_.keys.metric;
+    const std::size_t dim = config_.keys.shape.dim;
+    detail::query_lesson<Bank> lesson(*bank_, config_, resource_, keys_, keys);
+    const bool asks = !trained_ && ((wants_metric && options.key_metric == nullptr) || config_.attention_weights);
+    if (asks && queries_.size() + options.queries.rows != 0) {
+      PQATTN_TRY(lesson.gather(queries_, options));
+    }
+    if (wants_metric && (options.key_metric != nullptr || lesson.query_count() != 0)) {
+      buffer full;
+      buffer packed;
+      PQATTN_TRY(buffer::make(resource_, dim * dim * sizeof(float), full));
+      PQATTN_TRY(buffer::make(resource_, packed_metric_floats(dim) * sizeof(float), packed));
+      auto* metric = reinterpret_cast<float*>(full.data());
+      if (options.key_metric == nullptr) {
+        PQATTN_TRY(lesson.make_metric(metric));
+      } else {
+        std::copy_n(options.key_metric, dim * dim, metric);
+      }
+      pack_metric(metric, dim, reinterpret_cast<float*>(packed.data()));
+      old_metric_ = std::move(packed);
+      keys_.swap_metric(old_metric_);
+      plan_.new_metric = true;
+    }
+    if (config_.attention_weights && lesson.query_count() != 0) {
+      PQATTN_TRY(lesson.weigh(keys_.sinks().size() + keys_.sinks_from(keys.rows), importance()));
+    }
+    return {};
+  }
+
+  status train_epoch(detail::lesson_rows lesson, const arriving_rows& added, const training_options& options,
+                     coding_epoch& epoch) {
+    detail::side_trainer<Bank> key_trainer(*bank_, config_, resource_, keys_, 0);
+    detail::side_trainer<Bank> value_trainer(*bank_, config_, resource_, values_, 1);
+    const std::size_t samples = key_trainer.samples(lesson);
+    buffer errors;
+    if (config_.measures_errors()) {
+      PQATTN_TRY(buffer::make(resource_, 2 * samples * sizeof(float), errors));
+      std::fill_n(reinterpret_cast<float*>(errors.data()), 2 * samples, 0.0f);
+    }
+    auto* key_errors = reinterpret_cast<float*>(errors.data());
+    float* value_errors = key_errors == nullptr ? nullptr : key_errors + samples;
     if (config_.keys.coded) {
-      PQATTN_TRY(train_side(keys_, keys, weights, 0, options, key_report_));
+      lesson.added = added.keys;
+      PQATTN_TRY(key_trainer.run(lesson, options, key_report_, key_errors));
     }
     if (config_.values.coded) {
-      if (const status trained = train_side(values_, values, weights, 1, options, value_report_); !trained) {
-        keys_.coded().release_codebook();
-        return trained;
+      lesson.added = added.values;
+      PQATTN_TRY(value_trainer.run(lesson, options, value_report_, value_errors));
+    }
+    if (key_errors != nullptr) {
+      judge_training(lesson, samples, key_errors, value_errors, epoch);
+    }
+    return {};
+  }
+
+  /// Mean errors, and the score above which lies the share of outliers. Overwrites the errors.
+  void judge_training(const detail::lesson_rows& lesson, std::size_t samples, float* key_errors,
+                      const float* value_errors, coding_epoch& epoch) const noexcept {
+    double sums[2] = {};
+    for (std::size_t i = 0; i < samples; ++i) {
+      sums[0] += static_cast<double>(key_errors[i]);
+      sums[1] += static_cast<double>(value_errors[i]);
+    }
+    epoch.key_error = static_cast<float>(sums[0] / static_cast<double>(samples));
+    epoch.value_error = static_cast<float>(sums[1] / static_cast<double>(samples));
+    for (std::size_t i = 0; i < samples; ++i) {
+      const float weight = lesson.importance[lesson.first + i * lesson.count / samples];
+      key_errors[i] = outlier_score(epoch, weight, key_errors[i], value_errors[i]);
+    }
+    const auto kept = static_cast<std::size_t>((1.0 - static_cast<double>(config_.outlier_share)) *
+                                               static_cast<double>(samples - 1));
+    std::nth_element(key_errors, key_errors + kept, key_errors + samples);
+    epoch.outlier_above = key_errors[kept];
+  }
+
+  /// How much a token loses by being coded, relative to the mean training row of weight 1.
+  [[nodiscard]] static float outlier_score(const coding_epoch& epoch, float weight, float key_error,
+                                           float value_error) noexcept {
+    const float keys = epoch.key_error > 0.0f ? key_error / epoch.key_error : 0.0f;
+    const float values = epoch.value_error > 0.0f ? value_error / epoch.value_error : 0.0f;
+    return weight * (keys + values);
+  }
+
+  /// After the first append with new codebooks: what only training needed goes back.
+  void settle() noexcept {
+    if (!trained_) {
+      keys_.shrink_window();
+      values_.shrink_window();
+      weights_.reset();
+      queries_.close();
+    }
+    trained_ = true;
+    gathering_ = false;
+    known_epochs_ = epochs_.size();
+    importance_ = {};
+    old_metric_ = {};
+  }
+
+  status reserve(std::size_t rows, coding_scratch& scratch) {
+    PQATTN_TRY(keys_.reserve(rows, plan_.leaving, body_, plan_.coding));
+    PQATTN_TRY(values_.reserve(rows, plan_.leaving, body_, plan_.coding));
+    if (plan_.coding) {
+      PQATTN_TRY(scratch.reserve(coding_bytes()));
+      const std::size_t room = config_.codes_anything() ? chunk_source().capacity() : 0;
+      PQATTN_TRY(outliers_.reserve((std::max)(room, body_ + plan_.leaving)));
+    }
+    return keeps_weights() ? weights_.reserve(weights_.size() + rows) : status{};
+  }
+
+  // --- coding ---
+
+  /// Moves the rows that leave the window into the body, epoch after epoch.
+  void code_body(const arriving_rows& added, coding_scratch& scratch) noexcept {
+    carver memory(scratch.data(), scratch.size());
+    coders coding(memory, config_);
+    std::size_t done = 0;
+    while (done < plan_.leaving) {
+      const std::size_t epoch = epoch_of(body_ + done);
+      const std::size_t epoch_end = epoch + 1 < epochs_.size() ? epochs_[epoch + 1].first : body_ + plan_.leaving;
+      const std::size_t end = (std::min)(epoch_end - body_, plan_.leaving);
+      start_epoch(epoch, coding);
+      for (; done < end; done += (std::min)(block_tokens, end - done)) {
+        code_tile(added, done, (std::min)(block_tokens, end - done), epoch, coding);
       }
     }
-    return {};
   }
 
-  /// Memory of one training call, apart from the trainer's own.
-  struct training_rows {
-    float* rows = nullptr;
-    float* weights = nullptr;
-    float* centroids = nullptr;
-
-    void carve(carver& memory, std::size_t samples, const geometry& shape) noexcept {
-      rows = memory.take<float>(samples * shape.dim);
-      weights = memory.take<float>(samples);
-      centroids = memory.take<float>(shape.codebook_values());
+  void start_epoch(std::size_t epoch, coders& coding) noexcept {
+    if (config_.keys.coded) {
+      coding.keys.start(keys_.coded(), epoch, keys_.packed_metric());
     }
-  };
-
-  status train_side(side_store<Bank>& store, const rows_view& arriving, const float* arriving_weights,
-                    std::uint64_t stream, const training_options& options, training_report& report) {
-    const side_config& side = store.side();
-    const std::size_t to_sinks = store.sinks_from(arriving.rows);
-    const rows_view added = arriving.slice(to_sinks, arriving.rows - to_sinks);
-    const std::size_t available = store.recent().size() + added.rows;
-    const std::size_t samples = (std::min<std::size_t>)(available, config_.max_training_tokens);
-
-    training_params params{config_.kmeans, side.storage, options.parts, options.progress};
-    params.kmeans.seed = mix_seed(config_.kmeans.seed, stream);
-    carver counting;
-    training_rows work;
-    work.carve(counting, samples, side.shape);
-    buffer memory;
-    PQATTN_TRY(buffer::make(resource_, counting.required(), memory));
-    carver placed(memory.data(), memory.size());
-    work.carve(placed, samples, side.shape);
-
-    for (std::size_t i = 0; i < samples; ++i) {
-      const std::size_t source = i * available / samples;  // evenly spaced
-      const auto position = static_cast<std::int64_t>(store.sinks().size() + to_sinks + source);
-      store.load_coded(added, source, position, work.rows + i * side.shape.dim);
-      work.weights[i] = source < weights_.size()      ? weights_[source]
-                        : arriving_weights == nullptr ? 1.0f
-                                                      : arriving_weights[to_sinks + source - store.recent().size()];
+    if (config_.values.coded) {
+      coding.values.start(values_.coded(), epoch, values_.packed_metric());
     }
-    temper_weights(work.weights, samples, config_.weight_exponent, config_.weight_floor);
-
-    const rows_view view = view_rows(work.rows, samples, side.shape.dim);
-    buffer workspace;
-    PQATTN_TRY(buffer::make(resource_, training_workspace_bytes(*bank_, side.shape, view, params), workspace));
-    training_report trained;
-    PQATTN_TRY(train_codebook(*bank_, side.shape, view, work.weights, params, workspace.data(), workspace.size(),
-                              work.centroids, trained));
-    PQATTN_TRY(store.coded().set_codebook({side.shape, work.centroids, 0, 0}));
-    report = trained;
-    return {};
+    if (body_ <= epochs_[epoch].first) {  // the epoch is new: its errors are counted from here
+      measured_rows_ = 0;
+      running_key_error_ = running_value_error_ = 0.0f;
+    }
   }
 
-  status reserve(std::size_t rows, bool coding) {
-    PQATTN_TRY(keys_.reserve(rows, body_, coding));
-    PQATTN_TRY(values_.reserve(rows, body_, coding));
-    return keeps_weights(coding) ? weights_.reserve(weights_.size() + rows) : status{};
+  /// Rows [first, first + count) of the window continued by `added`.
+  void code_tile(const arriving_rows& added, std::size_t first, std::size_t count, std::size_t epoch,
+                 coders& coding) noexcept {
+    float key_errors[block_tokens] = {};
+    float value_errors[block_tokens] = {};
+    code_side(keys_, added.keys, first, count, coding.keys, key_errors);
+    code_side(values_, added.values, first, count, coding.values, value_errors);
+    for (std::size_t i = 0; config_.measures_errors() && i < count; ++i) {
+      measured_rows_ += 1;
+      const float share = 1.0f / static_cast<float>((std::min)(measured_rows_, error_memory));
+      running_key_error_ += share * (key_errors[i] - running_key_error_);
+      running_value_error_ += share * (value_errors[i] - running_value_error_);
+    }
+    for (std::size_t i = 0; config_.outlier_share > 0.0f && i < count; ++i) {
+      const float score =
+          outlier_score(epochs_[epoch], weight_of(added, first + i), key_errors[i], value_errors[i]);
+      outliers_.add_slot();
+      if (score > epochs_[epoch].outlier_above && outliers_.has_room()) {
+        keep_outlier(added, first + i, coding);
+      }
+    }
+  }
+
+  void code_side(side_store<Bank>& store, const rows_view& added, std::size_t first, std::size_t count,
+                 side_coder<Bank>& coder, float* errors) noexcept {
+    const std::size_t dim = store.side().shape.dim;
+    const std::size_t base = keys_.sinks().size() + body_;
+    for (std::size_t i = 0; i < count; ++i) {
+      float* row = coder.rows() + i * dim;
+      const auto position = static_cast<std::int64_t>(base + first + i);
+      store.load(added, first + i, position, row);
+      if (store.side().coded) {
+        store.forms().to_coded(position, row);
+      }
+    }
+    if (!store.side().coded) {
+      store.push_exact_body(coder.rows(), count);
+      return;
+    }
+    coder.code(store.coded(), body_ + first, count);
+    if (config_.measures_errors()) {
+      coder.measure(store.coded(), body_ + first, count, errors);
+    }
+  }
+
+  /// Importance of a row that is being coded: known to training, or given with it, or 1.
+  [[nodiscard]] float weight_of(const arriving_rows& added, std::size_t index) const noexcept {
+    if (importance_.size() != 0) {
+      return importance()[index];
+    }
+    const std::size_t held = keys_.recent().size();
+    return index < held || added.weights == nullptr ? 1.0f : added.weights[index - held];
+  }
+
+  void keep_outlier(const arriving_rows& added, std::size_t index, coders& coding) noexcept {
+    const std::size_t token = keys_.sinks().size() + body_ + index;
+    keys_.load(added.keys, index, static_cast<std::int64_t>(token), coding.keys.rows());
+    values_.load(added.values, index, static_cast<std::int64_t>(token), coding.values.rows());
+    outliers_.add(token, body_ + index, coding.keys.rows(), coding.values.rows());
   }
 
   // --- attention ---
@@ -323,41 +653,63 @@ class head_cache {
     return source;
   }
   /// Body rows [first, first + count) of one side; they are chunk `index` of a coded one.
-  static token_source<address> body_source(const side_store<Bank>& store, std::size_t index, std::size_t first,
-                                           std::size_t count) noexcept {
+  static token_source<address> body_source(const side_store<Bank>& store, std::size_t index, std::size_t epoch,
+                                           std::size_t first, std::size_t count) noexcept {
     if (!store.side().coded) {
       return exact_source(store.exact_body().view().slice(first, count));
     }
     token_source<address> source;
     source.coded = true;
     source.codes = store.coded().span(index);
-    source.book = store.coded().book();
+    source.book = store.coded().book(epoch);
     return source;
   }
 
-  /// Segments in the order of their tokens: sinks, body chunk by chunk, recent window. Returns how many.
+  /// Epoch that coded a slot of the body.
+  [[nodiscard]] std::size_t epoch_of(std::size_t slot) const noexcept {
+    std::size_t epoch = 0;
+    while (epoch + 1 < epochs_.size() && epochs_[epoch + 1].first <= slot) {
+      ++epoch;
+    }
+    return epoch;
+  }
+
+  /// Segments in the order of their tokens: sinks, body chunk by chunk and epoch by epoch, outliers, recent window.
+  /// Returns how many.
   std::size_t collect_segments(address tables, segment<address>* segments) const noexcept {
     std::size_t count = 0;
-    const auto add = [&](token_source<address> keys, token_source<address> values, std::size_t rows,
-                         std::size_t position) {
+    const auto add_exact = [&](const rows_view& keys, const rows_view& values, slot_positions positions) {
       segment<address>& next = segments[count++];
-      next.keys = keys;
-      next.values = values;
-      next.slots = {0, rows};
-      next.positions = {static_cast<std::int64_t>(position), nullptr};
-      next.rotation = keys.coded ? code_rotation() : rope{};
-      next.tables = tables;
+      next.keys = exact_source(keys);
+      next.values = exact_source(values);
+      next.slots = {0, keys.rows};
+      next.positions = positions;
     };
     const std::size_t sinks = keys_.sinks().size();
-    add(exact_source(keys_.sinks().view()), exact_source(values_.sinks().view()), sinks, 0);
-    for (std::size_t i = 0; i < chunk_count(); ++i) {
+    add_exact(keys_.sinks().view(), values_.sinks().view(), {0, nullptr});
+    for (std::size_t i = 0; i < chunk_count() && chunk_source().chunk(i).first < body_; ++i) {
       const code_chunk<address>& chunk = chunk_source().chunk(i);
-      const std::size_t rows = body_ > chunk.first ? (std::min)(body_ - chunk.first, chunk.slots) : 0;
-      add(body_source(keys_, i, chunk.first, rows), body_source(values_, i, chunk.first, rows), rows,
-          sinks + chunk.first);
+      const std::size_t end = (std::min)(body_, chunk.first + chunk.slots);
+      for (std::size_t first = chunk.first; first < end;) {
+        const std::size_t epoch = epoch_of(first);
+        const bool last = epoch + 1 >= epochs_.size();
+        const std::size_t stop = last ? end : (std::min)(end, epochs_[epoch + 1].first);
+        segment<address>& next = segments[count++];
+        next.keys = body_source(keys_, i, epoch, chunk.first, end - chunk.first);
+        next.values = body_source(values_, i, epoch, chunk.first, end - chunk.first);
+        next.slots = {first - chunk.first, stop - first};
+        next.positions = {static_cast<std::int64_t>(sinks + chunk.first), nullptr};
+        next.live = outliers_.live(chunk.first);
+        next.rotation = next.keys.coded ? code_rotation() : rope{};
+        next.tables = tables;
+        next.turned_values = values_.forms().turn;
+        first = stop;
+      }
     }
-    add(exact_source(keys_.recent().view()), exact_source(values_.recent().view()), keys_.recent().size(),
-        sinks + body_);
+    if (outliers_.size() != 0) {
+      add_exact(outliers_.keys(), outliers_.values(), {0, outliers_.positions()});
+    }
+    add_exact(keys_.recent().view(), values_.recent().view(), {static_cast<std::int64_t>(sinks + body_), nullptr});
     return count;
   }
 
@@ -366,12 +718,22 @@ class head_cache {
   memory_resource resource_;
   side_store<Bank> keys_;
   side_store<Bank> values_;
-  growable<float> weights_;  ///< importance of the rows in the recent window, until training
-  buffer row_tile_;          ///< rows on their way into the body
+  growable<float> weights_;           ///< importance of the rows in the recent window, until training
+  growable<coding_epoch> epochs_;     ///< beyond known_epochs_: trained by an append that is under way
+  query_log queries_;
+  outlier_rows outliers_;
+  coding_scratch scratch_;
   std::size_t size_ = 0;
   std::size_t body_ = 0;
+  std::size_t known_epochs_ = 0;
+  std::size_t measured_rows_ = 0;     ///< coded and measured since the last epoch began
+  float running_key_error_ = 0.0f;
+  float running_value_error_ = 0.0f;
   bool trained_ = false;
-  bool trains_now_ = false;  ///< between begin_append() and finish_append(): codebooks are new
+  bool gathering_ = false;            ///< rows stay in the window until they can teach the next epoch
+  append_plan plan_;                  ///< between begin_append() and finish_append(), as the next two
+  buffer importance_;                 ///< of the rows behind the body, while training
+  buffer old_metric_;
   training_report key_report_;
   training_report value_report_;
 };

@@ -2,6 +2,7 @@
 // All KV heads of one layer: what an engine holds per layer and sequence.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -57,6 +58,13 @@ struct layer_attention_params {
   float skip_mass = 0.0f;              ///< see attention_params
 };
 
+/// What a layer's append is given besides rows.
+struct layer_append_options {
+  const float* weights = nullptr;      ///< (kv_heads, n) importance, or null
+  progress_hook progress;
+  const float* key_metrics = nullptr;  ///< (kv_heads, d_k, d_k): training_options::key_metric of each head, or null
+};
+
 /// KV cache of one layer: `kv_heads` head caches of one configuration. Query head h reads KV head h / group, for
 /// any whole group size (MHA, GQA, MQA). Move-only; one append() or attend() at a time (the scratch is its own).
 template <class Bank>
@@ -89,7 +97,7 @@ class layer_cache {
     carver placed(made.memory_.data(), made.memory_.size());
     made.carve(placed, kv_heads);
     for (; made.worker_count_ < made.parts_.workers; ++made.worker_count_) {
-      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer()};
+      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), coding_scratch(resource)};
     }
     while (made.head_count_ < kv_heads) {
       cache_config seeded = config;
@@ -103,18 +111,20 @@ class layer_cache {
     return {};
   }
 
-  /// Appends tokens to every head: keys (kv_heads, n, d_k), values (kv_heads, n, d_v), `weights` (kv_heads, n) or null.
-  /// Heads train in parallel when this call reaches the training point. After any error every head is as before.
-  status append(const head_rows& keys, const head_rows& values, const float* weights = nullptr,
-                const progress_hook& progress = {}) {
+  /// Appends tokens to every head: keys (kv_heads, n, d_k), values (kv_heads, n, d_v). Heads train in parallel when
+  /// this call reaches the training point. After any error every head is as before.
+  status append(const head_rows& keys, const head_rows& values, const layer_append_options& options) {
     PQATTN_TRY(check_heads(keys.heads, "keys.heads"));
     PQATTN_TRY(check_heads(values.heads, "values.heads"));
     const std::size_t rows = keys.rows.rows;
-    const auto weights_of = [&](std::size_t head) { return weights == nullptr ? nullptr : weights + head * rows; };
-    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t) {
-      outcomes_[head] = heads_[head].begin_append(keys.head(head), values.head(head), weights_of(head), {{}, progress});
+    const auto weights_of = [&](std::size_t head) {
+      return options.weights == nullptr ? nullptr : options.weights + head * rows;
+    };
+    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t worker) {
+      outcomes_[head] = heads_[head].begin_append(keys.head(head), values.head(head), weights_of(head),
+                                                  lesson_of(head, options), &workers_[worker].coding);
     });
-    if (const status outcome = first_failure(); !outcome) {
+    if (const status outcome = reserve_coding(); !outcome) {
       for (std::size_t head = 0; head < head_count_; ++head) {
         if (outcomes_[head]) {
           heads_[head].cancel_append();
@@ -122,10 +132,39 @@ class layer_cache {
       }
       return outcome;
     }
-    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t) {
-      heads_[head].finish_append(keys.head(head), values.head(head), weights_of(head));
+    run_parts(parts_, head_count_, [&](std::size_t head, std::size_t worker) {
+      heads_[head].finish_append(keys.head(head), values.head(head), weights_of(head), &workers_[worker].coding);
     });
     return {};
+  }
+  status append(const head_rows& keys, const head_rows& values, const float* weights = nullptr,
+                const progress_hook& progress = {}) {
+    return append(keys, values, layer_append_options{weights, progress, nullptr});
+  }
+
+  /// Shows the heads query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training
+  /// to come: see head_cache::observe(). Errors: shape mismatch, not finite, out of memory; some heads may then have kept
+  /// the rows.
+  status observe(const head_rows& queries, std::int64_t first_position) {
+    if (queries.heads == 0 || queries.heads % head_count_ != 0) {
+      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", head_count_,
+                     queries.heads);
+    }
+    const std::size_t group = queries.heads / head_count_;
+    for (std::size_t i = 0; i < queries.rows.rows; ++i) {
+      const std::int64_t position = first_position + static_cast<std::int64_t>(i);
+      for (std::size_t head = 0; head < queries.heads; ++head) {
+        PQATTN_TRY(heads_[head / group].observe(queries.head(head).slice(i, 1), &position));
+      }
+    }
+    return {};
+  }
+
+  /// Asks every head for new codebooks: see head_cache::refresh().
+  void refresh() noexcept {
+    for (std::size_t head = 0; head < head_count_; ++head) {
+      heads_[head].refresh();
+    }
   }
 
   /// Attention of `queries` (q_heads, n, d_k), rotated, into `out` (q_heads, n, d_v); `lse_e` (q_heads, n) or null.
@@ -161,7 +200,8 @@ class layer_cache {
       report += heads_[head].memory();
     }
     for (std::size_t worker = 0; worker < worker_count_; ++worker) {
-      report.scratch_bytes += workers_[worker].scratch.bytes() + workers_[worker].staging.size();
+      const worker_memory& memory = workers_[worker];
+      report.scratch_bytes += memory.scratch.bytes() + memory.staging.size() + memory.coding.size();
     }
     report.metadata_bytes += memory_.size();
     return report;
@@ -174,6 +214,7 @@ class layer_cache {
   struct worker_memory {
     attend_scratch<Bank> scratch;
     buffer staging;
+    coding_scratch coding;
   };
 
   /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
@@ -205,6 +246,27 @@ class layer_cache {
     return heads == head_count_
                ? status{}
                : failure(status_code::shape_mismatch, subject, "must equal the layer's KV heads", head_count_, heads);
+  }
+
+  [[nodiscard]] training_options lesson_of(std::size_t head, const layer_append_options& options) const noexcept {
+    training_options one;
+    one.progress = options.progress;
+    const std::size_t dim = heads_[head].config().keys.shape.dim;
+    one.key_metric = options.key_metrics == nullptr ? nullptr : options.key_metrics + head * dim * dim;
+    return one;
+  }
+
+  /// Any worker may finish any head: all get as much scratch as the first one that a head needed it of.
+  status reserve_coding() {
+    PQATTN_TRY(first_failure());
+    std::size_t bytes = 0;
+    for (std::size_t worker = 0; worker < worker_count_; ++worker) {
+      bytes = (std::max)(bytes, workers_[worker].coding.size());
+    }
+    for (std::size_t worker = 0; worker < worker_count_; ++worker) {
+      PQATTN_TRY(workers_[worker].coding.reserve(bytes));
+    }
+    return {};
   }
 
   [[nodiscard]] status first_failure() const noexcept {

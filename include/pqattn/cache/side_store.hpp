@@ -8,6 +8,8 @@
 
 #include "../bank/bank.hpp"
 #include "../config.hpp"
+#include "../core/memory.hpp"
+#include "../quant/value_rotation.hpp"
 #include "cache_config.hpp"
 #include "code_store.hpp"
 #include "exact_rows.hpp"
@@ -21,6 +23,7 @@ struct row_forms {
   bool arrives_rotated = true;
   bool coded_rotated = false;
   dtype exact_type = dtype::f16;
+  value_rotation turn{};  ///< enabled for values that are coded in principal components
 
   /// Arrival form to exact form: rotated, rounded to the exact dtype.
   PQATTN_UNIT_MEMBER void to_exact(std::int64_t position, std::size_t dim, float* row) const noexcept {
@@ -36,11 +39,21 @@ struct row_forms {
     if (rotation.enabled() && !coded_rotated) {
       rotate_row(rotation, position, 1.0f, row);
     }
+    if (turn.enabled()) {
+      float coded[max_dim];
+      std::copy_n(row, turn.dim, coded);
+      unrotate_value(turn, coded, 1.0f, row);
+    }
   }
   /// Exact form to coded form.
   PQATTN_UNIT_MEMBER void to_coded(std::int64_t position, float* row) const noexcept {
     if (rotation.enabled() && !coded_rotated) {
       rotate_row(rotation, position, -1.0f, row);
+    }
+    if (turn.enabled()) {
+      float value[max_dim];
+      std::copy_n(row, turn.dim, value);
+      rotate_value(turn, value, row);
     }
   }
 };
@@ -62,22 +75,31 @@ class side_store {
         coded_(bank, resource, side) {}
 
   [[nodiscard]] const side_config& side() const noexcept { return side_; }
+  [[nodiscard]] const row_forms& forms() const noexcept { return forms_; }
   [[nodiscard]] const exact_rows& sinks() const noexcept { return sinks_; }
   [[nodiscard]] const exact_rows& recent() const noexcept { return recent_; }
   [[nodiscard]] const exact_rows& exact_body() const noexcept { return exact_body_; }
   [[nodiscard]] code_store<Bank>& coded() noexcept { return coded_; }
   [[nodiscard]] const code_store<Bank>& coded() const noexcept { return coded_; }
 
+  /// Metric that keys are coded in, upper triangle, or null.
+  [[nodiscard]] const float* packed_metric() const noexcept {
+    return reinterpret_cast<const float*>(metric_.data());
+  }
+  /// Takes another metric (packed_metric_floats(dim) floats, or empty) and leaves the old one in `metric`.
+  void swap_metric(buffer& metric) noexcept { metric_.swap(metric); }
+  /// Takes a rotation: d_v floats of mean, then (d_v, d_v) of basis; an empty buffer is none.
+  void set_rotation(buffer rotation) noexcept {
+    rotation_ = std::move(rotation);
+    const auto* numbers = reinterpret_cast<const float*>(rotation_.data());
+    forms_.turn = numbers == nullptr ? value_rotation{}
+                                     : value_rotation{side_.shape.dim, numbers, numbers + side_.shape.dim};
+  }
+
   /// How many of `rows` arriving rows become sinks.
   [[nodiscard]] std::size_t sinks_from(std::size_t rows) const noexcept {
     return (std::min)(sink_limit_ - sinks_.size(), rows);
   }
-  /// How many rows leave the recent window when `added` rows arrive behind the sinks.
-  [[nodiscard]] std::size_t leaving(std::size_t added, bool coding) const noexcept {
-    const std::size_t held = recent_.size() + added;
-    return coding && held > recent_limit_ ? held - recent_limit_ : 0;
-  }
-
   /// Row `index` of the recent window continued by the arriving `added` rows, in exact form. `position` is that row's.
   void load(const rows_view& added, std::size_t index, std::int64_t position, float* row) const noexcept {
     if (index < recent_.size()) {
@@ -93,14 +115,15 @@ class side_store {
     forms_.to_coded(position, row);
   }
 
-  /// Row of token `token` as attention sees it: rotated, decoded where it is coded. `body` rows are in the body.
-  status read(std::size_t token, std::size_t body, float* row) const noexcept {
+  /// Row of token `token` as attention sees it: rotated, decoded where it is coded. `body` rows are in the body, and
+  /// `epoch` is the token's.
+  status read(std::size_t token, std::size_t body, std::size_t epoch, float* row) const noexcept {
     if (token < sinks_.size()) {
       load_row(sinks_.view(), token, row);
     } else if (token >= sinks_.size() + body) {
       load_row(recent_.view(), token - sinks_.size() - body, row);
     } else if (side_.coded) {
-      PQATTN_TRY(coded_.decode(token - sinks_.size(), row));
+      PQATTN_TRY(coded_.decode(epoch, token - sinks_.size(), ref_rows(row, 1, side_.shape.dim)));
       forms_.from_coded(static_cast<std::int64_t>(token), row);
     } else {
       load_row(exact_body_.view(), token - sinks_.size(), row);
@@ -108,48 +131,43 @@ class side_store {
     return {};
   }
 
-  /// Makes room for what push() will do. On failure nothing that can be seen changes.
-  status reserve(std::size_t rows, std::size_t body, bool coding) {
+  /// Makes room for `rows` arriving rows of which `out` leave the window for the body of `body` rows. `coding` says
+  /// that the window slides from now on. On failure nothing that can be seen changes.
+  status reserve(std::size_t rows, std::size_t out, std::size_t body, bool coding) {
     const std::size_t added = rows - sinks_from(rows);
-    const std::size_t out = leaving(added, coding);
     PQATTN_TRY(sinks_.grow(sink_limit_));
     PQATTN_TRY(side_.coded ? coded_.reserve(body + out) : exact_body_.grow(body + out));
     return recent_.grow((std::max)(recent_.size() + added - out, coding ? window_capacity() : 0));
   }
 
-  /// Takes arriving rows in. `body` is the number of rows already in the body, `tile` has room for block_tokens rows
-  /// of f32. Pre: reserve() with the same arguments succeeded.
-  void push(const rows_view& rows, std::size_t body, bool coding, float* tile) noexcept {
-    const std::size_t dim = side_.shape.dim;
-    const std::size_t to_sinks = sinks_from(rows.rows);
-    for (std::size_t i = 0; i < to_sinks; ++i) {
-      load_row(rows, i, tile);
-      forms_.to_exact(static_cast<std::int64_t>(sinks_.size()), dim, tile);
-      sinks_.push_back(tile);
+  /// Arriving rows [0, sinks_from(rows.rows)) become sinks. Pre (also of the next two): reserve().
+  void push_sinks(const rows_view& rows) noexcept {
+    float row[max_dim];
+    const std::size_t count = sinks_from(rows.rows);
+    for (std::size_t i = 0; i < count; ++i) {
+      load_row(rows, i, row);
+      forms_.to_exact(static_cast<std::int64_t>(sinks_.size()), side_.shape.dim, row);
+      sinks_.push_back(row);
     }
-    const rows_view added = rows.slice(to_sinks, rows.rows - to_sinks);
-    const std::size_t out = leaving(added.rows, coding);
-    const std::size_t base = sinks_.size() + body;  // position of the first row behind the body
-    for (std::size_t first = 0; first < out; first += block_tokens) {
-      const std::size_t count = (std::min)(block_tokens, out - first);
-      for (std::size_t i = 0; i < count; ++i) {
-        const auto position = static_cast<std::int64_t>(base + first + i);
-        if (side_.coded) {
-          load_coded(added, first + i, position, tile + i * dim);
-        } else {
-          load(added, first + i, position, tile + i * dim);
-        }
-      }
-      push_body(view_rows(tile, count, dim), body + first);
+  }
+  /// `count` rows of f32 in exact form go to the body of an exact side.
+  void push_exact_body(const float* rows, std::size_t count) noexcept {
+    for (std::size_t i = 0; i < count; ++i) {
+      exact_body_.push_back(rows + i * side_.shape.dim);
     }
+  }
+  /// The first `out` rows of the window continued by `added` have gone to the body; the others stay. `base` is the
+  /// position of the first row behind the old body.
+  void push_window(const rows_view& added, std::size_t out, std::size_t base) noexcept {
+    float row[max_dim];
     const std::size_t kept = (std::max)(out, recent_.size());  // first of recent + added that is new in the window
     const std::size_t held = recent_.size();
     recent_.drop_front((std::min)(out, held));
     recent_.make_room(held + added.rows - out);
     for (std::size_t i = kept; i < held + added.rows; ++i) {
-      load_row(added, i - held, tile);
-      forms_.to_exact(static_cast<std::int64_t>(base + i), dim, tile);
-      recent_.push_back(tile);
+      load_row(added, i - held, row);
+      forms_.to_exact(static_cast<std::int64_t>(base + i), side_.shape.dim, row);
+      recent_.push_back(row);
     }
   }
 
@@ -159,6 +177,7 @@ class side_store {
   void add_to(memory_report& report) const noexcept {
     report.codes_bytes += coded_.codes_bytes();
     report.codebooks_bytes += coded_.codebook_bytes();
+    report.transforms_bytes += metric_.size() + rotation_.size();
     report.metadata_bytes += coded_.metadata_bytes();
     report.exact_bytes += sinks_.bytes() + recent_.bytes() + exact_body_.bytes();
   }
@@ -166,17 +185,6 @@ class side_store {
  private:
   /// The window slides in a buffer half again as long, so that it moves back to the front once in a while only.
   [[nodiscard]] std::size_t window_capacity() const noexcept { return recent_limit_ + (recent_limit_ + 1) / 2; }
-
-  void push_body(const rows_view& rows, std::size_t first) noexcept {
-    if (side_.coded) {
-      // Room is reserved and the rows are checked: banks have no other reason to fail.
-      static_cast<void>(coded_.encode(rows, first));
-      return;
-    }
-    for (std::size_t i = 0; i < rows.rows; ++i) {
-      exact_body_.push_back(static_cast<const float*>(rows.at(i)));
-    }
-  }
 
   side_config side_;
   row_forms forms_;
@@ -186,6 +194,8 @@ class side_store {
   exact_rows recent_;
   exact_rows exact_body_;   ///< body of an exact side
   code_store<Bank> coded_;  ///< body of a coded side
+  buffer metric_;
+  buffer rotation_;
 };
 
 }  // namespace v0

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+// Coding the rows of one side: by the bank, or on the host in a metric and with sweeps; and what coding lost.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "../bank/bank.hpp"
+#include "../config.hpp"
+#include "../core/memory.hpp"
+#include "../encode/metric_encoder.hpp"
+#include "cache_config.hpp"
+#include "code_store.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
+
+/// Floats of a symmetric matrix kept as its upper triangle, row after row.
+[[nodiscard]] constexpr std::size_t packed_metric_floats(std::size_t dim) noexcept { return dim * (dim + 1) / 2; }
+
+inline void pack_metric(const float* metric, std::size_t dim, float* packed) noexcept {
+  for (std::size_t a = 0; a < dim; ++a) {
+    for (std::size_t b = a; b < dim; ++b) {
+      *packed++ = metric[a * dim + b];
+    }
+  }
+}
+
+inline void unpack_metric(const float* packed, std::size_t dim, float* metric) noexcept {
+  for (std::size_t a = 0; a < dim; ++a) {
+    for (std::size_t b = a; b < dim; ++b) {
+      metric[a * dim + b] = metric[b * dim + a] = *packed++;
+    }
+  }
+}
+
+}  // namespace PQATTN_ISA_UNIT
+
+/// Memory that coding needs while a call runs; shared by any number of caches, one call at a time. Grows and is then
+/// reused without allocating. Move-only.
+class coding_scratch {
+ public:
+  coding_scratch() = default;
+  explicit coding_scratch(const memory_resource& resource) noexcept : resource_(resource) {}
+
+  status reserve(std::size_t bytes) { return bytes <= memory_.size() ? status{} : buffer::make(resource_, bytes, memory_); }
+  [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return memory_.size(); }
+
+ private:
+  memory_resource resource_;
+  buffer memory_;
+};
+
+/// Codes up to block_tokens rows at a time into one side's store. Lives in a coding_scratch for one call.
+template <class Bank>
+class side_coder {
+ public:
+  /// Takes (or counts) the memory for `side`, which outlives the coder.
+  side_coder(carver& memory, const side_config& side, bool measures) noexcept : side_(&side) {
+    rows_ = memory.take<float>(block_tokens * side.shape.dim);
+    if (!side.coded) {
+      return;
+    }
+    decoded_ = measures ? memory.take<float>(block_tokens * side.shape.dim) : nullptr;
+    metric_ = side.metric ? memory.take<float>(std::size_t{side.shape.dim} * side.shape.dim) : nullptr;
+    if (side.coded_on_host()) {
+      centroids_ = memory.take<float>(side.shape.codebook_values());
+      codes_ = memory.take<std::uint16_t>(block_tokens * side.shape.groups());
+      encoder_bytes_ = metric_encoder_bytes(side.shape, side.metric);
+      encoder_memory_ = memory.take<std::byte>(encoder_bytes_);
+      workspace_bytes_ = metric_encode_workspace_bytes(side.shape);
+      workspace_ = memory.take<std::byte>(workspace_bytes_);
+    }
+  }
+
+  /// Room for block_tokens rows, dense.
+  [[nodiscard]] float* rows() const noexcept { return rows_; }
+
+  /// Codes with this epoch's codebook from here on; `packed_metric` (upper triangle) or null.
+  void start(const code_store<Bank>& store, std::size_t epoch, const float* packed_metric) noexcept {
+    epoch_ = epoch;
+    has_metric_ = packed_metric != nullptr && metric_ != nullptr;
+    if (has_metric_) {
+      unpack_metric(packed_metric, side_->shape.dim, metric_);
+    }
+    if (side_->coded_on_host()) {
+      // The memory was counted by the same code and the codebook is the bank's own: neither call can fail.
+      static_cast<void>(store.load_codebook(epoch, centroids_));
+      static_cast<void>(build_metric_encoder({side_->shape, centroids_, 0, static_cast<std::uint32_t>(epoch)},
+                                             has_metric_ ? metric_ : nullptr, encoder_memory_, encoder_bytes_,
+                                             encoder_));
+    }
+  }
+
+  /// Codes the first `count` of rows() into slots [first, first + count).
+  void code(const code_store<Bank>& store, std::size_t first, std::size_t count) noexcept {
+    const rows_view view = view_rows(rows_, count, side_->shape.dim);
+    // Room is reserved and the rows are checked: nothing is left to fail.
+    if (side_->coded_on_host()) {
+      static_cast<void>(encode_with_metric(encoder_, view, side_->sweeps, workspace_, workspace_bytes_, codes_));
+      static_cast<void>(store.store(codes_, first, count));
+    } else {
+      static_cast<void>(store.encode(epoch_, view, first));
+    }
+  }
+
+  /// What code() lost: errors[i] = (x - x')^T M (x - x') of row i; the squared distance without a metric.
+  void measure(const code_store<Bank>& store, std::size_t first, std::size_t count, float* errors) noexcept {
+    const std::size_t dim = side_->shape.dim;
+    static_cast<void>(store.decode(epoch_, first, ref_rows(decoded_, count, dim)));
+    for (std::size_t i = 0; i < count; ++i) {
+      float* difference = decoded_ + i * dim;
+      for (std::size_t c = 0; c < dim; ++c) {
+        difference[c] = rows_[i * dim + c] - difference[c];
+      }
+      errors[i] = energy(difference);
+    }
+  }
+
+ private:
+  [[nodiscard]] float energy(const float* x) const noexcept {
+    const std::size_t dim = side_->shape.dim;
+    float sum = 0.0f;
+    for (std::size_t a = 0; a < dim; ++a) {
+      float along = has_metric_ ? 0.0f : x[a];
+      for (std::size_t b = 0; has_metric_ && b < dim; ++b) {
+        along += metric_[a * dim + b] * x[b];
+      }
+      sum += x[a] * along;
+    }
+    return sum;
+  }
+
+  const side_config* side_;
+  float* rows_ = nullptr;
+  float* decoded_ = nullptr;
+  float* metric_ = nullptr;
+  float* centroids_ = nullptr;
+  std::uint16_t* codes_ = nullptr;
+  std::byte* encoder_memory_ = nullptr;
+  std::byte* workspace_ = nullptr;
+  std::size_t encoder_bytes_ = 0;
+  std::size_t workspace_bytes_ = 0;
+  std::size_t epoch_ = 0;
+  bool has_metric_ = false;
+  metric_encoder encoder_;
+};
+
+}  // namespace v0
+}  // namespace pqattn
