@@ -155,8 +155,8 @@ int run_study(const std::string& name, const std::string& folder) {
   if (!find_device(name, device)) {
     return failed;
   }
-  if (!device.pim.present || device.pim.banks_per_unit > 2) {
-    return complain(name + ": has no PIM units, or units shared by more than two banks");
+  if (!device.pim.present) {
+    return complain(name + ": has no PIM units");
   }
   return pqattn_pim::pim_study(device, folder).run() ? ok : complain("cannot write into \"" + folder + "\"");
 }

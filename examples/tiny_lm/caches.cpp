@@ -35,6 +35,8 @@ constexpr std::array<named_setting, 4> settings{{
     {"pqattn-4bit", {32, 256, 1, 512}},
 }};
 
+constexpr std::string_view pim_suffix = "-pim";
+
 const named_setting* find_setting(std::string_view name) {
   for (const named_setting& entry : settings) {
     if (entry.name == name) {
@@ -48,12 +50,14 @@ const named_setting* find_setting(std::string_view name) {
 
 outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_ptr<kv_cache>& cache) {
   std::size_t tokens = 0;
+  const bool on_pim = name.ends_with(pim_suffix);
+  const std::string_view coding = on_pim ? name.substr(0, name.size() - pim_suffix.size()) : name;
   if (name == "exact") {
     cache = std::make_unique<exact_cache>(shape);
   } else if (parse_suffix(name, "window-", tokens) && tokens > window_sinks) {
     cache = std::make_unique<exact_cache>(shape, window_sinks, tokens - window_sinks);
-  } else if (const named_setting* entry = find_setting(name)) {
-    return pqattn_cache::make(shape, entry->setting, cache);
+  } else if (const named_setting* entry = find_setting(coding)) {
+    return make_pqattn_cache(shape, entry->setting, on_pim ? bank_kind::pim : bank_kind::host, cache);
   } else {
     return expected_got("cache", cache_help(), name);
   }
@@ -74,7 +78,7 @@ std::string cache_help() {
   for (const named_setting& entry : settings) {
     help += ", " + std::string(entry.name);
   }
-  return help + " or window-N (N > 8)";
+  return help + " (each also with -pim: on the emulated PIM bank) or window-N (N > 8)";
 }
 
 }  // namespace tiny_lm

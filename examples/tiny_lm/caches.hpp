@@ -13,7 +13,7 @@
 namespace tiny_lm {
 
 /// Makes the cache called `name`: "exact"; "pqattn-1bit" to "pqattn-4bit", the library at that many bits of code per
-/// element; or "window-N", the first 8 and the last N - 8 tokens in f32 and the rest dropped.
+/// element, with "-pim" behind it on the emulated PIM bank instead of the host's; or "window-N", the first 8 and the last N - 8 tokens in f32 and the rest dropped.
 outcome make_cache(std::string_view name, const cache_shape& shape, std::unique_ptr<kv_cache>& cache);
 
 /// Names the demo runs, the exact cache first.

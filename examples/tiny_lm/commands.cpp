@@ -153,7 +153,7 @@ outcome run_generate(const generate_options& options) {
   write_out(options.prompt);
   const auto emit = [&](token_id token) { write_out(loaded.words.decode(token)); };
   TINY_LM_TRY(generate(loaded, *cache, prompt, options.tokens, options.choice, emit));
-  write_out("\n");
+  write_out("\n" + cache->account());
   return {};
 }
 

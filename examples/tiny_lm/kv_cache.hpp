@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <span>
+#include <string>
 
 namespace tiny_lm {
 
@@ -52,6 +53,9 @@ class kv_cache {
   virtual void reset() = 0;
 
   [[nodiscard]] virtual cache_memory memory() const = 0;
+
+  /// What the memory bank behind the cache counted so far, as text; empty where nothing is counted.
+  [[nodiscard]] virtual std::string account() const { return {}; }
 
  protected:
   kv_cache() = default;

@@ -6,13 +6,11 @@
 #include "kv_cache.hpp"
 #include "outcome.hpp"
 
-#include <pqattn/bank/host/host_bank.hpp>
-#include <pqattn/cache/layer_cache.hpp>
+#include <pqattn/quant/geometry.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
-#include <span>
-#include <vector>
 
 namespace tiny_lm {
 
@@ -30,29 +28,11 @@ struct pqattn_setting {
   }
 };
 
-class pqattn_cache final : public kv_cache {
- public:
-  static outcome make(const cache_shape& shape, const pqattn_setting& setting, std::unique_ptr<kv_cache>& cache);
+/// Which memory bank keeps the codes and computes on them.
+enum class bank_kind { host, pim };
 
-  pqattn::status append(std::size_t layer, std::size_t position, std::span<const float> keys,
-                        std::span<const float> values) override;
-  pqattn::status attend(std::size_t layer, std::size_t position, std::span<const float> queries,
-                        std::span<float> out) override;
-  void reset() override;
-  /// Codes, codebooks and exact rows of all layers, without the workspace of the one call that is under way.
-  [[nodiscard]] cache_memory memory() const override;
-
- private:
-  using bank = pqattn::host_bank<>;
-
-  explicit pqattn_cache(const cache_shape& shape) : shape_(shape) {}
-  pqattn::status make_layers();
-
-  cache_shape shape_;
-  pqattn::cache_config config_;
-  std::vector<float> rope_tables_;
-  bank bank_;
-  std::vector<pqattn::layer_cache<bank>> layers_;
-};
+/// Makes a cache of coded layers on a bank of its own.
+outcome make_pqattn_cache(const cache_shape& shape, const pqattn_setting& setting, bank_kind bank,
+                          std::unique_ptr<kv_cache>& cache);
 
 }  // namespace tiny_lm
