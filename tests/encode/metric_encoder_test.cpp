@@ -43,12 +43,14 @@ struct scene {
     }
   }
 
-  std::vector<std::uint16_t> encode(std::uint32_t sweeps, const pqattn::rows_view* rows = nullptr) {
+  std::vector<std::uint16_t> encode(std::uint32_t sweeps, const pqattn::rows_view* rows = nullptr,
+                                    std::uint32_t beam = 4) {
     const float* m = metric.empty() ? nullptr : metric.data();
     std::vector<std::byte> memory(pqattn::metric_encoder_bytes(shape, m != nullptr));
     std::vector<std::byte> workspace(pqattn::metric_encode_workspace_bytes(shape));
     pqattn::metric_encoder encoder;
     REQUIRE(build_metric_encoder({shape, centroids.data()}, m, memory.data(), memory.size(), encoder).ok());
+    encoder.beam = beam;
     std::vector<std::uint16_t> codes(count * shape.groups(), 0xffff);
     const auto view = pqattn::view_rows(data.data(), count, shape.dim);
     REQUIRE(encode_with_metric(encoder, rows != nullptr ? *rows : view, sweeps, workspace.data(), workspace.size(),
@@ -201,4 +203,57 @@ TEST_CASE("metric encoding refuses bad arguments", "[encode][metric_encoder]") {
   CHECK(bad.code == pqattn::status_code::not_finite);
   CHECK(bad.expected == 1);
   CHECK(bad.got == 2);
+}
+
+TEST_CASE("a beam that holds every prefix finds the best codes", "[encode][metric_encoder]") {
+  pqattn_test::random_data random(57);
+  CAPTURE(random.seed());
+  for (const bool with_metric : {true, false}) {
+    scene data(random, {5, 1, 8, 2}, 40, with_metric);  // 8 prefixes
+    const auto codes = data.encode(0, nullptr, 8);
+    for (std::size_t row = 0; row < data.count; ++row) {
+      double best = std::numeric_limits<double>::infinity();
+      for (std::uint16_t a = 0; a < 8; ++a) {
+        for (std::uint16_t b = 0; b < 8; ++b) {
+          const std::uint16_t both[] = {a, b};
+          best = (std::min)(best, data.cost(row, both));
+        }
+      }
+      CAPTURE(row, with_metric, best);
+      CHECK(data.cost(row, codes.data() + 2 * row) <= best * (1.0 + 1e-4) + 1e-4);
+    }
+  }
+}
+
+TEST_CASE("a wider beam finds better codes of additive stages", "[encode][metric_encoder]") {
+  pqattn_test::random_data random(58);
+  CAPTURE(random.seed());
+  scene data(random, {16, 2, 16, 4}, 400, true, true);
+  double last = std::numeric_limits<double>::infinity();
+  for (const std::uint32_t beam : {1u, 3u, 8u}) {
+    const auto codes = data.encode(0, nullptr, beam);
+    double sum = 0.0;
+    for (std::size_t row = 0; row < data.count; ++row) {
+      sum += data.cost(row, codes.data() + row * data.shape.groups());
+    }
+    CAPTURE(beam, sum);
+    CHECK(sum < 0.97 * last);
+    last = sum;
+  }
+}
+
+TEST_CASE("a beam outside 1 to 8 is refused", "[encode][metric_encoder]") {
+  pqattn_test::random_data random(59);
+  scene data(random, {4, 2, 4, 2}, 3, false);
+  std::vector<std::byte> memory(pqattn::metric_encoder_bytes(data.shape, false));
+  std::vector<std::byte> workspace(pqattn::metric_encode_workspace_bytes(data.shape));
+  pqattn::metric_encoder encoder;
+  REQUIRE(build_metric_encoder({data.shape, data.centroids.data()}, nullptr, memory.data(), memory.size(), encoder).ok());
+  std::vector<std::uint16_t> codes(3 * data.shape.groups());
+  for (const std::uint32_t beam : {0u, 9u}) {
+    encoder.beam = beam;
+    CHECK(encode_with_metric(encoder, pqattn::view_rows(data.data.data(), 3, 4), 1, workspace.data(), workspace.size(),
+                             codes.data())
+              .code == pqattn::status_code::invalid_argument);
+  }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Coding rows in a metric: the codes that minimise (x - x')^T M (x - x') instead of |x - x'|^2.
 //
-// Greedy in stage order first, each group in its own block of M; then sweeps that choose each group's code again with
-// all other groups held fixed (iterated conditional modes over the full M). Decoding is the same as for any codes.
+// A beam search in stage order first, each sub-vector in its own block of M; then sweeps that choose each group's code
+// again with all other groups held fixed (iterated conditional modes over the full M). Decoding is the same as for any codes.
 // With M null the metric is the identity; sweeps then help additive stages only.
 // Runs in host memory; the codes go to any bank through store_codes.
 #pragma once
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "../config.hpp"
 #include "../bank/host/isa.hpp"
@@ -28,6 +29,9 @@ struct metric_encoder {
   const float* planes = nullptr;      ///< per group (width, lanes): centroid channels, centroids side by side
   const float* half_norms = nullptr;  ///< (groups, lanes): c^T M c / 2, huge in the padding
   std::size_t lanes = 0;              ///< centroids rounded up to whole vectors
+  /// Candidates kept from stage to stage when a row is coded, 1 to 8; 1 is greedy. Sub-vectors with one stage do not
+  /// need any. The caller may change it.
+  std::uint32_t beam = 4;
 };
 
 namespace detail {
@@ -206,10 +210,104 @@ inline void metric_target(const geometry& shape, const float* metric, std::uint3
   }
 }
 
-/// Up to metric_block_rows rows: greedy codes, then sweeps. `residuals` holds the rows in coded order.
+/// Most candidates a beam holds.
+inline constexpr std::uint32_t max_beam = 8;
+
+/// A candidate of the beam search of one sub-vector.
+struct beam_state {
+  float cost;
+  std::uint16_t codes[max_stages];
+};
+
+/// The codes of all stages of one sub-vector: from stage to stage the `encoder.beam` cheapest prefixes are kept.
+/// `residual` is the sub-vector's run; `codes` points at the row's code of the first stage, further stages follow at
+/// distance `subvectors`. `costs` has encoder.lanes floats, `targets` 2 * max_beam * width: M (run - prefix).
 template <class Isa>
-void encode_metric_block(const metric_encoder& encoder, std::size_t rows, std::uint32_t sweeps, float* residuals,
-                         float* applied, std::uint16_t* codes) noexcept {
+void search_stages(const metric_encoder& encoder, std::uint32_t run, const float* residual, float* costs,
+                   float* targets, std::uint16_t* codes) noexcept {
+  const geometry& shape = encoder.book.shape;
+  const std::uint32_t width = shape.width(run);
+  using batch = float_batch<Isa>;
+  beam_state states[2][max_beam] = {};
+  float* current = targets;
+  float* next = targets + std::size_t{max_beam} * width;
+  std::uint32_t held = 1;
+  metric_block_times(shape, encoder.metric, run, residual, current);
+  beam_state* from = states[0];
+  beam_state* to = states[1];
+  for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
+    const std::uint32_t group = stage * shape.subvectors + run;
+    const float* planes = encoder.planes + metric_plane_offset(shape, group);
+    const float* half_norms = encoder.half_norms + group * encoder.lanes;
+    const std::uint32_t room = stage + 1 == shape.stages ? 1 : encoder.beam;
+    std::uint32_t kept = 0;
+    std::uint32_t parents[max_beam] = {};
+    for (std::uint32_t state = 0; state < held; ++state) {
+      const float* y = current + std::size_t{state} * width;
+      for (std::size_t k = 0; k < encoder.lanes; k += batch::size) {
+        batch cost = batch::load_unaligned(half_norms + k);
+        for (std::uint32_t c = 0; c < width; ++c) {
+          cost = xsimd::fnma(batch(y[c]), batch::load_unaligned(planes + c * encoder.lanes + k), cost);
+        }
+        cost.store_unaligned(costs + k);
+      }
+      for (std::uint32_t k = 0; k < shape.centroids; ++k) {
+        const float cost = from[state].cost + costs[k];
+        if (kept == room && !(cost < to[kept - 1].cost)) {
+          continue;
+        }
+        // Insert behind equals: the lowest state and code come first.
+        std::uint32_t place = kept < room ? kept++ : room - 1;
+        for (; place > 0 && cost < to[place - 1].cost; --place) {
+          to[place] = to[place - 1];
+          parents[place] = parents[place - 1];
+        }
+        to[place] = from[state];
+        to[place].cost = cost;
+        to[place].codes[stage] = static_cast<std::uint16_t>(k);
+        parents[place] = state;
+      }
+    }
+    if (stage + 1 < shape.stages) {
+      const float* centroids = encoder.book.group(group);
+      float turned[max_dim];
+      for (std::uint32_t i = 0; i < kept; ++i) {
+        metric_block_times(shape, encoder.metric, group, centroids + std::size_t{to[i].codes[stage]} * width, turned);
+        for (std::uint32_t c = 0; c < width; ++c) {
+          next[std::size_t{i} * width + c] = current[std::size_t{parents[i]} * width + c] - turned[c];
+        }
+      }
+    }
+    held = kept;
+    std::swap(from, to);
+    std::swap(current, next);
+  }
+  for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
+    codes[std::size_t{stage} * shape.subvectors] = from[0].codes[stage];
+  }
+}
+
+/// Scratch of encode_metric_block.
+struct metric_block_scratch {
+  float* residuals = nullptr;  ///< (metric_block_rows, dim): the rows in coded order on entry
+  float* applied = nullptr;    ///< the same size: residual * metric on exit, when there are sweeps
+  float* costs = nullptr;      ///< lanes
+  float* targets = nullptr;    ///< 2 * max_beam * max_width
+
+  void carve(carver& memory, const geometry& shape) noexcept {
+    residuals = memory.take<float>(metric_block_rows * shape.dim);
+    applied = memory.take<float>(metric_block_rows * shape.dim);
+    costs = memory.take<float>(metric_padded(shape.centroids));
+    targets = memory.take<float>(std::size_t{2} * max_beam * shape.max_width());
+  }
+};
+
+/// Up to metric_block_rows rows: codes of each sub-vector alone, then sweeps.
+template <class Isa>
+void encode_metric_block(const metric_encoder& encoder, std::size_t rows, std::uint32_t sweeps,
+                         const metric_block_scratch& scratch, std::uint16_t* codes) noexcept {
+  float* residuals = scratch.residuals;
+  float* applied = scratch.applied;
   const geometry& shape = encoder.book.shape;
   const std::size_t dim = shape.dim;
   const std::size_t groups = shape.groups();
@@ -218,16 +316,22 @@ void encode_metric_block(const metric_encoder& encoder, std::size_t rows, std::u
     return find_centroid<Isa>(encoder.planes + metric_plane_offset(shape, group),
                               encoder.half_norms + group * encoder.lanes, encoder.lanes, shape.width(group), y);
   };
-  for (std::uint32_t group = 0; group < groups; ++group) {
-    const std::uint32_t width = shape.width(group);
-    const float* centroids = encoder.book.group(group);
+  for (std::uint32_t subvector = 0; subvector < shape.subvectors; ++subvector) {
     for (std::size_t r = 0; r < rows; ++r) {
-      float* run = residuals + r * dim + shape.first_channel(group);
-      metric_block_times(shape, encoder.metric, group, run, y);
-      const std::uint16_t code = find(group);
-      codes[r * groups + group] = code;
-      for (std::uint32_t c = 0; c < width; ++c) {
-        run[c] -= centroids[std::size_t{code} * width + c];
+      float* run = residuals + r * dim + shape.first_channel(subvector);
+      std::uint16_t* row_codes = codes + r * groups;
+      if (shape.stages == 1) {
+        metric_block_times(shape, encoder.metric, subvector, run, y);
+        row_codes[subvector] = find(subvector);
+      } else {
+        search_stages<Isa>(encoder, subvector, run, scratch.costs, scratch.targets, row_codes + subvector);
+      }
+      for (std::uint32_t group = subvector; group < groups; group += shape.subvectors) {
+        const std::uint32_t width = shape.width(group);
+        const float* centroid = encoder.book.group(group) + std::size_t{row_codes[group]} * width;
+        for (std::uint32_t c = 0; c < width; ++c) {
+          run[c] -= centroid[c];
+        }
       }
     }
   }
@@ -294,15 +398,15 @@ inline status build_metric_encoder(const codebook_view& book, const float* metri
 [[nodiscard]] inline std::size_t metric_encode_workspace_bytes(const geometry& shape) noexcept {
   carver memory;
   memory.take<float>(shape.dim);
-  memory.take<float>(detail::metric_block_rows * shape.dim);
-  memory.take<float>(detail::metric_block_rows * shape.dim);
+  detail::metric_block_scratch{}.carve(memory, shape);
   return memory.required();
 }
 
 /// Codes of `rows` (tokens, dim), any dtype and strides: `codes` (tokens, groups). Each row is coded alone; the same
 /// row gets the same codes in any call. Two sweeps are usually enough.
 /// Errors: shape mismatch, NaN or infinity with its row and column (codes of earlier rows may have been written),
-/// workspace too small. Cost per row: (1 + sweeps) * stages * dim * (K + dim) multiply-adds; no allocation.
+/// workspace too small, a beam outside 1 to 8. Cost per row: (beam + sweeps) * stages * dim * (K + dim) multiply-adds;
+/// no allocation.
 template <class Isa = isa::native>
 status encode_with_metric(const metric_encoder& encoder, const rows_view& rows, std::uint32_t sweeps, void* workspace,
                           std::size_t workspace_bytes, std::uint16_t* codes) noexcept {
@@ -311,10 +415,13 @@ status encode_with_metric(const metric_encoder& encoder, const rows_view& rows, 
   if (rows.cols != shape.dim) {
     return failure(status_code::shape_mismatch, "rows.cols", "must equal geometry.dim", shape.dim, rows.cols);
   }
+  if (encoder.beam < 1 || encoder.beam > detail::max_beam) {
+    return failure(status_code::invalid_argument, "encoder.beam", "must be 1 to 8", detail::max_beam, encoder.beam);
+  }
   carver memory(workspace, workspace_bytes);
   auto* row = memory.take<float>(shape.dim);
-  auto* residuals = memory.take<float>(detail::metric_block_rows * shape.dim);
-  auto* applied = memory.take<float>(detail::metric_block_rows * shape.dim);
+  detail::metric_block_scratch scratch;
+  scratch.carve(memory, shape);
   if (workspace == nullptr || !memory.fits()) {
     return failure(status_code::capacity, "workspace", "is too small for encoding", memory.used(), workspace_bytes);
   }
@@ -328,10 +435,10 @@ status encode_with_metric(const metric_encoder& encoder, const rows_view& rows, 
         if (!is_finite(value)) {
           return failure(status_code::not_finite, "rows", "has a NaN or infinity", first + r, shape.channel(p));
         }
-        residuals[r * shape.dim + p] = value;
+        scratch.residuals[r * shape.dim + p] = value;
       }
     }
-    detail::encode_metric_block<Isa>(encoder, count, sweeps, residuals, applied, codes + first * shape.groups());
+    detail::encode_metric_block<Isa>(encoder, count, sweeps, scratch, codes + first * shape.groups());
   }
   return {};
 }
