@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+# Files that repeat the version must repeat this one.
+include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
+file(READ "${SOURCE}/CITATION.cff" citation)
+if(NOT citation MATCHES "\nversion: ([0-9.]+)\n" OR NOT CMAKE_MATCH_1 STREQUAL VERSION)
+  message(FATAL_ERROR "CITATION.cff is of version ${CMAKE_MATCH_1}, not ${VERSION}")
+endif()
+if(NOT citation MATCHES "arXiv:2604.18137")
+  message(FATAL_ERROR "CITATION.cff does not name the paper")
+endif()
+file(READ "${SOURCE}/packaging/vcpkg/pqattn/vcpkg.json" manifest)
+string(JSON port_version GET "${manifest}" version)
+string(JSON port_name GET "${manifest}" name)
+if(NOT port_version STREQUAL VERSION OR NOT port_name STREQUAL "pqattn")
+  message(FATAL_ERROR "vcpkg.json describes ${port_name} ${port_version}, not pqattn ${VERSION}")
+endif()
