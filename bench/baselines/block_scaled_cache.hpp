@@ -2,9 +2,8 @@
 // What a user would build instead: a KV cache of 8-bit or 4-bit numbers with one f16 scale per 32 (as ggml's q8_0 and
 // q4_0), one head's rows contiguous, and decode attention on it with VNNI dot products for keys and f32 multiply-adds
 // for values. The g query heads of a group share every load, unpacking and conversion; tokens are handled 16 / g at a
-// time so that sums stay in registers and one transposition reduces 16 of them.
-//
-// Needs AVX-512 with VNNI; without it `supported` is false and attend() does nothing.
+// time so that sums stay in registers and one transposition reduces 16 of them. Without AVX-512 VNNI plain loops do the
+// same, which is no strong baseline: `vector_dot_products` says which it is.
 #pragma once
 
 #include <algorithm>
@@ -102,31 +101,81 @@ template <int Bits>
 class block_scaled_attention {
  public:
   static constexpr std::size_t dim = 128;
-#if PQATTN_X86_AVX512VBMI
   static constexpr bool supported = true;
+#if PQATTN_X86_AVX512VBMI
+  static constexpr bool vector_dot_products = true;
 #else
-  static constexpr bool supported = false;
+  static constexpr bool vector_dot_products = false;
 #endif
 
   block_scaled_rows<Bits> keys{dim};
   block_scaled_rows<Bits> values{dim};
 
-  /// out (rows, 128) = attention of the queries (rows, 128, scale multiplied in) over all tokens. rows: 1, 2, 4 or 8.
-  void attend([[maybe_unused]] const float* queries, [[maybe_unused]] std::size_t rows,
-              [[maybe_unused]] float* out) const {
+  /// out (rows, 128) = attention of the queries (rows, 128, scale multiplied in) over the given tokens. rows: 1, 2, 4 or 8.
+  void attend(const float* queries, std::size_t rows, pqattn::slot_range tokens, float* out) const {
 #if PQATTN_X86_AVX512VBMI
     switch (rows) {
-      case 1: return run<1>(queries, out);
-      case 2: return run<2>(queries, out);
-      case 4: return run<4>(queries, out);
+      case 1: return run<1>(queries, tokens, out);
+      case 2: return run<2>(queries, tokens, out);
+      case 4: return run<4>(queries, tokens, out);
       default:
-        run<4>(queries, out);
-        return run<4>(queries + 4 * dim, out + 4 * dim);
+        run<4>(queries, tokens, out);
+        return run<4>(queries + 4 * dim, tokens, out + 4 * dim);
+    }
+#else
+    for (std::size_t row = 0; row < rows; ++row) {
+      run_plain(queries + row * dim, tokens, out + row * dim);
     }
 #endif
   }
+  void attend(const float* queries, std::size_t rows, float* out) const {
+    attend(queries, rows, {0, keys.size()}, out);
+  }
 
+  /// Whether attend() is attention, by plain loops over what the cache holds.
+  [[nodiscard]] bool answers_right(const float* queries, pqattn::slot_range tokens, std::size_t rows) const {
+    std::vector<float> out(rows * dim);
+    attend(queries, rows, tokens, out.data());
+    std::vector<float> expected(dim);
+    double error = 0.0;
+    double signal = 0.0;
+    for (std::size_t row = 0; row < rows; ++row) {
+      run_plain(queries + row * dim, tokens, expected.data());
+      for (std::size_t c = 0; c < dim; ++c) {
+        const double want = static_cast<double>(expected[c]);
+        const double difference = static_cast<double>(out[row * dim + c]) - want;
+        error += difference * difference;
+        signal += want * want;
+      }
+    }
+    return error <= 1e-3 * signal;
+  }
  private:
+  void run_plain(const float* query, pqattn::slot_range tokens, float* out) const {
+    std::vector<float> scores(tokens.count);
+    float largest = pqattn::masked_score;
+    for (std::size_t t = 0; t < tokens.count; ++t) {
+      float score = 0.0f;
+      for (std::size_t c = 0; c < dim; ++c) {
+        score += query[c] * keys.at(tokens.first + t, c);
+      }
+      scores[t] = score;
+      largest = std::max(largest, score);
+    }
+    float sum = 0.0f;
+    std::fill(out, out + dim, 0.0f);
+    for (std::size_t t = 0; t < tokens.count; ++t) {
+      const float weight = std::exp(scores[t] - largest);
+      sum += weight;
+      for (std::size_t c = 0; c < dim; ++c) {
+        out[c] += weight * values.at(tokens.first + t, c);
+      }
+    }
+    for (std::size_t c = 0; c < dim; ++c) {
+      out[c] /= sum;
+    }
+  }
+
 #if PQATTN_X86_AVX512VBMI
   using isa = pqattn::x86::avx512vbmi;
   static constexpr std::size_t tile = 256;
@@ -212,18 +261,33 @@ class block_scaled_attention {
     }
   }
 
+  /// The scales of a row go into the probabilities, and the zero level is subtracted at the end: what is left per channel is
+  /// to widen the number and one multiply-add per query row, whose factor is a broadcast from memory.
   template <std::size_t Rows>
   PQATTN_ALWAYS_INLINE void add_tile(std::size_t first, std::size_t count, const float* probabilities,
                                      float* out) const {
     constexpr std::size_t vectors = Rows == 1 ? 8 : 4;  // registers of channels at a time
-    const __m512 zero = _mm512_set1_ps(static_cast<float>(zero_level));
+    alignas(64) float weights[Rows][tile][4];           // one per block of channels
+    float mass[Rows][4];
+    for (std::size_t r = 0; r < Rows; ++r) {
+      __m128 total = _mm_setzero_ps();
+      for (std::size_t t = 0; t < count; ++t) {
+        const auto* scales = reinterpret_cast<const __m128i*>(values.row(first + t) + values.number_bytes());
+        const __m128 weight = _mm_mul_ps(_mm_cvtph_ps(_mm_loadl_epi64(scales)), _mm_set1_ps(probabilities[r * tile + t]));
+        _mm_store_ps(weights[r][t], weight);
+        total = _mm_add_ps(total, weight);
+      }
+      _mm_storeu_ps(mass[r], total);
+    }
     for (std::size_t part = 0; part < 8 / vectors; ++part) {
       __m512 sum[Rows][vectors];
       PQATTN_X86_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
         PQATTN_X86_UNROLL
         for (std::size_t i = 0; i < vectors; ++i) {
-          sum[r][i] = _mm512_loadu_ps(out + r * dim + (part * vectors + i) * 16);
+          const std::size_t channel = (part * vectors + i) * 16;
+          const float zero = mass[r][channel / 32] * static_cast<float>(zero_level);
+          sum[r][i] = _mm512_sub_ps(_mm512_loadu_ps(out + r * dim + channel), _mm512_set1_ps(zero));
         }
       }
       for (std::size_t t = 0; t < count; ++t) {
@@ -232,24 +296,13 @@ class block_scaled_attention {
           _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes()), _MM_HINT_T0);
           _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes() + 64), _MM_HINT_T0);
         }
-        const __m128 four =
-            _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + values.number_bytes())));
-        alignas(16) float scale[4];
-        _mm_store_ps(scale, four);
-        __m512 value[vectors];
         PQATTN_X86_UNROLL
         for (std::size_t i = 0; i < vectors; ++i) {
           const std::size_t channel = (part * vectors + i) * 16;
-          const __m128i bytes = load_sixteen(row, channel);
-          const __m512 number = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-          value[i] = _mm512_mul_ps(_mm512_sub_ps(number, zero), _mm512_set1_ps(scale[channel / 32]));
-        }
-        PQATTN_X86_UNROLL
-        for (std::size_t r = 0; r < Rows; ++r) {
-          const __m512 weight = _mm512_set1_ps(probabilities[r * tile + t]);
+          const __m512 value = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_sixteen(row, channel)));
           PQATTN_X86_UNROLL
-          for (std::size_t i = 0; i < vectors; ++i) {
-            sum[r][i] = _mm512_fmadd_ps(value[i], weight, sum[r][i]);
+          for (std::size_t r = 0; r < Rows; ++r) {
+            sum[r][i] = _mm512_fmadd_ps(value, _mm512_set1_ps(weights[r][t][channel / 32]), sum[r][i]);
           }
         }
       }
@@ -273,7 +326,7 @@ class block_scaled_attention {
   }
 
   template <std::size_t Rows>
-  void run(const float* queries, float* out) const {
+  void run(const float* queries, pqattn::slot_range tokens, float* out) const {
     rounded_query rounded[Rows];
     float maximum[Rows];
     float sum[Rows] = {};
@@ -283,8 +336,9 @@ class block_scaled_attention {
     }
     std::fill(out, out + Rows * dim, 0.0f);
     alignas(64) float scores[Rows * tile];
-    for (std::size_t first = 0; first < keys.size(); first += tile) {
-      const std::size_t count = std::min(tile, keys.size() - first);
+    const std::size_t end = tokens.first + tokens.count;
+    for (std::size_t first = tokens.first; first < end; first += tile) {
+      const std::size_t count = std::min(tile, end - first);
       score_tile<Rows>(rounded, first, count, scores);
       for (std::size_t r = 0; r < Rows; ++r) {
         float rescale = 1.0f;

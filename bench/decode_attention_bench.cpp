@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT
+// One decode step of one KV head and its group of g query heads, tables and all, through the public level-0 API, and what
+// a user would run instead. Every iteration takes the next of so many heads that none is in a cache when its turn comes.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <memory>
+#include <random>
+
+#include "baselines/block_scaled_cache.hpp"
+#include "baselines/exact_cache.hpp"
+#include "baselines/scalar_lookup.hpp"
+#include "support/coded_heads.hpp"
+#include "support/counters.hpp"
+
+namespace {
+
+using bench::coded_heads;
+using bench::decode_step;
+using bench::head_shape;
+
+/// Arguments d, m, bits, n, g, threads.
+head_shape shape_of(const benchmark::State& state) {
+  return {static_cast<std::uint32_t>(state.range(0)), static_cast<std::uint32_t>(state.range(1)),
+          static_cast<std::uint32_t>(state.range(2)), static_cast<std::size_t>(state.range(3))};
+}
+std::size_t rows_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(4)); }
+std::size_t threads_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(5)); }
+
+bench::port_bound bound_of(const head_shape& shape, double rows, bool rotary) {
+  bench::port_bound bound = rotary ? bench::port_bound::rotary(shape.dim, rows, shape.bits)
+                                   : bench::port_bound::tables(shape.subvectors, rows, shape.bits);
+  bound += bench::port_bound::values(shape.dim, rows, shape.bits);
+  return bound;
+}
+
+/// Calls step.run on one head after the other.
+template <class Isa>
+void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqattn::host_bank<Isa>>& step,
+               const pqattn::rope& rotation) {
+  std::size_t next = 0;
+  for (auto iteration : state) {
+    if (!step.run(heads.head(next, rotation))) {
+      state.SkipWithError("attend refused");
+      break;
+    }
+    benchmark::DoNotOptimize(step.out.data());
+    next = next + 1 < heads.count() ? next + 1 : 0;
+  }
+  bench::label<Isa>(state);
+}
+
+template <class Isa, bool Rotary>
+void decode_coded(benchmark::State& state) {
+  const head_shape shape = shape_of(state);
+  coded_heads<Isa> heads(shape);
+  const bench::rotation_of rope(shape.dim);
+  const pqattn::rope rotation = Rotary ? rope.get() : pqattn::rope{};
+  decode_step<pqattn::host_bank<Isa>> step(heads.bank(), heads.head(0, rotation), shape.dim, rows_of(state),
+                                           threads_of(state));
+  run_heads(state, heads, step, rotation);
+  bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
+  bench::count_ports(state, shape.tokens, bound_of(shape, static_cast<double>(rows_of(state)), Rotary));
+}
+void decode_tables(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state); }
+void decode_rotary(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state); }
+
+/// Peaked attention: each query head looks for one stored key, at a random place of its own, with a score so far above the
+/// rest that all but a 1e-4th of the probability lies there; value blocks below skip_mass = 1e-4 in all are left out.
+void decode_peaked(benchmark::State& state) {
+  const head_shape shape = shape_of(state);
+  const std::size_t rows = rows_of(state);
+  coded_heads<pqattn::isa::native> heads(shape);
+  auto& bank = heads.bank();
+  decode_step<pqattn::host_bank<>> step(bank, heads.head(0), shape.dim, rows, threads_of(state));
+  step.params.skip_mass = 1e-4f;
+  std::mt19937 random(3);
+  std::vector<std::vector<float>> queries(heads.count(), std::vector<float>(rows * shape.dim));
+  for (std::size_t head = 0; head < heads.count(); ++head) {
+    const auto tokens = heads.head(head);
+    for (std::size_t row = 0; row < rows; ++row) {
+      float* query = queries[head].data() + row * shape.dim;
+      static_cast<void>(bank.decode(tokens.keys.book, tokens.keys.codes, {random() % shape.tokens, 1},
+                                    pqattn::ref_rows(query, 1, shape.dim)));
+      for (std::size_t c = 0; c < shape.dim; ++c) {
+        query[c] *= 2.0f;
+      }
+    }
+  }
+  std::size_t next = 0;
+  for (auto iteration : state) {
+    step.queries.swap(queries[next]);
+    if (!step.run(heads.head(next))) {
+      state.SkipWithError("attend refused");
+      break;
+    }
+    step.queries.swap(queries[next]);
+    benchmark::DoNotOptimize(step.out.data());
+    next = next + 1 < heads.count() ? next + 1 : 0;
+  }
+  bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
+  bench::label<pqattn::isa::native>(state);
+}
+
+/// Exact rows of one element type, all heads one after the other: keys of a head, then its values.
+template <class Element>
+struct exact_heads {
+  std::size_t dim;
+  std::size_t tokens;
+  std::size_t count;
+  const Element* data;
+
+  exact_heads(std::size_t dim_, std::size_t tokens_)
+      : dim(dim_), tokens(tokens_), count(std::max<std::size_t>(1, bench::cold_bytes() / bytes())), data(make()) {}
+  [[nodiscard]] std::size_t bytes() const { return 2 * tokens * dim * sizeof(Element); }
+  [[nodiscard]] const Element* side(std::size_t index) const { return data + index * tokens * dim; }
+
+ private:
+  [[nodiscard]] const Element* make() const {
+    if constexpr (std::is_same_v<Element, float>) {
+      return bench::random_elements<float>(count * 2 * tokens * dim, [](float x) { return x; });
+    } else {
+      return bench::random_elements<Element>(count * 2 * tokens * dim, [](float x) { return pqattn::to_half(x); });
+    }
+  }
+};
+
+/// Arguments d, n, g, threads: exact rows through the public API.
+template <class Element>
+void attend_rows(benchmark::State& state) {
+  const auto dim = static_cast<std::uint32_t>(state.range(0));
+  const exact_heads<Element> heads(dim, static_cast<std::size_t>(state.range(1)));
+  const auto head = [&](std::size_t index) {
+    pqattn::segment<std::byte*> tokens;
+    tokens.keys.rows = pqattn::view_rows(heads.side(2 * index), heads.tokens, heads.dim);
+    tokens.values.rows = pqattn::view_rows(heads.side(2 * index + 1), heads.tokens, heads.dim);
+    tokens.slots = {0, heads.tokens};
+    return tokens;
+  };
+  pqattn::host_bank<> bank;
+  decode_step<pqattn::host_bank<>> step(bank, head(0), dim, static_cast<std::size_t>(state.range(2)),
+                                        static_cast<std::size_t>(state.range(3)));
+  std::size_t next = 0;
+  for (auto iteration : state) {
+    if (!step.run(head(next))) {
+      state.SkipWithError("attend refused");
+      break;
+    }
+    benchmark::DoNotOptimize(step.out.data());
+    next = next + 1 < heads.count ? next + 1 : 0;
+  }
+  bench::count_tokens(state, heads.tokens, 2.0 * dim * sizeof(Element));
+  bench::label<pqattn::isa::native>(state);
+}
+
+#if PQATTN_X86_AVX2
+/// Arguments d, n, g: the exact kernels alone, without modifiers, parts or checks.
+template <class Isa, class Element>
+void exact_kernels(benchmark::State& state) {
+  const exact_heads<Element> heads(static_cast<std::size_t>(state.range(0)), static_cast<std::size_t>(state.range(1)));
+  const auto rows = static_cast<std::size_t>(state.range(2));
+  const std::vector<float> queries = bench::normals(rows * heads.dim, 0.1f);
+  std::vector<float> out(rows * heads.dim);
+  std::size_t next = 0;
+  for (auto iteration : state) {
+    const auto side = [&](std::size_t which) {
+      return pqattn::x86::exact_rows<Element>{heads.side(2 * next + which), heads.tokens, heads.dim,
+                                              static_cast<std::ptrdiff_t>(heads.dim)};
+    };
+    bench::attend_exact<Isa>(side(0), side(1), queries.data(), rows, out.data());
+    benchmark::DoNotOptimize(out.data());
+    next = next + 1 < heads.count ? next + 1 : 0;
+  }
+  bench::count_tokens(state, heads.tokens, 2.0 * static_cast<double>(heads.dim) * sizeof(Element));
+  state.SetLabel(Isa::name);
+}
+#endif
+
+/// Heads of one cache of scaled integers. Filling takes long, so the caches of one width stay for the whole program.
+template <int Bits>
+const bench::block_scaled_attention<Bits>& scaled_cache(std::size_t tokens) {
+  static bench::block_scaled_attention<Bits> cache;
+  static const std::vector<float> pattern = bench::normals(128 * 1021);
+  while (cache.keys.size() < tokens) {
+    cache.keys.append(pattern.data() + cache.keys.size() % 1021 * 128);
+    cache.values.append(pattern.data() + (cache.values.size() + 5) % 1021 * 128);
+  }
+  return cache;
+}
+
+/// Arguments n, g; d = 128.
+template <int Bits>
+void attend_scaled(benchmark::State& state) {
+  const auto tokens = static_cast<std::size_t>(state.range(0));
+  const auto rows = static_cast<std::size_t>(state.range(1));
+  const double bytes_per_token = 2.0 * static_cast<double>(bench::block_scaled_rows<Bits>(128).row_bytes());
+  const std::size_t heads = std::max<std::size_t>(
+      1, bench::cold_bytes() / static_cast<std::size_t>(static_cast<double>(tokens) * bytes_per_token));
+  const auto& cache = scaled_cache<Bits>(heads * tokens);
+  const std::vector<float> queries = bench::normals(rows * 128, 0.1f);
+  std::vector<float> out(rows * 128);
+  std::size_t next = 0;
+  for (auto iteration : state) {
+    cache.attend(queries.data(), rows, {next * tokens, tokens}, out.data());
+    benchmark::DoNotOptimize(out.data());
+    next = next + 1 < heads ? next + 1 : 0;
+  }
+  if (!cache.answers_right(queries.data(), {0, tokens}, rows)) {
+    state.SkipWithError("the baseline computes something else");
+  }
+  bench::count_tokens(state, tokens, bytes_per_token);
+  state.SetLabel(bench::block_scaled_attention<Bits>::vector_dot_products ? "vnni" : "plain loops");
+}
+
+/// Arguments n, g; d = 128, m = 32, 8 bits, one head.
+void attend_scalar(benchmark::State& state) {
+  const auto tokens = static_cast<std::size_t>(state.range(0));
+  const auto rows = static_cast<std::size_t>(state.range(1));
+  bench::scalar_codes keys{32, 4, std::vector<std::uint8_t>(32 * tokens), bench::normals(128 * 256)};
+  std::mt19937 random(3);
+  for (std::uint8_t& code : keys.codes) {
+    code = static_cast<std::uint8_t>(random());
+  }
+  const bench::scalar_codes values = keys;
+  const std::vector<float> queries = bench::normals(rows * 128, 0.1f);
+  std::vector<float> out(128);
+  std::vector<float> scores;
+  for (auto iteration : state) {
+    for (std::size_t row = 0; row < rows; ++row) {
+      bench::attend_by_scalar_lookup(keys, values, queries.data() + row * 128, scores, out.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  bench::count_tokens(state, tokens, 64);
+}
+
+constexpr std::int64_t lengths[] = {512, 4096, 32768, 131072, 1048576};
+constexpr std::int64_t groups[] = {1, 4, 8};
+
+void coded_arguments(benchmark::internal::Benchmark* family) {
+  family->ArgNames({"d", "m", "bits", "n", "g", "threads"})->UseRealTime();
+  for (const std::int64_t dim : {128, 64}) {
+    const std::int64_t codings[][2] = {{dim / 4, 8}, {dim / 2, 8}, {dim / 2, 4}, {dim / 8, 8}};
+    for (const auto& [subvectors, bits] : codings) {
+      for (const std::int64_t tokens : lengths) {
+        for (const std::int64_t rows : groups) {
+          for (const std::int64_t threads : {1, 2}) {
+            family->Args({dim, subvectors, bits, tokens, rows, threads});
+          }
+        }
+      }
+    }
+  }
+  for (const std::int64_t tokens : {64, 128, 256, 384, 768, 1024, 2048, 8192}) {
+    family->Args({128, 32, 8, tokens, 4, 1});
+  }
+}
+
+void exact_arguments(benchmark::internal::Benchmark* family) {
+  family->ArgNames({"d", "n", "g", "threads"})->UseRealTime();
+  for (const std::int64_t dim : {128, 64}) {
+    for (const std::int64_t tokens : lengths) {
+      for (const std::int64_t rows : groups) {
+        for (const std::int64_t threads : {1, 2}) {
+          family->Args({dim, tokens, rows, threads});
+        }
+      }
+    }
+  }
+  for (const std::int64_t tokens : {64, 128, 256, 384, 768, 1024, 2048, 8192}) {
+    family->Args({128, tokens, 4, 1});
+  }
+}
+
+void kernel_arguments(benchmark::internal::Benchmark* family) {
+  family->ArgNames({"d", "n", "g"})->UseRealTime();
+  for (const std::int64_t tokens : {512, 2048, 4096, 8192, 32768, 131072}) {
+    for (const std::int64_t rows : groups) {
+      family->Args({128, tokens, rows});
+    }
+  }
+  for (const std::int64_t tokens : {64, 128, 256, 384, 768, 1024}) {
+    family->Args({128, tokens, 4});
+  }
+}
+
+void scaled_arguments(benchmark::internal::Benchmark* family) {
+  family->ArgNames({"n", "g"})->UseRealTime();
+  for (const std::int64_t tokens : {512, 2048, 8192, 32768, 131072}) {
+    for (const std::int64_t rows : groups) {
+      family->Args({tokens, rows});
+    }
+  }
+}
+
+BENCHMARK(decode_tables)->Apply(coded_arguments);
+BENCHMARK(decode_rotary)->Apply(coded_arguments);
+BENCHMARK(decode_peaked)
+    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
+    ->UseRealTime()
+    ->Args({128, 32, 8, 32768, 4, 1});
+BENCHMARK(attend_rows<pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
+BENCHMARK(attend_rows<float>)->Name("attend_f32")->Apply(exact_arguments);
+BENCHMARK(attend_scaled<8>)->Name("attend_int8")->Apply(scaled_arguments);
+BENCHMARK(attend_scaled<4>)->Name("attend_int4")->Apply(scaled_arguments);
+BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({4096, 1})->Args({4096, 4});
+#if PQATTN_X86_AVX2
+BENCHMARK(exact_kernels<pqattn::x86::native, pqattn::half>)->Name("kernels_f16")->Apply(kernel_arguments);
+BENCHMARK(exact_kernels<pqattn::x86::avx2, pqattn::half>)->Name("kernels_f16_avx2")->Apply(kernel_arguments);
+BENCHMARK(decode_coded<pqattn::isa::avx2, false>)
+    ->Name("decode_tables_avx2")
+    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
+    ->UseRealTime()
+    ->Args({128, 64, 4, 32768, 1, 1})
+    ->Args({128, 64, 4, 32768, 4, 1});
+#endif
+
+}  // namespace

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// KV heads coded by the host bank, each with codebooks of its own, and decode attention on them through the public API.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "pqattn/attend/attend.hpp"
+#include "pqattn/bank/host/host_bank.hpp"
+#include "support/memory.hpp"
+#include "support/worker_pool.hpp"
+
+namespace bench {
+
+/// Shape of one run: `tokens` is a multiple of 64.
+struct head_shape {
+  std::uint32_t dim = 128;
+  std::uint32_t subvectors = 32;
+  std::uint32_t bits = 8;
+  std::size_t tokens = 0;
+
+  [[nodiscard]] pqattn::geometry geometry() const { return {dim, subvectors, 1u << bits, 1, nullptr}; }
+  /// Codes of keys and values.
+  [[nodiscard]] double code_bytes_per_token() const { return 2.0 * subvectors * bits / 8.0; }
+};
+
+/// A rotation over all channels, theta 10000.
+class rotation_of {
+ public:
+  explicit rotation_of(std::uint32_t dim) : frequencies_(dim / 2), memory_(pqattn::rope_floats(dim / 2)) {
+    pqattn::fill_rope_frequencies(frequencies_.data(), dim, 10000.0);
+    static_cast<void>(pqattn::build_rope(frequencies_.data(), dim / 2, pqattn::rope_pairing::half_split, memory_.data(),
+                                         rotation_));
+  }
+  rotation_of(const rotation_of&) = delete;
+  rotation_of& operator=(const rotation_of&) = delete;
+  [[nodiscard]] const pqattn::rope& get() const { return rotation_; }
+
+ private:
+  std::vector<float> frequencies_;
+  std::vector<float> memory_;
+  pqattn::rope rotation_;
+};
+
+/// As many heads of one shape as together exceed the caches: random codes, and a byte codebook per head for keys and for
+/// values. Memory is shared by all runs of one shape.
+template <class Isa = pqattn::isa::native>
+class coded_heads {
+ public:
+  using bank_type = pqattn::host_bank<Isa>;
+  using segment = pqattn::segment<std::byte*>;
+
+  explicit coded_heads(const head_shape& shape, std::size_t at_most = SIZE_MAX)
+      : shape_(shape),
+        code_bytes_(shape.tokens / pqattn::block_tokens * bank_.code_block_bytes(shape.geometry())),
+        book_bytes_(pqattn::align_up(bank_.codebook_bytes(shape.geometry(), pqattn::codebook_storage::i8))),
+        count_(std::clamp<std::size_t>(cold_bytes() / (2 * (code_bytes_ + book_bytes_)), 1, at_most)),
+        codes_(random_bytes(count_ * 2 * code_bytes_)),
+        books_(books(bank_, shape, count_, book_bytes_)) {}
+
+  [[nodiscard]] std::size_t count() const { return count_; }
+  [[nodiscard]] bank_type& bank() { return bank_; }
+  [[nodiscard]] const head_shape& shape() const { return shape_; }
+
+  [[nodiscard]] segment head(std::size_t index, const pqattn::rope& rotation = {}) const {
+    segment tokens;
+    tokens.keys = source(2 * index);
+    tokens.values = source(2 * index + 1);
+    tokens.slots = {0, shape_.tokens};
+    tokens.rotation = rotation;
+    return tokens;
+  }
+
+ private:
+  [[nodiscard]] pqattn::token_source<std::byte*> source(std::size_t side) const {
+    pqattn::token_source<std::byte*> result;
+    result.coded = true;
+    result.codes = {shape_.geometry(), codes_ + side * code_bytes_, nullptr};
+    result.book = {shape_.geometry(), pqattn::codebook_storage::i8, books_ + side * book_bytes_};
+    return result;
+  }
+
+  static std::byte* books(bank_type& bank, const head_shape& shape, std::size_t heads, std::size_t book_bytes) {
+    static std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>, pages> all;
+    const auto key = std::make_tuple(shape.dim, shape.subvectors, shape.bits);
+    auto place = all.find(key);
+    if (place == all.end() || place->second.size() < 2 * heads * book_bytes) {
+      if (place != all.end()) {
+        all.erase(place);
+      }
+      place = all.emplace(key, pages(2 * heads * book_bytes)).first;
+      const pqattn::geometry geometry = shape.geometry();
+      std::vector<float> centroids = normals(geometry.codebook_values());
+      static_cast<void>(pqattn::round_codebook(geometry, pqattn::codebook_storage::i8, centroids.data()));
+      std::byte* first = place->second.data();
+      static_cast<void>(bank.store_codebook({geometry, centroids.data()}, {geometry, pqattn::codebook_storage::i8, first}));
+      for (std::size_t side = 1; side < 2 * heads; ++side) {
+        std::memcpy(first + side * book_bytes, first, book_bytes);
+      }
+    }
+    return place->second.data();
+  }
+
+  bank_type bank_;
+  head_shape shape_;
+  std::size_t code_bytes_;
+  std::size_t book_bytes_;
+  std::size_t count_;
+  std::byte* codes_;
+  std::byte* books_;
+};
+
+/// Decode attention of `rows` query rows on one segment after the other, everything allocated beforehand.
+template <class Bank>
+class decode_step {
+ public:
+  decode_step(Bank& bank, const pqattn::segment<std::byte*>& like, std::uint32_t dim, std::size_t rows,
+              std::size_t workers)
+      : bank_(bank),
+        pool_(workers),
+        dim_(dim),
+        rows_(rows),
+        queries(normals(rows * dim)),
+        out(rows * dim),
+        tables_(like.keys.coded
+                    ? pqattn::attention_table_bytes(bank, like.keys.book.shape, rows, like.rotation)
+                    : 0),
+        workspace_(pqattn::attention_workspace_bytes(&like, 1, rows, dim, dim, workers)) {
+    params.parts = pool_.executor();
+    params.skip_mass = 0.0f;
+  }
+
+  pqattn::status run(pqattn::segment<std::byte*> tokens) {
+    tokens.tables = tables_.data();
+    return pqattn::attend(bank_, pqattn::view_rows(queries.data(), rows_, dim_), &tokens, 1, params, workspace_.data(),
+                          workspace_.size(), pqattn::ref_rows(out.data(), rows_, dim_), nullptr);
+  }
+
+ private:
+  Bank& bank_;
+  worker_pool pool_;
+  std::uint32_t dim_;
+  std::size_t rows_;
+
+ public:
+  std::vector<float> queries;  ///< (rows, dim)
+  std::vector<float> out;      ///< (rows, dim)
+  pqattn::attention_params params;
+
+ private:
+  pages tables_;
+  pages workspace_;
+};
+
+}  // namespace bench

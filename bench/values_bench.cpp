@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+// Weighted sums of coded values, on one head that stays in the second-level cache.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+
+#include "support/coded_heads.hpp"
+#include "support/counters.hpp"
+
+namespace {
+
+/// Arguments m, bits, n, g; d = 128.
+void accumulate(benchmark::State& state, pqattn::value_method method) {
+  constexpr std::size_t tile_slots = pqattn::tile_tokens;
+  const bench::head_shape shape{128, static_cast<std::uint32_t>(state.range(0)),
+                                static_cast<std::uint32_t>(state.range(1)), static_cast<std::size_t>(state.range(2))};
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  bench::coded_heads<> heads(shape, 1);
+  const auto head = heads.head(0);
+  const bench::pages memory(rows * tile_slots * sizeof(float));
+  auto* probabilities = reinterpret_cast<float*>(memory.data());
+  const std::vector<float> scores = bench::normals(rows * tile_slots);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    probabilities[i] = std::exp(scores[i] - 4.0f);
+  }
+  const pqattn::score_tile tile{probabilities, rows, tile_slots};
+  std::vector<float> out(rows * 128);
+  for (auto iteration : state) {
+    for (std::size_t first = 0; first < shape.tokens; first += tile_slots) {
+      static_cast<void>(heads.bank().accumulate_values(tile, head.values.book, head.values.codes,
+                                                       {first, std::min(tile_slots, shape.tokens - first)},
+                                                       {method, nullptr}, out.data(), 128));
+    }
+    benchmark::ClobberMemory();
+  }
+  bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token() / 2);
+  bench::count_ports(state, shape.tokens, bench::port_bound::values(128, static_cast<double>(rows), shape.bits));
+  bench::label<pqattn::isa::native>(state);
+}
+
+void value_arguments(benchmark::internal::Benchmark* family) {
+  family->ArgNames({"m", "bits", "n", "g"})->UseRealTime();
+  for (const auto& [subvectors, bits] : {std::pair{32, 8}, {64, 8}, {64, 4}, {16, 8}, {32, 9}}) {
+    for (const int rows : {1, 4, 8}) {
+      family->Args({subvectors, bits, 4096, rows});
+    }
+  }
+}
+
+BENCHMARK_CAPTURE(accumulate, values, pqattn::value_method::automatic)->Name("values")->Apply(value_arguments);
+BENCHMARK_CAPTURE(accumulate, histogram, pqattn::value_method::histogram)
+    ->Name("values_histogram")
+    ->ArgNames({"m", "bits", "n", "g"})
+    ->UseRealTime()
+    ->Args({64, 4, 4096, 4})
+    ->Args({32, 8, 4096, 4});
+
+}  // namespace
