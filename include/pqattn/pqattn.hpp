@@ -19,6 +19,7 @@
 #include "quant/codebook_rounding.hpp"
 #include "quant/geometry.hpp"
 #include "quant/rope.hpp"
+#include "quant/value_rotation.hpp"
 
 #include "bank/bank.hpp"
 #include "bank/host/host_bank.hpp"
@@ -39,4 +40,5 @@
 #include "cache/head_cache.hpp"
 #include "cache/layer_cache.hpp"
 #include "cache/page_pool.hpp"
+#include "cache/presets.hpp"
 #include "cache/sequence.hpp"

@@ -3,8 +3,11 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <cmath>
+#include <limits>
 #include <vector>
 
+#include "bank/scalar_bank.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
 #include "support/memory_resources.hpp"
 #include "support/message.hpp"
@@ -70,42 +73,15 @@ cache_config small_config(std::uint32_t d_k = 32, std::uint32_t d_v = 32) {
   return config;
 }
 
-/// Softmax attention of one query over given rows, in double.
-std::vector<double> attention(const float* query, const std::vector<float>& keys, const std::vector<float>& values,
-                              std::size_t tokens, std::size_t d_k, std::size_t d_v, double& lse) {
-  std::vector<double> scores(tokens);
-  double high = -1e300;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t c = 0; c < d_k; ++c) {
-      scores[t] += static_cast<double>(query[c]) * static_cast<double>(keys[t * d_k + c]);
-    }
-    scores[t] /= std::sqrt(static_cast<double>(d_k));
-    high = std::max(high, scores[t]);
-  }
-  double sum = 0.0;
-  std::vector<double> out(d_v);
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const double p = std::exp(scores[t] - high);
-    sum += p;
-    for (std::size_t c = 0; c < d_v; ++c) {
-      out[c] += p * static_cast<double>(values[t * d_v + c]);
-    }
-  }
-  for (double& x : out) {
-    x /= sum;
-  }
-  lse = high + std::log(sum);
-  return out;
-}
-
 struct attended {
   std::vector<float> out;
   std::vector<float> lse;
 };
 
-attended attend_to(const cache_type& cache, bank_type& bank, const std::vector<float>& queries, std::size_t rows,
+template <class Bank>
+attended attend_to(const head_cache<Bank>& cache, Bank& bank, const std::vector<float>& queries, std::size_t rows,
                    const attention_params& params = {}) {
-  attend_scratch<bank_type> scratch(bank, {});
+  attend_scratch<Bank> scratch(bank, {});
   const std::size_t d_v = cache.config().values.shape.dim;
   attended result{std::vector<float>(rows * d_v, -7.0f), std::vector<float>(rows, -7.0f)};
   REQUIRE_OK(cache.attend(view_rows(queries.data(), rows, cache.config().keys.shape.dim), params, scratch,
@@ -114,7 +90,8 @@ attended attend_to(const cache_type& cache, bank_type& bank, const std::vector<f
 }
 
 /// What the cache holds, as attention sees it.
-void read_all(const cache_type& cache, std::vector<float>& keys, std::vector<float>& values) {
+template <class Bank>
+void read_all(const head_cache<Bank>& cache, std::vector<float>& keys, std::vector<float>& values) {
   const std::size_t d_k = cache.config().keys.shape.dim;
   const std::size_t d_v = cache.config().values.shape.dim;
   keys.resize(cache.size() * d_k);
@@ -123,34 +100,114 @@ void read_all(const cache_type& cache, std::vector<float>& keys, std::vector<flo
 }
 
 /// Attention of the cache against double-precision attention over the rows it says it holds.
-void check_against_rows(const cache_type& cache, bank_type& bank, random_data& random, double tolerance) {
-  const std::size_t d_k = cache.config().keys.shape.dim;
-  const std::size_t d_v = cache.config().values.shape.dim;
-  const std::size_t rows = 3;
-  const std::vector<float> queries = random.normals(rows * d_k, 2.0f);
-  const attended got = attend_to(cache, bank, queries, rows);
+template <class Bank>
+void check_against_rows(const head_cache<Bank>& cache, Bank& bank, random_data& random, double tolerance,
+                        double lse_tolerance = 1e-4) {
+  pqattn_test::attention_case expected;
+  expected.rows = 3;
+  expected.tokens = cache.size();
+  expected.key_dim = cache.config().keys.shape.dim;
+  expected.value_dim = cache.config().values.shape.dim;
+  expected.scale = 1.0 / std::sqrt(static_cast<double>(expected.key_dim));
+  const std::vector<float> queries = random.normals(expected.rows * expected.key_dim, 2.0f);
   std::vector<float> keys;
   std::vector<float> values;
   read_all(cache, keys, values);
-  double error = 0.0;
-  double norm = 0.0;
-  for (std::size_t row = 0; row < rows; ++row) {
-    double lse = 0.0;
-    const std::vector<double> expected =
-        attention(queries.data() + row * d_k, keys, values, cache.size(), d_k, d_v, lse);
-    CHECK_THAT(static_cast<double>(got.lse[row]), Catch::Matchers::WithinAbs(lse, 1e-4));
-    for (std::size_t c = 0; c < d_v; ++c) {
-      const double difference = static_cast<double>(got.out[row * d_v + c]) - expected[c];
-      error += difference * difference;
-      norm += expected[c] * expected[c];
-    }
-  }
-  CHECK(std::sqrt(error / norm) < tolerance);
+  expected.queries = pqattn_test::to_doubles(queries);
+  expected.keys = pqattn_test::to_doubles(keys);
+  expected.values = pqattn_test::to_doubles(values);
+  const pqattn_test::attention_result reference = pqattn_test::reference_attention(expected);
+  const attended got = attend_to(cache, bank, queries, expected.rows);
+  CHECK(pqattn_test::max_error(got.lse, reference.lse) < lse_tolerance);
+  CHECK(std::sqrt(pqattn_test::nmse(got.out, reference.out)) < tolerance);
 }
 
-void append_singly(cache_type& cache, const token_stream& tokens, std::size_t first, std::size_t end) {
+template <class Bank>
+void append_singly(head_cache<Bank>& cache, const token_stream& tokens, std::size_t first, std::size_t end) {
   for (std::size_t t = first; t < end; ++t) {
     REQUIRE_OK(cache.append(tokens.key_rows(t, 1), tokens.value_rows(t, 1)));
+  }
+}
+
+/// Sum of squared differences of rows [first, end) as the cache holds them from what was put in.
+struct stored_error {
+  double keys = 0.0;
+  double values = 0.0;
+};
+template <class Bank>
+stored_error error_of(const head_cache<Bank>& cache, const token_stream& tokens, std::size_t first, std::size_t end) {
+  std::vector<float> keys;
+  std::vector<float> values;
+  read_all(cache, keys, values);
+  stored_error error;
+  for (std::size_t i = first * tokens.key_dim; i < end * tokens.key_dim; ++i) {
+    error.keys += std::pow(static_cast<double>(keys[i] - tokens.rotated[i]), 2);
+  }
+  for (std::size_t i = first * tokens.value_dim; i < end * tokens.value_dim; ++i) {
+    error.values += std::pow(static_cast<double>(values[i] - tokens.values[i]), 2);
+  }
+  return error;
+}
+
+/// A configuration with one switch (or all) thrown.
+struct switched {
+  const char* name;
+  void (*apply)(cache_config&);
+};
+constexpr switched all_switches = {"everything", [](cache_config& config) {
+                                     config.keys.metric = config.values.rotated = config.track_errors = true;
+                                     config.keys.joint_passes = config.values.joint_passes = 1;
+                                     config.keys.sweeps = config.values.sweeps = 1;
+                                     config.keys.shape.stages = config.values.shape.stages = 2;
+                                     config.attention_weights = true;
+                                     config.query_rows = 40;
+                                     config.coding_batch = 5;
+                                     config.window_tokens = 90;
+                                     config.outlier_share = 0.03f;
+                                   }};
+constexpr switched one_switch_each[] = {
+    {"metric from observed queries",
+     [](cache_config& config) {
+       config.keys.metric = true;
+       config.query_rows = 64;
+     }},
+    {"attention weights",
+     [](cache_config& config) {
+       config.attention_weights = true;
+       config.query_rows = 64;
+     }},
+    {"joint training",
+     [](cache_config& config) { config.keys.joint_passes = config.values.joint_passes = 2; }},
+    {"sweeps", [](cache_config& config) { config.keys.sweeps = config.values.sweeps = 2; }},
+    {"rotated values", [](cache_config& config) { config.values.rotated = true; }},
+    {"rotated values, exact keys",
+     [](cache_config& config) {
+       config.values.rotated = true;
+       config.keys.coded = false;
+     }},
+    {"batches", [](cache_config& config) { config.coding_batch = 24; }},
+    {"windows", [](cache_config& config) { config.window_tokens = 100; }},
+    {"outliers", [](cache_config& config) { config.outlier_share = 0.1f; }},
+    {"outliers, exact values",
+     [](cache_config& config) {
+       config.outlier_share = 0.1f;
+       config.values.coded = false;
+     }},
+    {"errors", [](cache_config& config) { config.track_errors = true; }},
+    all_switches,
+};
+
+/// Appends tokens in steps, showing the cache a query after each; `after` is called after each step.
+template <class Bank, class After>
+void append_and_observe(head_cache<Bank>& cache, const token_stream& tokens, random_data& random,
+                        const std::vector<std::size_t>& steps, const After& after) {
+  for (const std::size_t step : steps) {
+    const std::size_t first = cache.size();
+    REQUIRE_OK(cache.append(tokens.key_rows(first, step), tokens.value_rows(first, step)));
+    const std::vector<float> queries = random.normals(2 * tokens.key_dim);
+    const std::int64_t positions[] = {static_cast<std::int64_t>(first), static_cast<std::int64_t>(first + step - 1)};
+    REQUIRE_OK(cache.observe(view_rows(queries.data(), 2, tokens.key_dim), positions));
+    after();
   }
 }
 
@@ -534,6 +591,448 @@ TEST_CASE("importance weights pull the codebook towards the tokens that matter",
   CHECK(error_of_important(weights.data()) < 0.85 * error_of_important(nullptr));
 }
 
+TEST_CASE("with every switch attention equals attention over the rows a cache holds", "[cache]") {
+  random_data random(12);
+  CAPTURE(random.seed());
+  bank_type bank(exact_arithmetic);
+  const rope_memory rope(32);
+  const token_stream tokens(random, 1200, 32, 24, rope.rotation);
+  for (const switched& one : one_switch_each) {
+    INFO(one.name);
+    cache_config config = small_config(32, 24);
+    config.rotation = rope.rotation;
+    one.apply(config);
+    cache_type cache;
+    REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+    append_and_observe(cache, tokens, random, {3, 100, 50, 1, 1, 300, 2, 1, 400},
+                       [&] { check_against_rows(cache, bank, random, 2e-5); });
+    CHECK(cache.trained());
+    cache.refresh();
+    append_and_observe(cache, tokens, random, {100, 60, 1}, [&] { check_against_rows(cache, bank, random, 2e-5); });
+    CHECK(cache.epoch_count() > 1);
+    CHECK_FALSE(cache.refreshing());
+  }
+}
+
+TEST_CASE("the switches work on any bank", "[cache]") {
+  using scalar_bank = pqattn_test::scalar_bank;
+  random_data random(13);
+  CAPTURE(random.seed());
+  scalar_bank bank;
+  const rope_memory rope(12);
+  cache_config config = small_config(12, 10);
+  config.keys.shape = {12, 3, 8, 1};
+  config.values.shape = {10, 3, 8, 1};
+  config.train_tokens = 60;
+  config.rotation = rope.rotation;
+  all_switches.apply(config);
+  const token_stream tokens(random, 400, 12, 10, rope.rotation);
+  head_cache<scalar_bank> cache;
+  REQUIRE_OK(head_cache<scalar_bank>::make(bank, config, {}, cache));
+  append_and_observe(cache, tokens, random, {40, 60, 1, 200, 30}, [&] { check_against_rows(cache, bank, random, 2e-5); });
+  CHECK(cache.outlier_tokens() > 0);
+  CHECK(cache.epoch_count() > 1);
+}
+
+TEST_CASE("with every switch many short appends and one long one store the same", "[cache]") {
+  random_data random(14);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const rope_memory rope(32);
+  const token_stream tokens(random, 600, 32, 32, rope.rotation);
+  const std::vector<float> queries = random.normals(600 * 32);
+  std::vector<std::int64_t> positions(600);
+  for (std::size_t t = 0; t < 600; ++t) {
+    positions[t] = static_cast<std::int64_t>(t);
+  }
+  for (const switched& one : one_switch_each) {
+    INFO(one.name);
+    cache_config config = small_config();
+    config.rotation = rope.rotation;
+    config.exact_type = dtype::f16;
+    one.apply(config);
+    config.window_tokens = 0;  // windows belong to one long append
+    const std::size_t start = config.sinks + config.train_tokens;
+    cache_type caches[2];
+    for (cache_type& cache : caches) {
+      REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+    }
+    for (std::size_t t = 0; t < 600; ++t) {
+      REQUIRE_OK(caches[0].append(tokens.key_rows(t, 1), tokens.value_rows(t, 1)));
+      if (t + 1 < start) {
+        REQUIRE_OK(caches[0].observe(view_rows(queries.data() + t * 32, 1, 32), positions.data() + t));
+      }
+    }
+    REQUIRE_OK(caches[1].observe(view_rows(queries.data(), start - 1, 32), positions.data()));
+    REQUIRE_OK(caches[1].append(tokens.key_rows(0, start), tokens.value_rows(0, start)));
+    REQUIRE_OK(caches[1].append(tokens.key_rows(start, 600 - start), tokens.value_rows(start, 600 - start)));
+    std::vector<float> keys[2];
+    std::vector<float> values[2];
+    for (int i = 0; i < 2; ++i) {
+      read_all(caches[i], keys[i], values[i]);
+    }
+    CHECK(keys[0] == keys[1]);
+    CHECK(values[0] == values[1]);
+    CHECK(caches[0].outlier_tokens() == caches[1].outlier_tokens());
+    CHECK(caches[0].drift().largest() == caches[1].drift().largest());
+    const std::vector<float> query = random.normals(32);
+    CHECK(attend_to(caches[0], bank, query, 1).out == attend_to(caches[1], bank, query, 1).out);
+  }
+}
+
+TEST_CASE("with every switch each allocation may fail in turn", "[cache]") {
+  random_data random(15);
+  CAPTURE(random.seed());
+  const rope_memory rope(16);
+  const token_stream tokens(random, 900, 16, 16, rope.rotation);
+  const std::vector<float> queries = random.normals(30 * 16);
+  std::vector<std::int64_t> positions(30);
+  for (std::size_t i = 0; i < 30; ++i) {
+    positions[i] = static_cast<std::int64_t>(3 * i);
+  }
+  cache_config config = small_config(16, 16);
+  config.keys.shape = config.values.shape = {16, 4, 8, 1};
+  config.kmeans.iterations = 1;
+  config.rotation = rope.rotation;
+  all_switches.apply(config);
+  bool succeeded = false;
+  for (std::size_t fail = 0; !succeeded; ++fail) {
+    REQUIRE(fail < 600);
+    CAPTURE(fail);
+    counting_resource memory;
+    {
+      bank_type bank(memory.resource());
+      cache_type cache;
+      REQUIRE_OK(cache_type::make(bank, config, memory.resource(), cache));
+      std::size_t held = 0;
+      memory.fail_after = memory.allocations + fail;
+      status last;
+      for (const std::size_t step : {100, 300, 1, 60, 200}) {
+        if (held == 100) {
+          last = cache.observe(view_rows(queries.data(), 30, 16), positions.data());
+        }
+        if (last) {
+          last = cache.append(tokens.key_rows(held, step), tokens.value_rows(held, step));
+        }
+        if (!last) {
+          CHECK(last.code == status_code::out_of_memory);
+          break;
+        }
+        held += step;
+        if (held == 401) {
+          cache.refresh();
+        }
+      }
+      succeeded = last.ok();
+      memory.fail_after = std::numeric_limits<std::size_t>::max();
+      CHECK(cache.size() == held);
+      CHECK(cache.trained() == (held >= 400));
+      CHECK(cache.memory().total_bytes() == memory.live_bytes);
+      if (held != 0) {
+        check_against_rows(cache, bank, random, 2e-5);
+      }
+      // The failed call may be repeated.
+      if (!succeeded) {
+        REQUIRE_OK(cache.append(tokens.key_rows(held, 239), tokens.value_rows(held, 239)));
+        check_against_rows(cache, bank, random, 2e-5);
+        CHECK(cache.memory().total_bytes() == memory.live_bytes);
+      }
+    }
+    CHECK(memory.live_bytes == 0);
+    CHECK(memory.mistakes == 0);
+  }
+}
+
+TEST_CASE("transforms, epochs and outliers are in the memory report", "[cache]") {
+  random_data random(16);
+  CAPTURE(random.seed());
+  counting_resource memory;
+  bank_type bank(memory.resource());
+  const rope_memory rope(32);
+  cache_config config = small_config();
+  config.rotation = rope.rotation;
+  all_switches.apply(config);
+  const token_stream tokens(random, 1500, 32, 32, rope.rotation);
+  cache_type cache;
+  REQUIRE_OK(cache_type::make(bank, config, memory.resource(), cache));
+  append_and_observe(cache, tokens, random, {50, 100, 60, 700, 1, 80, 500},
+                     [&] { CHECK(cache.memory().total_bytes() == memory.live_bytes); });
+  const memory_report report = cache.memory();
+  CHECK(report.transforms_bytes == (32 * 33 / 2 + 33 * 32) * sizeof(float));
+  CHECK(cache.epoch_count() == 1 + 700 / 90 + 500 / 90);
+  CHECK(report.codebooks_bytes == cache.epoch_count() * 2 * 2 * 32 * 64 * 2);
+  const std::size_t most = static_cast<std::size_t>(0.03 * static_cast<double>(cache.coded_tokens()));
+  CHECK(cache.outlier_tokens() > most / 4);
+  CHECK(cache.outlier_tokens() <= most);
+  CHECK(report.exact_bytes >= (config.sinks + config.recent + cache.outlier_tokens()) * 64 * sizeof(float));
+}
+
+TEST_CASE("with coding on the host a decode step allocates nothing either", "[cache]") {
+  random_data random(17);
+  CAPTURE(random.seed());
+  counting_resource memory;
+  bank_type bank(memory.resource());
+  const rope_memory rope(32);
+  cache_config config = small_config();
+  config.rotation = rope.rotation;
+  all_switches.apply(config);
+  config.refresh_above = 1e6f;
+  const token_stream tokens(random, 700, 32, 32, rope.rotation);
+  cache_type cache;
+  attend_scratch<bank_type> scratch(bank, memory.resource());
+  REQUIRE_OK(cache_type::make(bank, config, memory.resource(), cache));
+  REQUIRE_OK(cache.append(tokens.key_rows(0, 200), tokens.value_rows(0, 200)));
+  REQUIRE_OK(cache.append(tokens.key_rows(200, 5), tokens.value_rows(200, 5)));
+  REQUIRE_OK(cache.prepare(2, 1, scratch));
+  const std::vector<float> queries = random.normals(64);
+  const std::int64_t positions[] = {204, 204};
+  std::vector<float> out(64);
+  const std::size_t before = memory.allocations;
+  for (std::size_t t = 205; t < 280; ++t) {
+    REQUIRE_OK(cache.append(tokens.key_rows(t, 1), tokens.value_rows(t, 1)));
+    REQUIRE_OK(cache.observe(view_rows(queries.data(), 2, 32), positions));
+    REQUIRE_OK(cache.attend(view_rows(queries.data(), 2, 32), {}, scratch, ref_rows(out.data(), 2, 32), nullptr));
+  }
+  CHECK(memory.allocations == before);
+  CHECK(cache.coded_tokens() > 200);
+}
+
+/// Squared errors of the scores of `queries` over coded rows, summed.
+double score_error(const cache_type& cache, const token_stream& tokens, const std::vector<float>& queries) {
+  std::vector<float> keys;
+  std::vector<float> values;
+  read_all(cache, keys, values);
+  double error = 0.0;
+  for (std::size_t q = 0; q < queries.size(); q += 32) {
+    for (std::size_t t = 0; t < cache.size(); ++t) {
+      double change = 0.0;
+      for (std::size_t c = 0; c < 32; ++c) {
+        change += static_cast<double>(queries[q + c]) *
+                  static_cast<double>(keys[t * 32 + c] - tokens.rotated[t * 32 + c]);
+      }
+      error += change * change;
+    }
+  }
+  return error;
+}
+
+TEST_CASE("a metric from the queries makes the scores of such queries better", "[cache]") {
+  random_data random(18);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const token_stream tokens(random, 500, 32, 32, {});
+  // Queries look along three directions only, spread over all sub-vectors.
+  const std::vector<float> directions = random.normals(3 * 32);
+  std::vector<float> queries(64 * 32);
+  std::vector<std::int64_t> positions(64);
+  std::vector<float> given(32 * 32);
+  for (std::size_t q = 0; q < 64; ++q) {
+    positions[q] = static_cast<std::int64_t>(100 + q);
+    for (std::size_t d = 0; d < 3; ++d) {
+      const float along = 0.2f * random.normal();
+      for (std::size_t c = 0; c < 32; ++c) {
+        queries[q * 32 + c] += along * directions[d * 32 + c];
+      }
+    }
+    for (std::size_t i = 0; i < 32 * 32; ++i) {
+      given[i] += queries[q * 32 + i / 32] * queries[q * 32 + i % 32];
+    }
+  }
+  for (std::size_t c = 0; c < 32; ++c) {
+    given[c * 33] += 0.5f;
+  }
+  double errors[4] = {};
+  for (int variant = 0; variant < 4; ++variant) {
+    cache_config config = small_config();
+    config.keys.metric = variant != 0;
+    config.keys.joint_passes = 2;
+    config.keys.sweeps = 2;
+    config.query_rows = 64;
+    cache_type cache;
+    REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+    REQUIRE_OK(cache.append(tokens.key_rows(0, 140), tokens.value_rows(0, 140)));
+    training_options options;
+    const rows_view rows = view_rows(queries.data(), 64, 32);
+    if (variant == 1) {
+      REQUIRE_OK(cache.observe(rows, positions.data()));
+    } else if (variant == 2) {
+      options.queries = rows;
+      options.query_positions = positions.data();
+    } else if (variant == 3) {
+      options.key_metric = given.data();
+    }
+    REQUIRE_OK(cache.append(tokens.key_rows(140, 360), tokens.value_rows(140, 360), nullptr, options));
+    CHECK((cache.memory().transforms_bytes != 0) == (variant != 0));
+    errors[variant] = score_error(cache, tokens, queries);
+  }
+  CHECK(errors[1] < 0.5 * errors[0]);
+  CHECK(errors[2] == errors[1]);
+  CHECK(errors[3] < 0.5 * errors[0]);
+}
+
+TEST_CASE("bad queries and metrics are refused, and change nothing", "[cache]") {
+  random_data random(19);
+  CAPTURE(random.seed());
+  bank_type bank;
+  cache_config config = small_config();
+  config.keys.metric = true;
+  config.query_rows = 8;
+  const token_stream tokens(random, 300, 32, 32, {});
+  cache_type cache;
+  REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+  REQUIRE_OK(cache.append(tokens.key_rows(0, 20), tokens.value_rows(0, 20)));
+  std::vector<float> numbers = random.normals(32 * 32);
+  const std::int64_t position = 3;
+  CHECK(cache.observe(view_rows(numbers.data(), 1, 31), &position).code == status_code::shape_mismatch);
+  CHECK(cache.observe(view_rows(numbers.data(), 1, 32), nullptr).code == status_code::invalid_argument);
+  training_options options;
+  options.key_metric = numbers.data();  // not positive definite
+  CHECK(cache.append(tokens.key_rows(20, 280), tokens.value_rows(20, 280), nullptr, options).code ==
+        status_code::invalid_argument);
+  numbers[7] = std::numeric_limits<float>::infinity();
+  CHECK(cache.append(tokens.key_rows(20, 280), tokens.value_rows(20, 280), nullptr, options).code ==
+        status_code::not_finite);
+  CHECK(cache.observe(view_rows(numbers.data(), 1, 32), &position).code == status_code::not_finite);
+  CHECK(cache.size() == 20);
+  CHECK(cache.memory().transforms_bytes == 0);
+  check_against_rows(cache, bank, random, 1e-6);
+  REQUIRE_OK(cache.append(tokens.key_rows(20, 280), tokens.value_rows(20, 280)));
+  CHECK(cache.trained());
+}
+
+TEST_CASE("rotated values lose less where channels go together", "[cache]") {
+  random_data random(20);
+  CAPTURE(random.seed());
+  bank_type bank;
+  token_stream tokens(random, 500, 32, 32, {});
+  const std::vector<float> mix = random.normals(4 * 32);
+  for (std::size_t t = 0; t < 500; ++t) {  // four sources behind 32 channels, and a mean
+    for (std::size_t c = 0; c < 32; ++c) {
+      float value = 3.0f + 0.05f * tokens.values[t * 32 + c];
+      for (std::size_t source = 0; source < 4; ++source) {
+        value += mix[source * 32 + c] * tokens.keys[t * 32 + source];
+      }
+      tokens.values[t * 32 + c] = value;
+    }
+  }
+  double errors[2] = {};
+  for (const bool rotated : {false, true}) {
+    cache_config config = small_config();
+    config.values.rotated = rotated;
+    cache_type cache;
+    REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+    REQUIRE_OK(cache.append(tokens.key_rows(0, 500), tokens.value_rows(0, 500)));
+    errors[rotated] = error_of(cache, tokens, 8, 460).values;
+  }
+  CHECK(errors[1] < 0.5 * errors[0]);
+}
+
+/// Keys and values of tokens from `first` on come from elsewhere.
+void move_away(token_stream& tokens, std::size_t first) {
+  for (std::size_t i = first * tokens.key_dim; i < tokens.keys.size(); ++i) {
+    tokens.keys[i] = tokens.rotated[i] = 2.0f * tokens.keys[i] + 10.0f;
+    tokens.values[i] = 2.0f * tokens.values[i] - 10.0f;
+  }
+}
+
+TEST_CASE("windows have codebooks of their own", "[cache]") {
+  random_data random(21);
+  CAPTURE(random.seed());
+  bank_type bank;
+  token_stream tokens(random, 1000, 32, 32, {});
+  move_away(tokens, 500);
+  stored_error errors[2];
+  for (const bool windows : {false, true}) {
+    cache_config config = small_config();
+    config.window_tokens = windows ? 230 : 0;
+    cache_type cache;
+    REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+    REQUIRE_OK(cache.append(tokens.key_rows(0, 1000), tokens.value_rows(0, 1000)));
+    CHECK(cache.epoch_count() == (windows ? 4U : 1U));
+    for (std::size_t i = 0; windows && i < 4; ++i) {
+      CHECK(cache.epoch(i).first == i * 230);
+    }
+    errors[windows] = error_of(cache, tokens, 8, 960);
+    check_against_rows(cache, bank, random, 2e-3, 5e-3);  // scores are in the hundreds
+  }
+  CHECK(errors[1].keys < 0.9 * errors[0].keys);
+  CHECK(errors[1].values < 0.9 * errors[0].values);
+}
+
+TEST_CASE("tokens that codes serve badly stay exact, within the budget", "[cache]") {
+  random_data random(22);
+  CAPTURE(random.seed());
+  bank_type bank;
+  token_stream tokens(random, 700, 32, 32, {});
+  const std::vector<std::size_t> odd = {470, 471, 500, 555, 600};
+  // They come after training, which would have given them centroids: outliers of the keys, the values, or both.
+  for (std::size_t i = 0; i < odd.size(); ++i) {
+    for (std::size_t c = 0; c < 32; ++c) {
+      const float distance = 30.0f * random.normal();
+      if (i % 3 != 1) {
+        tokens.keys[odd[i] * 32 + c] = tokens.rotated[odd[i] * 32 + c] = distance;
+      }
+      if (i % 3 != 0) {
+        tokens.values[odd[i] * 32 + c] = -distance;
+      }
+    }
+  }
+  cache_config config = small_config();
+  config.keys.shape.centroids = config.values.shape.centroids = 8;
+  config.outlier_share = 0.1f;
+  config.weight_exponent = 0.0f;
+  cache_type cache;
+  REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+  std::vector<float> weights(700, 1.0f);
+  weights[300] = 1000.0f;  // an ordinary token that matters
+  REQUIRE_OK(cache.append(tokens.key_rows(0, 450), tokens.value_rows(0, 450), weights.data()));
+  append_singly(cache, tokens, 450, 700);
+  CHECK(cache.outlier_tokens() >= odd.size());
+  CHECK(cache.outlier_tokens() <= std::size_t(0.1 * double(cache.coded_tokens())));
+  for (const std::size_t token : {300, 470, 471, 500, 555, 600}) {
+    CAPTURE(token);
+    const stored_error error = error_of(cache, tokens, token, token + 1);
+    CHECK(error.keys + error.values == 0.0);
+  }
+  check_against_rows(cache, bank, random, 2e-3, 5e-3);  // scores are in the hundreds
+}
+
+TEST_CASE("drift is noticed and answered by a new epoch", "[cache]") {
+  random_data random(23);
+  CAPTURE(random.seed());
+  bank_type bank;
+  token_stream tokens(random, 1600, 32, 32, {});
+  move_away(tokens, 600);
+  cache_config config = small_config();
+  config.refresh_above = 5.0f;
+  config.refresh_tokens = 200;
+  cache_type cache;
+  REQUIRE_OK(cache_type::make(bank, config, {}, cache));
+  append_singly(cache, tokens, 0, 600);
+  CHECK(cache.epoch_count() == 1);
+  CHECK(cache.drift().rows == 600 - 8 - 32);
+  CHECK(cache.drift().largest() < 3.0f);
+  std::size_t t = 600;
+  for (; !cache.refreshing(); ++t) {
+    REQUIRE(t < 900);
+    append_singly(cache, tokens, t, t + 1);
+  }
+  CHECK(cache.drift().largest() > 5.0f);
+  const std::size_t coded = cache.coded_tokens();
+  append_singly(cache, tokens, t, t + 199);
+  CHECK(cache.coded_tokens() == coded);  // collecting
+  append_singly(cache, tokens, t + 199, 1600);
+  CHECK(cache.epoch_count() == 2);
+  CHECK_FALSE(cache.refreshing());
+  CHECK(cache.epoch(1).first == coded);
+  CHECK(cache.drift().largest() < 3.0f);
+  const stored_error old_book = error_of(cache, tokens, 8 + coded - 20, 8 + coded);
+  const stored_error new_book = error_of(cache, tokens, 1400, 1420);
+  CHECK(new_book.keys < 0.3 * old_book.keys);
+  CHECK(new_book.values < 0.3 * old_book.values);
+  check_against_rows(cache, bank, random, 2e-3, 5e-3);  // scores are in the hundreds
+}
+
 TEST_CASE("configurations that cannot work are refused with a reason", "[cache]") {
   bank_type bank;
   cache_type cache;
@@ -553,6 +1052,18 @@ TEST_CASE("configurations that cannot work are refused with a reason", "[cache]"
   config.values.coded = false;
   config.values.shape.dim = 2000;
   CHECK(cache_type::make(bank, config, {}, cache).code == status_code::invalid_argument);
+  const auto refused = [&](void (*spoil)(cache_config&), status_code code) {
+    config = small_config();
+    spoil(config);
+    CHECK(cache_type::make(bank, config, {}, cache).code == code);
+  };
+  refused([](cache_config& c) { c.keys.rotated = true; }, status_code::unsupported);
+  refused([](cache_config& c) { c.values.metric = true; }, status_code::unsupported);
+  refused([](cache_config& c) { c.coding_batch = 0; }, status_code::invalid_argument);
+  refused([](cache_config& c) { c.window_tokens = 31; }, status_code::too_few_samples);
+  refused([](cache_config& c) { c.refresh_tokens = 31; }, status_code::too_few_samples);
+  refused([](cache_config& c) { c.outlier_share = 0.6f; }, status_code::invalid_argument);
+  refused([](cache_config& c) { c.refresh_above = -1.0f; }, status_code::invalid_argument);
   const rope_memory wide(64);
   config = small_config();
   config.rotation = wide.rotation;

@@ -192,4 +192,73 @@ TEST_CASE("a layer refuses what does not fit it", "[cache]") {
   CHECK(out[0] == 42.0f);
 }
 
+TEST_CASE("a layer shows its heads their queries and metrics, for any number of workers", "[cache]") {
+  random_data random(25);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const layer_data data(random, 400);
+  cache_config config = layer_config();
+  config.keys.metric = true;
+  config.values.rotated = true;
+  config.keys.sweeps = config.values.sweeps = 1;
+  config.query_rows = 32;
+  config.coding_batch = 8;
+  constexpr std::size_t q_heads = 2 * kv_heads;
+  const std::vector<float> queries = random.normals(90 * q_heads * key_dim);
+  std::vector<float> metrics(kv_heads * key_dim * key_dim);
+  for (std::size_t i = 0; i < metrics.size(); ++i) {
+    const std::size_t head = i / (key_dim * key_dim);
+    metrics[i] = i % (key_dim * key_dim) % (key_dim + 1) == 0 ? 1.0f + static_cast<float>((i + head) % 5) : 0.0f;
+  }
+  for (const bool given : {false, true}) {
+    CAPTURE(given);
+    layer_append_options options;
+    options.key_metrics = given ? metrics.data() : nullptr;
+    const auto fill = [&](layer_type& layer) {
+      REQUIRE_OK(layer.append(data.key_rows(0, 90), data.value_rows(0, 90), options));
+      REQUIRE_OK(layer.observe(token_major(queries, 0, 90, q_heads, key_dim), 0));
+      REQUIRE_OK(layer.append(data.key_rows(90, 200), data.value_rows(90, 200), options));
+      for (std::size_t t = 290; t < 400; ++t) {
+        REQUIRE_OK(layer.append(data.key_rows(t, 1), data.value_rows(t, 1)));
+      }
+    };
+    layer_type layer;
+    REQUIRE_OK(layer_type::make(bank, config, kv_heads, {}, {}, layer));
+    fill(layer);
+    pqattn_test::thread_executor threads(3);
+    layer_type threaded;
+    REQUIRE_OK(layer_type::make(bank, config, kv_heads, threads.get(), {}, threaded));
+    fill(threaded);
+    for (std::size_t head = 0; head < kv_heads; ++head) {
+      cache_config one = config;
+      one.kmeans.seed = mix_seed(config.kmeans.seed, head);
+      head_cache<bank_type> alone;
+      REQUIRE_OK(head_cache<bank_type>::make(bank, one, {}, alone));
+      training_options lesson;
+      lesson.key_metric = given ? metrics.data() + head * key_dim * key_dim : nullptr;
+      REQUIRE_OK(alone.append(data.key_rows(0, 90).head(head), data.value_rows(0, 90).head(head)));
+      for (std::int64_t t = 0; t < 90; ++t) {
+        const auto row = static_cast<std::size_t>(t) * q_heads + 2 * head;
+        const std::int64_t positions[] = {t, t};
+        REQUIRE_OK(alone.observe(view_rows(queries.data() + row * key_dim, 2, key_dim), positions));
+      }
+      REQUIRE_OK(alone.append(data.key_rows(90, 200).head(head), data.value_rows(90, 200).head(head), nullptr, lesson));
+      REQUIRE_OK(alone.append(data.key_rows(290, 110).head(head), data.value_rows(290, 110).head(head)));
+      const auto read = [](const head_cache<bank_type>& cache) {
+        std::vector<float> rows(400 * (key_dim + value_dim));
+        REQUIRE_OK(cache.read(0, ref_rows(rows.data(), 400, key_dim),
+                              ref_rows(rows.data() + 400 * key_dim, 400, value_dim)));
+        return rows;
+      };
+      const std::vector<float> expected = read(alone);
+      CHECK(read(layer.head(head)) == expected);
+      CHECK(read(threaded.head(head)) == expected);
+      CHECK(layer.head(head).memory().transforms_bytes != 0);
+    }
+  }
+  layer_type layer;
+  REQUIRE_OK(layer_type::make(bank, config, kv_heads, {}, {}, layer));
+  CHECK(layer.observe(token_major(queries, 0, 1, 4, key_dim), 0).code == status_code::shape_mismatch);
+}
+
 }  // namespace

@@ -77,7 +77,8 @@ struct cache_config {
   /// costs a codebook; together they cost less to train than one on all. Short appends use the last codebook.
   std::uint32_t window_tokens = 0;
   /// Share of the coded tokens that may stay exact, those with the largest importance * error: 16 bits an element and 4
-  /// bytes a token more for each. 0 codes every token.
+  /// bytes a token more for each, and reserve for the whole share. Where later tokens are like those trained on about
+  /// half of it is used. 0 codes every token.
   float outlier_share = 0.0f;
   /// Above 0: when the running error of newly coded tokens exceeds the training error this many times, the cache collects
   /// `refresh_tokens` exact tokens and trains the next epoch of its codebooks on them, starting from the last.

@@ -245,7 +245,10 @@ class head_cache {
   status prepare(std::size_t rows, std::size_t workers, attend_scratch<Bank>& scratch) const {
     segment<address> segments[max_segments];
     std::size_t count = collect_segments(address{}, segments);
-    // Room of the last chunks that is not yet used.
+    // Room that is not yet used: of outliers, of the last chunks.
+    segment<address>& outliers = segments[count++];
+    outliers = {};
+    outliers.slots.count = outliers_.room();
     for (std::size_t i = 0; i < chunk_count(); ++i) {
       const code_chunk<address>& chunk = chunk_source().chunk(i);
       if (chunk.first + chunk.slots > body_) {
@@ -289,7 +292,7 @@ class head_cache {
 
  private:
   /// Sinks, chunks of the body cut at epochs, outliers, recent window, and in prepare() chunks not yet used.
-  static constexpr std::size_t max_segments = max_chunks + max_epochs + 5;
+  static constexpr std::size_t max_segments = max_chunks + max_epochs + 6;
   /// Rows over which running errors average.
   static constexpr std::size_t error_memory = 256;
 
@@ -502,7 +505,8 @@ class head_cache {
       const float weight = lesson.importance[lesson.first + i * lesson.count / samples];
       key_errors[i] = outlier_score(epoch, weight, key_errors[i], value_errors[i]);
     }
-    const auto kept = static_cast<std::size_t>((1.0 - static_cast<double>(config_.outlier_share)) *
+    // Half of the share on the training rows: the budget is for what comes later, too.
+    const auto kept = static_cast<std::size_t>((1.0 - 0.5 * static_cast<double>(config_.outlier_share)) *
                                                static_cast<double>(samples - 1));
     std::nth_element(key_errors, key_errors + kept, key_errors + samples);
     epoch.outlier_above = key_errors[kept];

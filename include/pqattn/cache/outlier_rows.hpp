@@ -47,6 +47,8 @@ class outlier_rows {
     }
     ++slots_;
   }
+  /// Outliers there is memory for.
+  [[nodiscard]] std::size_t room() const noexcept { return positions_.capacity(); }
   [[nodiscard]] PQATTN_UNIT_MEMBER bool has_room() const noexcept { return positions_.size() < limit(slots_); }
   /// Keeps rows of f32 in exact form for the token of a slot.
   PQATTN_UNIT_MEMBER void add(std::size_t token, std::size_t slot, const float* key, const float* value) noexcept {

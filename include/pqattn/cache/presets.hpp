@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+// Cache configurations named by their code bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../config.hpp"
+#include "../quant/rope.hpp"
+#include "../train/channel_order.hpp"
+#include "cache_config.hpp"
+#include "policy.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+inline namespace PQATTN_ISA_UNIT {
+
+/// Fills `config` with what serves best at about `target_bits` code bits per element, the mean over K and V; about 1,
+/// 2, 3 and 4 are the usual ones. Shapes come from choose_preset (whose workspace it needs) for codebooks taught by
+/// `training_rows` tokens: additive stages trained together, keys in the metric of the queries and with rotation pairs
+/// side by side, values turned to principal components, codes chosen with two sweeps, bytes for centroids.
+///
+/// `rotation` is the model's RoPE, value-initialised for none; it and `key_order` (d_k entries, written) must outlive
+/// the cache. Show the cache its queries with observe(), or pass a metric with the append that trains; without either
+/// keys are coded without a metric. Change any field afterwards.
+///
+/// What it costs besides code bits, per head: stages * d * K bytes of codebook for K and for V (at d = 64 and 2 bits
+/// from 1536 rows 98 KiB), d_k (d_k + 1) / 2 + d_v (d_v + 1) floats of transforms, 40 exact tokens and up to 63 more
+/// that wait for their block; training about as long as three plain ones. docs/accuracy.md has the measured figures.
+/// Errors: as choose_preset; a rotation that does not fit d_k.
+inline status preset_config(std::uint32_t key_dim, std::uint32_t value_dim, const rope& rotation, double target_bits,
+                            std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
+                            std::uint16_t* key_order, cache_config& config) noexcept {
+  PQATTN_TRY(check_rope(rotation, key_dim));
+  pq_preset shapes;
+  PQATTN_TRY(choose_preset(key_dim, value_dim, target_bits, training_rows, workspace, workspace_bytes, shapes));
+  cache_config made;
+  fill_pair_order(rotation, key_dim, key_order);
+  made.rotation = rotation;
+  made.keys.shape = shapes.keys;
+  made.keys.shape.channel_order = key_order;
+  made.keys.metric = true;
+  made.values.shape = shapes.values;
+  made.values.rotated = true;
+  for (side_config* side : {&made.keys, &made.values}) {
+    side->joint_passes = 4;
+    side->sweeps = 2;
+  }
+  made.kmeans.iterations = 12;
+  made.query_rows = 512;
+  made.coding_batch = block_tokens;
+  const std::size_t least = std::size_t{made.recent} + 1;
+  made.train_tokens = static_cast<std::uint32_t>(training_rows < least ? least : training_rows);
+  if (made.max_training_tokens < made.train_tokens) {
+    made.max_training_tokens = made.train_tokens;
+  }
+  config = made;
+  return {};
+}
+
+}  // namespace PQATTN_ISA_UNIT
+
+}  // namespace v0
+}  // namespace pqattn
