@@ -35,7 +35,8 @@ pq_status report(const status& outcome, pq_error* error) noexcept {
   return code;
 }
 
-// --- conversions -------------------------------------------------------------------------------------------------------
+// --- conversions
+// -------------------------------------------------------------------------------------------------------
 
 status check_pointer(const void* pointer, const char* subject) noexcept {
   return pointer != nullptr ? status{} : failure(status_code::invalid_argument, subject, "is null");
@@ -145,7 +146,8 @@ status check_aligned(const void* memory, const char* subject) noexcept {
 
 }  // namespace
 
-// --- level 1 -----------------------------------------------------------------------------------------------------------
+// --- level 1
+// -----------------------------------------------------------------------------------------------------------
 
 struct pq_cache {
   pqattn::memory_resource resource;
@@ -265,9 +267,9 @@ status attend_layer(pq_cache* cache, const pq_const_rows* queries, const pq_atte
   PQATTN_TRY(read_params(given, &pq_attend_params_default, "params", params));
   pqattn::layer_attention_params converted;
   converted.scale = params.scale;
-  converted.first_position = given != nullptr ? params.first_position
-                                              : static_cast<std::int64_t>(cache->layer.size()) -
-                                                    static_cast<std::int64_t>(query_heads.rows.rows);
+  converted.first_position = params.first_position >= 0 ? params.first_position
+                                                        : static_cast<std::int64_t>(cache->layer.size()) -
+                                                              static_cast<std::int64_t>(query_heads.rows.rows);
   converted.causal = params.causal != 0;
   converted.window = params.window;
   converted.softcap = params.softcap;
@@ -293,7 +295,8 @@ status read_layer(const pq_cache* cache, std::size_t first, const pq_rows* keys,
   return {};
 }
 
-// --- level 0 -----------------------------------------------------------------------------------------------------------
+// --- level 0
+// -----------------------------------------------------------------------------------------------------------
 
 status convert_training(const pq_train_params* given, pq_train_params& read, pqattn::training_params& result) noexcept {
   PQATTN_TRY(read_params(given, &pq_train_params_default, "params", read));
@@ -318,7 +321,8 @@ status train(const pq_geometry* shape, const pq_const_rows* samples, const float
   PQATTN_TRY(check_pointer(centroids, "centroids"));
   bank_type bank(resource);
   pqattn::training_report done;
-  PQATTN_TRY(pqattn::train_codebook(bank, geometry, rows, weights, params, workspace, workspace_bytes, centroids, done));
+  PQATTN_TRY(
+      pqattn::train_codebook(bank, geometry, rows, weights, params, workspace, workspace_bytes, centroids, done));
   if (objective != nullptr) {
     *objective = done.objective;
   }
@@ -466,7 +470,9 @@ const char* pq_status_name(pq_status code) {
   return code < PQ_OK || code > PQ_IO_ERROR ? "unknown" : pqattn::name_of(static_cast<status_code>(code));
 }
 
-int32_t pq_version(void) { return PQATTN_VERSION; }
+int32_t pq_version(void) {
+  return PQATTN_VERSION;
+}
 
 #define PQ_TEXT_OF(number) #number
 #define PQ_TEXT(number) PQ_TEXT_OF(number)
@@ -474,7 +480,9 @@ const char* pq_version_string(void) {
   return PQ_TEXT(PQATTN_VERSION_MAJOR) "." PQ_TEXT(PQATTN_VERSION_MINOR) "." PQ_TEXT(PQATTN_VERSION_PATCH);
 }
 
-const char* pq_arch_name(void) { return bank_type().arch_name(); }
+const char* pq_arch_name(void) {
+  return bank_type().arch_name();
+}
 
 void pq_cache_config_default(pq_cache_config* config) {
   const pqattn::cache_config defaults;
@@ -496,6 +504,7 @@ void pq_cache_config_default(pq_cache_config* config) {
 void pq_attend_params_default(pq_attend_params* params) {
   *params = {};
   params->struct_bytes = sizeof *params;
+  params->first_position = -1;
   params->causal = 1;
 }
 
@@ -525,7 +534,9 @@ pq_status pq_cache_read(const pq_cache* cache, size_t first, const pq_rows* keys
   return report(read_layer(cache, first, keys, values), error);
 }
 
-size_t pq_cache_size(const pq_cache* cache) { return cache == nullptr ? 0 : cache->layer.size(); }
+size_t pq_cache_size(const pq_cache* cache) {
+  return cache == nullptr ? 0 : cache->layer.size();
+}
 
 size_t pq_cache_coded_tokens(const pq_cache* cache) {
   return cache == nullptr ? 0 : cache->layer.head(0).coded_tokens();
@@ -541,9 +552,9 @@ void pq_cache_memory(const pq_cache* cache, pq_memory_report* report) {
   }
   pqattn::memory_report memory = cache->layer.memory();
   memory.metadata_bytes += sizeof(pq_cache) + cache->rope_tables.size();
-  *report = {memory.codes_bytes,   memory.codebooks_bytes, memory.exact_bytes, memory.metadata_bytes,
-             memory.scratch_bytes, memory.total_bytes(),   memory.tokens,      memory.elements,
-             memory.bits_per_element()};
+  *report = {memory.codes_bytes,    memory.codebooks_bytes, memory.exact_bytes,
+             memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),
+             memory.tokens,         memory.elements,        memory.bits_per_element()};
 }
 
 size_t pq_codebook_floats(const pq_geometry* shape) {

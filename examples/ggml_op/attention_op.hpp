@@ -5,8 +5,8 @@
 //   finish_append (k, v)    rows move into the caches, or are dropped   barrier
 //   attend (q)              attention of this step's query tokens
 //
-// A thread works on the (stream, KV head) pairs ith, ith + nth, ...: no two threads touch one cache, and what is computed
-// for a pair does not depend on nth.
+// A thread works on the (stream, KV head) pairs ith, ith + nth, ...: no two threads touch one cache, and what is
+// computed for a pair does not depend on nth.
 #pragma once
 
 #include <pqattn/pqattn.hpp>
@@ -38,8 +38,8 @@ class layer_state {
   /// elements, any strides otherwise. dst is not written.
   static void begin_append(tensor* dst, int ith, int nth, void* userdata);
   static void finish_append(tensor* dst, int ith, int nth, void* userdata);
-  /// src[0] queries: ne = (dim, tokens, query_heads, streams), the newest tokens. dst: ne = (dim_v, query_heads, tokens,
-  /// streams).
+  /// src[0] queries: ne = (dim, tokens, query_heads, streams), the newest tokens. dst: ne = (dim_v, query_heads,
+  /// tokens, streams).
   static void attend(tensor* dst, int ith, int nth, void* userdata);
 
  private:

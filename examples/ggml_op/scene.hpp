@@ -10,8 +10,8 @@
 namespace ggml_op_example {
 
 struct scene_result {
-  std::vector<float> out;       ///< of the last step: (streams, tokens, query heads, dim_v)
-  double nmse = 0.0;            ///< of all steps against attention by the definition in double precision
+  std::vector<float> out;  ///< of the last step: (streams, tokens, query heads, dim_v)
+  double nmse = 0.0;       ///< of all steps against attention by the definition in double precision
   std::size_t tokens = 0;
   std::size_t coded_tokens = 0;
   double bits_per_element = 0.0;

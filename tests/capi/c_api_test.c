@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * The C interface as a C11 program meets it: caches and level 0 against attention in double precision, errors with their
- * messages, allocators that count and refuse, executors that shuffle. */
+ * The C interface as a C11 program meets it: caches and level 0 against attention in double precision, errors with
+ * their messages, allocators that count and refuse, executors that shuffle. */
 #include <math.h>
 #include <pqattn/c/pqattn.h>
 #include <stdio.h>
@@ -176,6 +176,19 @@ static void test_cache(const float* keys, const float* values, const float* quer
       const pq_const_rows q = view(queries, q_heads, 1, dim_k);
       const pq_rows o = ref(out, q_heads, 1, dim_v);
       REQUIRE(pq_cache_attend(cache, &q, NULL, &o, lse_e, &error) == PQ_OK);
+      pq_attend_params params;
+      pq_attend_params_default(&params);
+      float again[q_heads * dim_v];
+      const pq_rows a = ref(again, q_heads, 1, dim_v);
+      CHECK(pq_cache_attend(cache, &q, &params, &a, NULL, NULL) == PQ_OK);
+      CHECK(memcmp(again, out, sizeof out) == 0);
+      params.window = 1; /* sees the last token only: the output is its value */
+      CHECK(pq_cache_attend(cache, &q, &params, &a, NULL, NULL) == PQ_OK);
+      CHECK(fabsf(again[0] - values[(tokens - 1) * dim_v]) < 1e-6f);
+      params.first_position = 0; /* sees the first token only */
+      params.window = 0;
+      CHECK(pq_cache_attend(cache, &q, &params, &a, NULL, NULL) == PQ_OK);
+      CHECK(fabsf(again[0] - values[0]) < 1e-6f);
       double lse_error;
       const double nmse = error_of(out, lse_e, queries, keys, values, &lse_error);
       printf("cache coded=%d shuffled=%d: NMSE %.3g, LSE off by %.3g\n", coded, shuffled, nmse, lse_error);
@@ -392,7 +405,8 @@ static struct coded_side code_side(const float* rows, uint32_t dim, uint32_t sub
   double objective = -1.0;
   CHECK(pq_train(&shape, &samples, NULL, &params, workspace, workspace_bytes / 2, centroids, &objective, &error) ==
         PQ_CAPACITY);
-  REQUIRE(pq_train(&shape, &samples, NULL, &params, workspace, workspace_bytes, centroids, &objective, &error) == PQ_OK);
+  REQUIRE(pq_train(&shape, &samples, NULL, &params, workspace, workspace_bytes, centroids, &objective, &error) ==
+          PQ_OK);
   CHECK(objective > 0.0);
 
   struct coded_side side;

@@ -12,7 +12,8 @@ file(READ "${WORK}/first/pqattn.hpp" header)
 if(header MATCHES "\n#include \"")
   message(FATAL_ERROR "the single header includes other headers of the library")
 endif()
-file(WRITE "${WORK}/twice.cpp" "#include \"pqattn.hpp\"\n#include \"pqattn.hpp\"\nint main() { return pqattn::status{} ? 0 : 1; }\n")
+file(WRITE "${WORK}/twice.cpp" "#include \"pqattn.hpp\"\n#include \"pqattn.hpp\"\n"
+     "int main() { return pqattn::status{} ? 0 : 1; }\n")
 set(others ${FLAGS})
 list(FILTER others EXCLUDE REGEX "^-I")
 step("compile" "${COMPILER}" ${others} -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror -fno-exceptions -fno-rtti

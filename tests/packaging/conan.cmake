@@ -2,7 +2,8 @@
 # The conan recipe: its methods run against a stand-in for conan's API, and the
 # package they make compiles the recipe's test program.
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
-step("recipe" "${PYTHON}" "${SOURCE}/tests/packaging/conan_recipe.py" "${SOURCE}/packaging/conan" "${WORK}" "${VERSION}")
+step("recipe" "${PYTHON}" "${SOURCE}/tests/packaging/conan_recipe.py" "${SOURCE}/packaging/conan" "${WORK}"
+     "${VERSION}")
 message("${step_output}")
 set(prefixes "")
 foreach(option IN LISTS CONFIGURE)

@@ -66,7 +66,8 @@ PQ_API const char* pq_arch_name(void);
 /* --- callbacks ------------------------------------------------------------------------------------------------ */
 
 /* Memory of cache objects and of training. `allocate` returns memory aligned to 64 bytes, or null to refuse;
- * `deallocate` gets the same size back. A null pq_allocator* means the library's default, operator new without exceptions. */
+ * `deallocate` gets the same size back. A null pq_allocator* means the library's default: operator new without
+ * exceptions. */
 typedef struct pq_allocator {
   void* (*allocate)(void* user, size_t bytes);
   void (*deallocate)(void* user, void* memory, size_t bytes);
@@ -74,8 +75,8 @@ typedef struct pq_allocator {
 } pq_allocator;
 
 /* Runs numbered parts: `run` must call task(context, part, worker) exactly once for every part in [0, parts) and
- * return when all are done; parts that run at the same time have different `worker` numbers below `workers`. Results are
- * the same bits for any executor. A null pq_executor* means: on the calling thread. */
+ * return when all are done; parts that run at the same time have different `worker` numbers below `workers`. Results
+ * are the same bits for any executor. A null pq_executor* means: on the calling thread. */
 typedef void (*pq_task)(void* context, size_t part, size_t worker);
 typedef struct pq_executor {
   void (*run)(void* user, size_t parts, pq_task task, void* context);
@@ -165,7 +166,7 @@ typedef struct pq_cache_config {
 typedef struct pq_attend_params {
   size_t struct_bytes;
   float scale;            /* 0: 1 / sqrt(d_k) */
-  int64_t first_position; /* of the first query token; the others follow */
+  int64_t first_position; /* of the first query token, the others follow; negative: the queries are the latest tokens */
   int32_t causal;
   int64_t window;         /* > 0: only the last `window` positions, the query's own included */
   float softcap;          /* > 0: cap * tanh(score / cap) */
@@ -203,8 +204,8 @@ PQ_API pq_status pq_cache_append(pq_cache* cache, const pq_const_rows* keys, con
                                  const float* weights, pq_error* error);
 
 /* Attention of queries (q_heads, n, d_k), rotated, q_heads a multiple of kv_heads, into out (q_heads, n, d_v).
- * lse_e (q_heads, n), natural logarithm, or null. `params` null means the defaults with the n queries being the latest
- * n tokens. One append or attend at a time per cache. */
+ * lse_e (q_heads, n), natural logarithm, or null. `params` null means the defaults. One append or attend at a time per
+ * cache. */
 PQ_API pq_status pq_cache_attend(pq_cache* cache, const pq_const_rows* queries, const pq_attend_params* params,
                                  const pq_rows* out, float* lse_e, pq_error* error);
 
@@ -262,8 +263,8 @@ typedef struct pq_source {
   pq_const_rows exact;
 } pq_source;
 
-/* `tokens` tokens of one KV head: slots (rows, when exact) first_slot, first_slot + 1, ... of both sources, at positions
- * first_position, first_position + 1, ... */
+/* `tokens` tokens of one KV head: slots (rows, when exact) first_slot, first_slot + 1, ... of both sources, at
+ * positions first_position, first_position + 1, ... */
 typedef struct pq_segment {
   pq_source keys;
   pq_source values;
