@@ -46,9 +46,13 @@ namespace detail {
   return (*got - *expected) / *expected * 100.0;
 }
 
-/// Keep a run short enough to wait for; queues are simulated clock by clock.
+/// Keep a run short enough to wait for; queues are simulated clock by clock. Patterns of one bank that repeat without
+/// refresh may be of any size.
+constexpr std::int64_t most_repeats = std::int64_t{1} << 40;
 constexpr std::int64_t most_accesses = std::int64_t{1} << 26;
-constexpr std::int64_t most_queued = std::int64_t{1} << 23;
+constexpr std::int64_t most_walked = std::int64_t{1} << 24;
+constexpr std::int64_t most_queued = std::int64_t{1} << 21;
+constexpr std::int64_t most_tokens = std::int64_t{1} << 21;
 
 /// Numbers of a kind such as "mac64x16rows" or "attn_score_L2048_d128": the pattern holds %d for each.
 [[nodiscard]] inline bool match(const std::string& kind, const char* pattern, std::array<std::int64_t, 2>& values) {
@@ -81,11 +85,16 @@ struct shape {
   bool good = true;
 
   [[nodiscard]] std::int64_t value(std::initializer_list<const char*> names,
-                                   std::optional<std::int64_t> otherwise = std::nullopt) {
+                                   std::optional<std::int64_t> otherwise = std::nullopt,
+                                   std::int64_t most = most_accesses) {
     const auto found = integer(workload, names);
     const std::int64_t n = found ? *found : otherwise.value_or(0);
-    good = good && n >= 1 && n <= most_accesses;
+    good = good && n >= 1 && n <= most;
     return n;
+  }
+  /// How often a pattern of one bank repeats.
+  [[nodiscard]] std::int64_t repeats(std::initializer_list<const char*> names, bool refresh) {
+    return value(names, std::nullopt, refresh ? most_walked : most_repeats);
   }
   [[nodiscard]] bool fits(std::int64_t a, std::int64_t b) {
     good = good && a <= most_accesses / b;
@@ -150,26 +159,30 @@ struct shape {
     if (d.kind != simulator::attacc) {
       return outcome::unsupported("dense attention is modelled for AttAcc only");
     }
-    return s.good && s.fits(c.tokens * 16, c.head_dim) && s.fits(c.heads, c.tokens) ? run_attention(d, c) : bad;
+    // Above the banks every column is a command of its own.
+    const std::int64_t commands = c.level == "bank" ? 1 : 32;
+    return s.good && c.tokens <= most_tokens && c.head_dim <= 1024 && s.fits(c.heads, c.tokens * commands)
+               ? run_attention(d, c)
+               : bad;
   }
   if (d.kind == simulator::attacc) {
     return outcome::unsupported("workload \"" + kind + "\" is not modelled on this device");
   }
   if (kind == "stream" || kind == "streamw") {
-    const std::int64_t rows = s.value({"rows"});
+    const std::int64_t rows = s.repeats({"rows"}, refresh);
     const std::int64_t cols = s.value({"cols"});
-    return s.good && s.fits(rows, cols) ? run_stream(d, rows, cols, kind == "streamw", refresh) : bad;
+    return s.good ? run_stream(d, rows, cols, kind == "streamw", refresh) : bad;
   }
   if (kind == "conflict" || kind == "conflictw") {
-    const std::int64_t n = s.value({"n"});
+    const std::int64_t n = s.repeats({"n"}, refresh);
     return s.good ? run_accesses(d, n, n, false, kind == "conflictw", refresh) : bad;
   }
   if (kind == "randcol" || kind == "dephit") {
-    const std::int64_t n = s.value({"n"});
+    const std::int64_t n = s.repeats({"n"}, refresh);
     return s.good ? run_accesses(d, n, 1, kind == "dephit", false, refresh) : bad;
   }
   if (kind == "pingpong") {
-    const std::int64_t n = s.value({"n"});
+    const std::int64_t n = s.repeats({"n"}, refresh);
     return s.good ? run_accesses(d, n, 2, true, false, refresh) : bad;
   }
   if (kind == "allbank") {

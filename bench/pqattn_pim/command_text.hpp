@@ -19,8 +19,8 @@ namespace pim = pqattn::pim;
 
 inline constexpr const char* command_format_help =
     "Command file: one command a line, case does not matter, # starts a comment. n defaults to 1; set is all\n"
-    "(default), even, odd, or S0, S1 ... (the first, second ... bank of every unit); numbers are decimal. A row that a\n"
-    "command names and that is not open is opened by itself, after closing the row that is.\n"
+    "(default), even, odd, or S0, S1 ... (the first, second ... bank of every unit); numbers are decimal. A row\n"
+    "that a command names and that is not open is opened by itself, after closing the row that is.\n"
     "  ACT bank row            PRE bank                 open or close a row of one bank\n"
     "  ACT_AB row [set]        PRE_AB [set]             the same in every bank of the set\n"
     "  RD bank row col [n]     WR bank row col [n]      n columns of a row, to or from the buffer die\n"

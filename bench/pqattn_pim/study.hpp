@@ -5,204 +5,17 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <fstream>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <pqattn/bank/pim/presets.hpp>
-#include <pqattn/bank/pim/programs.hpp>
+#include <pqattn/bank/pim/core_walker.hpp>
+
+#include "study_costs.hpp"
+#include "study_table.hpp"
 
 namespace pqattn_pim {
-
-namespace pim = pqattn::pim;
-
-/// The model served: Mistral-7B's shape.
-struct served_model {
-  std::int64_t layers = 32;
-  std::int64_t kv_heads = 8;
-  std::int64_t query_heads = 32;
-  std::int64_t head_dim = 128;
-  double weight_bytes = 14.5e9;
-
-  [[nodiscard]] double kv_bytes(double tokens) const {
-    return tokens * static_cast<double>(layers * kv_heads * head_dim) * 2 * 2;
-  }
-};
-
-/// The GPU beside it: H100 with five HBM3 stacks as the AttAcc simulator describes it.
-struct gpu_figures {
-  double bytes_per_second = 3352e9 * 0.85;
-  double flops = 989.4e12 * 0.8;
-  double pj_per_byte = 28.7 + 2.4 + 1.28;
-  double pj_per_mac = 0.32;
-  double link_pj_per_bit = 1.3;
-  double memory_bytes = 80.0 * (1 << 30);
-};
-
-/// How product-quantized attention is run.
-struct pq_setting {
-  std::uint32_t subvectors = 32;
-  std::uint32_t centroids = 512;
-  std::size_t query_rows = 1;
-  bool turned = false;  ///< keys coded before RoPE
-  pim::bank_options options;
-};
-
-/// One KV head in one layer and step, on its channel.
-struct head_cost {
-  double ns = 0;
-  double pj = 0;
-  std::int64_t cycles = 0;
-  double slots_per_token = 0;  ///< column slots of a bank that is fully used, times banks
-  std::int64_t act_count = 0;
-  std::int64_t macs = 0;
-  std::int64_t slots = 0;
-  std::vector<std::int64_t> phase_cycles = std::vector<std::int64_t>(pim::phase_count);
-};
-
-inline head_cost cost_of(const pim::walker& w) {
-  head_cost c;
-  c.cycles = w.finish_cycle();
-  c.ns = w.nanoseconds(c.cycles);
-  // Standby of the other channels is not this head's.
-  const pim::totals t = w.total();
-  c.pj = pim::energy_of(w.description(), t, c.cycles).total_pj();
-  c.act_count = t.bank.act_count;
-  c.macs = t.bank.macs;
-  c.slots = t.bank.lut_slots + t.bank.mac_columns + t.bank.rd_columns + t.bank.wr_columns;
-  for (int p = 0; p < pim::phase_count; ++p) {
-    c.phase_cycles[static_cast<std::size_t>(p)] = w.total(static_cast<pim::phase>(p)).channel.cycles;
-  }
-  return c;
-}
-
-/// Dense fp16 attention of one head: every query row streams K and V once.
-inline head_cost dense_head(const pim::device& d, std::int64_t tokens, std::int64_t query_rows) {
-  pim::walker w;
-  if (!w.configure(d)) {
-    return {};
-  }
-  const std::int64_t columns = d.organisation.columns_per_row();
-  const std::int64_t half = pim::dense_attention_macs(d, {1, tokens, 128, 2}) / 2;
-  const auto moved = [&](std::int64_t bytes) { return pim::ceil_div(bytes, d.organisation.column_bytes); };
-  const int sets = d.pim.banks_per_unit == 2 ? 2 : 1;
-  for (std::int64_t pass = 0; pass < 2 * query_rows; ++pass) {
-    const bool keys = pass % 2 == 0;
-    w.set_phase(keys ? pim::phase::score : pim::phase::value);
-    static_cast<void>(w.issue({.op = pim::opcode::wrgb, .count = moved(keys ? 256 : 2 * tokens)}));
-    for (std::int64_t done = 0; done < half; done += columns) {
-      for (int set = 0; set < sets; ++set) {
-        static_cast<void>(w.issue({.op = pim::opcode::mac_ab,
-                                   .set = sets == 1 ? pim::bank_set::all
-                                          : set == 0 ? pim::bank_set::even
-                                                     : pim::bank_set::odd,
-                                   .row = static_cast<std::int32_t>(done / columns % d.organisation.rows_per_bank),
-                                   .count = std::min(columns, half - done)}));
-      }
-    }
-    static_cast<void>(w.issue({.op = pim::opcode::mv_out, .count = moved(keys ? 2 * tokens : 256)}));
-  }
-  return cost_of(w);
-}
-
-template <class Mapping = pim::subvector_per_bank>
-head_cost pq_head(const pim::device& d, std::int64_t tokens, const pq_setting& s) {
-  pim::bank_programs<Mapping> programs;
-  pqattn::status ok = programs.configure(d, s.options);
-  const auto require = [&](const pqattn::status& next) { ok = ok.ok() ? next : ok; };
-  const pqattn::geometry shape{128, s.subvectors, s.centroids, 1, nullptr};
-  const auto storage = pqattn::codebook_storage::f16;
-  std::vector<float> frequencies(64), memory(pqattn::rope_floats(64));
-  pqattn::rope rotation;
-  if (s.turned) {
-    pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
-    require(build_rope(frequencies.data(), 64, pqattn::rope_pairing::interleaved, memory.data(), rotation));
-  }
-  pqattn::resident_codebook<pim::device_address> books[2] = {{shape, storage, {}}, {shape, storage, {}}};
-  pqattn::code_span<pim::device_address> codes[2] = {{shape, {}, nullptr}, {shape, {}, nullptr}};
-  pim::device_address tables;
-  const auto count = static_cast<std::size_t>(tokens);
-  for (int side = 0; ok.ok() && side < 2; ++side) {
-    require(programs.reserve(programs.codebook_bytes(shape, storage), books[side].memory));
-    require(programs.reserve(pqattn::blocks_for(count) * programs.code_block_bytes(shape), codes[side].memory));
-  }
-  if (ok.ok()) {
-    require(programs.reserve(programs.table_bytes(shape, s.query_rows, rotation), tables));
-  }
-  if (!ok.ok()) {
-    return {};
-  }
-  require(programs.prepare_scores(books[0], s.query_rows, rotation, tables));
-  constexpr std::size_t tile = pqattn::max_tile_blocks * pqattn::block_tokens;
-  for (std::size_t first = 0; first < count; first += tile) {
-    const pqattn::slot_range slots{first, std::min(tile, count - first)};
-    require(programs.score(books[0], s.query_rows, tables, rotation, {}, codes[0], slots));
-    require(programs.softmax_part(s.query_rows, slots.count));
-    require(programs.accumulate_values(books[1], s.query_rows, pqattn::value_method::automatic, codes[1], slots));
-  }
-  return ok.ok() ? cost_of(programs.walked()) : head_cost{};
-}
-
-/// A table on standard output as Markdown, and in a file as CSV.
-class study_table {
- public:
-  study_table(std::string name, std::string title, std::vector<std::string> header)
-      : name_(std::move(name)), title_(std::move(title)), header_(std::move(header)) {}
-  void add(std::vector<std::string> row, bool listed = true) {
-    rows_.push_back(std::move(row));
-    listed_.push_back(listed);
-  }
-  /// False when the file cannot be written.
-  [[nodiscard]] bool write(const std::string& folder) const {
-    std::printf("\n#### %s\n\n", title_.c_str());
-    print(header_);
-    print(std::vector<std::string>(header_.size(), "---"));
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      if (listed_[i]) {
-        print(rows_[i]);
-      }
-    }
-    if (folder.empty()) {
-      return true;
-    }
-    std::ofstream file(folder + "/" + name_ + ".csv");
-    put(file, header_);
-    for (const auto& row : rows_) {
-      put(file, row);
-    }
-    return static_cast<bool>(file.flush());
-  }
-
- private:
-  std::string name_, title_;
-  std::vector<std::string> header_;
-  std::vector<std::vector<std::string>> rows_;
-  std::vector<bool> listed_;
-
-  static void print(const std::vector<std::string>& cells) {
-    for (const auto& cell : cells) {
-      std::printf("| %s ", cell.c_str());
-    }
-    std::printf("|\n");
-  }
-  static void put(std::ofstream& file, const std::vector<std::string>& cells) {
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      file << (i == 0 ? "" : ",") << cells[i];
-    }
-    file << "\n";
-  }
-};
-
-inline std::string number(double x, int digits = 2) {
-  char text[48];
-  std::snprintf(text, sizeof text, "%.*f", digits, x);
-  return text;
-}
-inline std::string tokens_text(std::int64_t n) {
-  return n >= 1 << 20 ? std::to_string(n >> 20) + "Mi" : std::to_string(n >> 10) + "Ki";
-}
 
 /// The studies on one device.
 class pim_study {
@@ -212,15 +25,25 @@ class pim_study {
   /// False when a file could not be written.
   [[nodiscard]] bool run() {
     lookups();
+    phases();
+    claim();
+    grouping();
     shapes();
+    placement();
+    rotation();
     systems();
+    links();
+    against_gpu();
     capacity();
     training();
     devices();
+    cores();
     return written_;
   }
 
  private:
+  static constexpr std::int64_t context = 32768;
+
   pim::device device_;
   std::string folder_;
   served_model model_;
@@ -232,65 +55,154 @@ class pim_study {
     d.pim.lookups_per_slot = g;
     return d;
   }
+  [[nodiscard]] std::int64_t group() const { return model_.query_heads / model_.kv_heads; }
   void done(const study_table& table) { written_ = table.write(folder_) && written_; }
+
+  [[nodiscard]] std::int64_t rounds(std::int64_t batch) const {
+    return pim::ceil_div(batch * model_.kv_heads, device_.organisation.command_channels());
+  }
   /// All layers, all heads of a batch: heads share channels in turn.
-  [[nodiscard]] double step_ms(const pim::device& d, const head_cost& c, std::int64_t batch) const {
-    return static_cast<double>(pim::ceil_div(batch * model_.kv_heads, d.organisation.command_channels()) *
-                               model_.layers) *
-           c.ns * 1e-6;
+  [[nodiscard]] double step_ms(const head_cost& c, std::int64_t batch) const {
+    return static_cast<double>(rounds(batch) * model_.layers) * c.ns * 1e-6;
   }
   [[nodiscard]] double step_mj(const head_cost& c, std::int64_t batch) const {
     return static_cast<double>(batch * model_.kv_heads * model_.layers) * c.pj * 1e-9;
   }
+  [[nodiscard]] double weights_ms() const { return model_.weight_bytes / gpu_.bytes_per_second * 1e3; }
+
+  // Settings
+
+  /// The model's query heads of one KV head together, their table entries side by side.
+  [[nodiscard]] pq_setting shared_setting() const {
+    pq_setting s;
+    s.query_rows = static_cast<std::size_t>(group());
+    s.options.share_lookups = true;
+    return s;
+  }
+  static pq_setting histogram(pq_setting s) {
+    s.options.values = pqattn::value_method::histogram;
+    s.options.update_slots = 1;
+    return s;
+  }
+  [[nodiscard]] pq_setting all_added(pq_setting s) const {
+    s.options.banks_added = device_.organisation.banks_per_command_channel();
+    return s;
+  }
+  /// With PQ of one head after the other; of two and more heads a channel, pipelined.
+  [[nodiscard]] head_cost pq_cost(std::int32_t g, std::int64_t tokens, const pq_setting& s, std::int64_t batch) const {
+    return rounds(batch) >= 2 ? pipelined_head(with(g), tokens, s) : pq_head(with(g), tokens, s);
+  }
+
+  // What decides
 
   void lookups() {
-    study_table table("lookups", "Look-ups per slot: speed against dense attention in PIM, one head, 32Ki tokens, "
-                                 "m=32, K=512 (above 1: product quantization is faster)",
+    study_table table("lookups", "Look-ups per slot (g): speed against dense attention in PIM, one head, 32Ki tokens, "
+                                 "m=32, K=512, one query row unless it says GQA; above 1 product quantization is "
+                                 "faster",
                       {"g", "reconstruct", "histogram, 2 slots", "histogram, 1 slot", "histogram, all banks added",
-                       "GQA 4", "GQA 4, shared look-ups", "GQA 4, shared, all banks added", "tokens striped", "keys before RoPE", "against no power limit"});
-    constexpr std::int64_t n = 32768;
+                       "GQA 4", "GQA 4, shared look-ups", "GQA 4, shared, all banks added", "tokens striped",
+                       "keys before RoPE", "against no power limit"});
     pim::device fast = device_;
     fast.timing.mac = std::min(device_.timing.mac, device_.timing.ccd_l);
-    const double dense = dense_head(device_, n, 1).ns;
-    const double dense4 = dense_head(device_, n, 4).ns;
-    const double dense_fast = dense_head(fast, n, 1).ns;
+    const double dense = dense_head(device_, context, 1).ns;
+    const double dense4 = dense_head(device_, context, 4).ns;
+    const double dense_fast = dense_head(fast, context, 1).ns;
     for (const std::int32_t g : {1, 2, 4, 8, 16}) {
       const pim::device d = with(g);
-      pq_setting plain;
+      const pq_setting plain;
       pq_setting two = plain;
       two.options.values = pqattn::value_method::histogram;
-      pq_setting one = two;
-      one.options.update_slots = 1;
-      pq_setting added = one;
-      added.options.banks_added = device_.organisation.banks_per_command_channel();
       pq_setting grouped = plain;
       grouped.query_rows = 4;
-      pq_setting shared = grouped;
-      shared.options.share_lookups = true;
-      pq_setting most = shared;
-      most.options.banks_added = added.options.banks_added;
       pq_setting turned = plain;
       turned.turned = true;
-      const double base = pq_head(d, n, plain).ns;
-      table.add({std::to_string(g), number(dense / base), number(dense / pq_head(d, n, two).ns),
-                 number(dense / pq_head(d, n, one).ns), number(dense / pq_head(d, n, added).ns),
-                 number(dense4 / pq_head(d, n, grouped).ns), number(dense4 / pq_head(d, n, shared).ns),
-                 number(dense4 / pq_head(d, n, most).ns),
-                 number(dense / pq_head<pim::token_striped>(d, n, plain).ns), number(dense / pq_head(d, n, turned).ns),
-                 number(dense_fast / base)});
+      const auto speed = [&](double base, const pq_setting& s) { return number(base / pq_head(d, context, s).ns); };
+      table.add({std::to_string(g), speed(dense, plain), speed(dense, two), speed(dense, histogram(plain)),
+                 speed(dense, all_added(histogram(plain))), speed(dense4, grouped), speed(dense4, shared_setting()),
+                 speed(dense4, all_added(shared_setting())),
+                 number(dense / pq_head<pim::token_striped>(d, context, plain).ns), speed(dense, turned),
+                 speed(dense_fast, plain)});
     }
     done(table);
-    study_table phases("phases", "Where the cycles of a head go, 32Ki tokens, reconstruct",
-                       {"g", "table build", "score", "softmax", "value", "merge", "all", "activations per bank"});
-    for (const std::int32_t g : {1, 4, 16}) {
-      const head_cost c = pq_head(with(g), n, {});
-      const auto at = [&](pim::phase p) { return std::to_string(c.phase_cycles[static_cast<std::size_t>(p)]); };
-      phases.add({std::to_string(g), at(pim::phase::table_build), at(pim::phase::score), at(pim::phase::softmax),
-                  at(pim::phase::value), at(pim::phase::merge), std::to_string(c.cycles),
-                  std::to_string(c.act_count / device_.organisation.banks_per_command_channel())});
-    }
-    done(phases);
   }
+
+  void phases() {
+    study_table table("phases", "Where the cycles of a head go, 32Ki tokens, reconstruct",
+                      {"g", "table build", "score", "softmax", "value", "merge", "all", "activations per bank"});
+    for (const std::int32_t g : {1, 4, 16}) {
+      const head_cost c = pq_head(with(g), context, {});
+      const auto at = [&](pim::phase p) { return std::to_string(c.phase_cycles[static_cast<std::size_t>(p)]); };
+      table.add({std::to_string(g), at(pim::phase::table_build), at(pim::phase::score), at(pim::phase::softmax),
+                 at(pim::phase::value), at(pim::phase::merge), std::to_string(c.cycles),
+                 std::to_string(c.act_count / device_.organisation.banks_per_command_channel())});
+    }
+    done(table);
+  }
+
+  /// From what the paper states, one assumption at a time, towards its 3.4.
+  void claim() {
+    study_table table("claim", "The published 3.4 times AttAcc, one assumption after the other: attention alone, one "
+                               "head, 32Ki tokens, against AttAcc with its power limit (one MAC column in 6 cycles)",
+                      {"assumption", "g=1", "g=2", "g=4", "g=8", "g=16"});
+    const pq_setting plain;
+    pq_setting shared = shared_setting();
+    pq_setting keys_only = plain;
+    keys_only.code_values = false;
+    const auto sized = [](pq_setting s, std::uint32_t m, std::uint32_t k) {
+      s.subvectors = m;
+      s.centroids = k;
+      return s;
+    };
+    const auto row = [&](const char* name, const pq_setting& s, bool piped, std::int32_t lut_cycles = 0,
+                         bool unlimited_base = false) {
+      std::vector<std::string> cells{name};
+      pim::device base = device_;
+      base.timing.mac = unlimited_base ? std::min(base.timing.mac, base.timing.ccd_l) : base.timing.mac;
+      const double dense = dense_head(base, context, static_cast<std::int64_t>(s.query_rows)).ns;
+      for (const std::int32_t g : {1, 2, 4, 8, 16}) {
+        pim::device d = with(g);
+        d.timing.lut = lut_cycles > 0 ? lut_cycles : d.timing.lut;
+        cells.push_back(number(dense / (piped ? pipelined_head(d, context, s) : pq_head(d, context, s)).ns));
+      }
+      table.add(cells);
+    };
+    row("as stated: m=32, K=512, K and V coded, one query row", plain, false);
+    row("heads of a channel pipelined, as AttAcc's are", plain, true);
+    row("and V by histogram, a slot per update", histogram(plain), true);
+    row("and all banks' sums added on the way", all_added(histogram(plain)), true);
+    row("and look-up slots at tCCD_L, exempt from the power limit", all_added(histogram(plain)), true,
+        device_.timing.ccd_l);
+    row("both without power limit", all_added(histogram(plain)), true, device_.timing.ccd_l, true);
+    row("keys coded only, values dense, pipelined", keys_only, true);
+    row("m=16, K=512 (1.1 bits), histogram, all added, pipelined", all_added(histogram(sized(plain, 16, 512))), true);
+    row("GQA 4, look-ups shared, one head after the other", shared, false);
+    row("GQA 4, look-ups shared, pipelined", shared, true);
+    row("GQA 4, shared, pipelined, all banks' sums added", all_added(shared), true);
+    row("GQA 4, shared, pipelined, m=16", sized(shared, 16, 512), true);
+    done(table);
+  }
+
+  void grouping() {
+    study_table table("grouping", "Query heads per KV head that share look-ups: speed against dense, 32Ki tokens, "
+                                  "m=32, K=512, heads pipelined; dense reads K and V once per query head (AttAcc), or "
+                                  "once for all of them (a unit with as many accumulators)",
+                      {"query heads", "g=1", "g=4", "g=16", "g=4, all banks added", "dense once: g=1", "g=4", "g=16"});
+    const double once = dense_head(device_, context, 1).ns;
+    for (const std::size_t heads : {1, 2, 4, 8, 16}) {
+      pq_setting s = shared_setting();
+      s.query_rows = heads;
+      const double dense = dense_head(device_, context, static_cast<std::int64_t>(heads)).ns;
+      double ns[3] = {};
+      std::transform(std::begin(widths), std::end(widths), std::begin(ns),
+                     [&](std::int32_t g) { return pipelined_head(with(g), context, s).ns; });
+      table.add({std::to_string(heads), number(dense / ns[0]), number(dense / ns[1]), number(dense / ns[2]),
+                 number(dense / pipelined_head(with(4), context, all_added(s)).ns), number(once / ns[0]),
+                 number(once / ns[1]), number(once / ns[2])});
+    }
+    done(table);
+  }
+
+  static constexpr std::int32_t widths[] = {1, 4, 16};
 
   void shapes() {
     study_table table("shapes", "Shape of the quantizer: speed against dense attention, 32Ki tokens, reconstruct / "
@@ -298,29 +210,23 @@ class pim_study {
                                 "the way",
                       {"m", "K", "bits per element", "g=1", "g=4", "g=16", "g=1, shared, added",
                        "g=16, shared, added"});
+    const double dense = dense_head(device_, context, 1).ns;
+    const double dense4 = dense_head(device_, context, 4).ns;
     for (const std::uint32_t m : {8, 16, 32, 64}) {
-      for (const std::uint32_t k : {64, 256, 512}) {
-        const double dense = dense_head(device_, 32768, 1).ns;
+      for (const std::uint32_t k : {64, 256, 512, 1024}) {
         std::vector<std::string> row{std::to_string(m), std::to_string(k),
                                      number(m * static_cast<double>(pqattn::geometry{128, m, k}.code_bits()) / 128.0)};
-        for (const std::int32_t g : {1, 4, 16}) {
-          pq_setting s;
-          s.subvectors = m;
-          s.centroids = k;
-          const double reconstruct = dense / pq_head(with(g), 32768, s).ns;
-          s.options.values = pqattn::value_method::histogram;
-          s.options.update_slots = 1;
-          row.push_back(number(reconstruct) + " / " + number(dense / pq_head(with(g), 32768, s).ns));
+        pq_setting s;
+        s.subvectors = m;
+        s.centroids = k;
+        for (const std::int32_t g : widths) {
+          row.push_back(number(dense / pq_head(with(g), context, s).ns) + " / " +
+                        number(dense / pq_head(with(g), context, histogram(s)).ns));
         }
-        const double dense4 = dense_head(device_, 32768, 4).ns;
+        s.query_rows = 4;
+        s.options.share_lookups = true;
         for (const std::int32_t g : {1, 16}) {
-          pq_setting s;
-          s.subvectors = m;
-          s.centroids = k;
-          s.query_rows = 4;
-          s.options.share_lookups = true;
-          s.options.banks_added = device_.organisation.banks_per_command_channel();
-          row.push_back(number(dense4 / pq_head(with(g), 32768, s).ns));
+          row.push_back(number(dense4 / pq_head(with(g), context, all_added(s)).ns));
         }
         table.add(row, k == 512 || m == 32);
       }
@@ -328,42 +234,160 @@ class pim_study {
     done(table);
   }
 
+  void placement() {
+    study_table table("placement", "Placement, one head, 32Ki tokens, m=32, one query row, g=4",
+                      {"placement", "K", "microseconds", "activations per bank", "MB over the buffer die",
+                       "microjoules"});
+    const auto add = [&](const std::string& name, const head_cost& c, std::uint32_t k, std::int64_t channels) {
+      table.add({name, std::to_string(k), number(c.ns * 1e-3, 1),
+                 std::to_string(c.act_count / device_.organisation.banks_per_command_channel() / channels),
+                 number(static_cast<double>(c.tsv_bytes) * 1e-6, 2), number(c.pj * 1e-6, 1)});
+    };
+    const pim::device d = with(4);
+    pq_setting s;
+    add("one sub-vector to one bank", pq_head(d, context, s), 512, 1);
+    add("tokens striped over banks", pq_head<pim::token_striped>(d, context, s), 512, 1);
+    pq_setting commands = s;
+    commands.options.addressing = pim::lookup_addressing::by_command;
+    add("look-ups by command, no indirection in the row", pq_head(d, context, commands), 512, 1);
+    s.centroids = 1024;
+    add("one sub-vector to one bank", pq_head(d, context, s), 1024, 1);
+    s.options.window_tokens = 4096;
+    add("the same, page-aware windows of 4096 tokens", pq_head(d, context, s), 1024, 1);
+    s.centroids = 4096;
+    add("the same", pq_head(d, context, s), 4096, 1);
+    s.options.window_tokens = 0;
+    add("without windows", pq_head(d, context, s), 4096, 1);
+    pq_setting stack;
+    stack.options.channels_per_home = std::min(16, device_.organisation.command_channels());
+    add("a head over " + std::to_string(stack.options.channels_per_home) + " channels (a stack)",
+        pq_head(d, context, stack), 512, stack.options.channels_per_home);
+    done(table);
+  }
+
+  void rotation() {
+    study_table table("rotation", "Keys coded before RoPE against keys coded after, K=256: microseconds of a score "
+                                  "pass (tables or queries, look-ups, rotation), one head, 32Ki tokens, one query row / 4 "
+                                  "query rows of shared look-ups, all banks' sums added on the way",
+                      {"keys", "m", "stages", "code bits per element", "g=1", "g=4", "g=16", "million MACs"});
+    const auto add = [&](const char* name, std::uint32_t m, std::uint32_t stages, bool turned) {
+      pq_setting s = all_added({});
+      s.subvectors = m;
+      s.centroids = 256;
+      s.stages = stages;
+      s.turned = turned;
+      pq_setting four = s;
+      four.query_rows = 4;
+      four.options.share_lookups = true;
+      std::vector<std::string> row{name, std::to_string(m), std::to_string(stages),
+                                   number(m * stages * 8.0 / 128.0)};
+      const auto scoring = [&](std::int32_t g, const pq_setting& setting) {
+        const head_cost c = pq_head(with(g), context, setting);
+        const auto at = [&](pim::phase p) { return c.phase_cycles[static_cast<std::size_t>(p)]; };
+        return number(static_cast<double>(at(pim::phase::broadcast) + at(pim::phase::table_build) +
+                                          at(pim::phase::score)) *
+                          device_.timing.tck_ps * 1e-6,
+                      1);
+      };
+      for (const std::int32_t g : widths) {
+        row.push_back(scoring(g, s) + " / " + scoring(g, four));
+      }
+      row.push_back(number(static_cast<double>(pq_head(with(1), context, s).macs) * 1e-6));
+      table.add(row);
+    };
+    add("before RoPE", 16, 1, true);
+    add("before RoPE", 32, 1, true);
+    add("after RoPE", 32, 1, false);
+    add("after RoPE", 64, 1, false);
+    add("after RoPE", 128, 1, false);
+    add("after RoPE", 128, 2, false);
+    done(table);
+  }
+
+  // Systems
+
   void systems() {
     study_table table("systems",
-                      "A decode step, attention of all layers: emulated milliseconds (GQA: 4 query heads share K and V; "
-                      "look-ups shared; weights need " + number(model_.weight_bytes / gpu_.bytes_per_second * 1e3, 1) +
-                          " ms more in every system)",
-                      {"context", "batch", "KV GiB", "dense PIM", "PQ PIM g=1", "PQ PIM g=4", "PQ PIM g=16", "GPU resident",
-                       "offload 32 GB/s", "64 GB/s", "256 GB/s", "link share % 32", "64", "256",
-                       "PQ g=16 / GPU resident, energy", "with weights: dense / PQ g=16",
-                       "with weights: PQ g=16 / offload 256", "PQ PIM g=16, all banks added",
-                       "with weights: dense / that"});
-    pq_setting s;
-    s.query_rows = static_cast<std::size_t>(model_.query_heads / model_.kv_heads);
-    s.options.share_lookups = true;
+                      "A decode step, attention of all layers: emulated milliseconds (GQA: 4 query heads share K and "
+                      "V and look-ups; heads pipelined where a channel has two; every system reads the weights for " +
+                          number(weights_ms(), 1) + " ms more)",
+                      {"context", "batch", "KV GiB", "dense PIM", "without power limit", "8.5 bits", "4.5 bits",
+                       "3 bits", "PQ g=1", "PQ g=4", "PQ g=16", "PQ g=4, all added", "GPU resident",
+                       "GPU, 2.25-bit codes",
+                       "offload 32 GB/s", "64 GB/s", "256 GB/s"});
+    const pq_setting s = shared_setting();
+    pim::device fast = device_;
+    fast.timing.mac = std::min(device_.timing.mac, device_.timing.ccd_l);
     for (std::int64_t n = 4096; n <= 1 << 20; n *= 2) {
-      const head_cost dense = dense_head(device_, n, model_.query_heads / model_.kv_heads);
-      const head_cost pq[3] = {pq_head(with(1), n, s), pq_head(with(4), n, s), pq_head(with(16), n, s)};
-      pq_setting added = s;
-      added.options.banks_added = device_.organisation.banks_per_command_channel();
-      const head_cost most = pq_head(with(16), n, added);
+      const auto dense = [&](const pim::device& d, double bits) { return dense_head(d, n, group(), bits); };
+      const head_cost wide = dense(device_, 16);
+      const head_cost unlimited = dense(fast, 16);
+      const head_cost low[] = {dense(device_, 8.5), dense(device_, 4.5), dense(device_, 3.0)};
       for (const std::int64_t batch : {1, 4, 16, 32, 64}) {
         const double bytes = model_.kv_bytes(static_cast<double>(n * batch));
-        const double weights = model_.weight_bytes / gpu_.bytes_per_second * 1e3;
         const double resident = bytes / gpu_.bytes_per_second * 1e3;
-        const auto offload = [&](double gbs) { return bytes / gbs * 1e-6 + resident; };
-        const auto share = [&](double gbs) { return 100.0 * bytes / gbs * 1e-6 / (offload(gbs) + weights); };
-        const double gpu_mj = bytes * gpu_.pj_per_byte * 1e-9;
-        const double dense_ms = step_ms(device_, dense, batch);
-        const double best = step_ms(device_, pq[2], batch);
-        table.add({tokens_text(n), std::to_string(batch), number(bytes / (1 << 30), 1), number(dense_ms),
-                   number(step_ms(device_, pq[0], batch)), number(step_ms(device_, pq[1], batch)), number(best),
-                   number(resident), number(offload(32), 1), number(offload(64), 1), number(offload(256), 1),
-                   number(share(32), 1), number(share(64), 1), number(share(256), 1),
-                   number(step_mj(pq[2], batch) / gpu_mj, 3), number((dense_ms + weights) / (best + weights)),
-                   number((best + weights) / (offload(256) + weights), 3), number(step_ms(device_, most, batch)),
-                   number((dense_ms + weights) / (step_ms(device_, most, batch) + weights))},
-                  (n == 4096 || n == 32768 || n == 131072 || n == 1 << 20) && batch != 4 && batch != 32);
+        const auto offload = [&](double gbs) { return number(bytes / gbs * 1e-6 + resident, 1); };
+        const auto pq = [&](std::int32_t g, const pq_setting& setting) {
+          return number(step_ms(pq_cost(g, n, setting, batch), batch));
+        };
+        table.add({tokens_text(n), std::to_string(batch), number(bytes / (1 << 30), 1), number(step_ms(wide, batch)),
+                   number(step_ms(unlimited, batch)), number(step_ms(low[0], batch)), number(step_ms(low[1], batch)),
+                   number(step_ms(low[2], batch)), pq(1, s), pq(4, s), pq(16, s), pq(4, all_added(s)),
+                   number(resident), number(resident * 2.25 / 16), offload(32), offload(64), offload(256)},
+                  listed(n, batch));
+      }
+    }
+    done(table);
+  }
+  [[nodiscard]] static bool listed(std::int64_t n, std::int64_t batch) {
+    return (n == 4096 || n == 32768 || n == 131072 || n == 1 << 20) && batch != 4 && batch != 32;
+  }
+
+  void links() {
+    study_table table("links", "Share of a whole decode step that moving the offloaded cache takes, percent (weights "
+                               "included, nothing overlapped); with PQ in PIM it is 0, results aside",
+                      {"context", "batch", "32 GB/s", "64 GB/s", "128 GB/s", "256 GB/s"});
+    for (std::int64_t n = 4096; n <= 1 << 20; n *= 2) {
+      for (const std::int64_t batch : {1, 4, 16, 32, 64}) {
+        const double bytes = model_.kv_bytes(static_cast<double>(n * batch));
+        const auto share = [&](double gbs) {
+          const double link = bytes / gbs * 1e-6;
+          return number(100.0 * link / (link + bytes / gpu_.bytes_per_second * 1e3 + weights_ms()), 1);
+        };
+        table.add({tokens_text(n), std::to_string(batch), share(32), share(64), share(128), share(256)},
+                  listed(n, batch));
+      }
+    }
+    done(table);
+  }
+
+  void against_gpu() {
+    study_table table("against_gpu", "PQ in PIM (GQA 4, shared look-ups) against a GPU and against dense PIM: latency "
+                                     "and energy of a step, PQ over the other. Energy with the link includes the "
+                                     "host's memory",
+                      {"context", "batch", "g", "attention: latency, GPU resident", "energy",
+                       "step with weights: latency, GPU resident", "energy", "latency, offload 256 GB/s", "energy",
+                       "latency, offload 64 GB/s", "dense PIM / PQ, step with weights"});
+    const pq_setting s = shared_setting();
+    for (const std::int64_t n : {4096, 32768, 131072, 1 << 20}) {
+      const head_cost dense = dense_head(device_, n, group());
+      for (const std::int64_t batch : {1, 16, 64}) {
+        for (const std::int32_t g : {1, 4}) {
+          const head_cost c = pq_cost(g, n, s, batch);
+          const double bytes = model_.kv_bytes(static_cast<double>(n * batch));
+          const double resident = bytes / gpu_.bytes_per_second * 1e3;
+          const double weights_mj = gpu_.read_mj(model_.weight_bytes);
+          const double ms = step_ms(c, batch);
+          const double mj = step_mj(c, batch);
+          const auto offload = [&](double gbs) { return bytes / gbs * 1e-6 + resident + weights_ms(); };
+          table.add({tokens_text(n), std::to_string(batch), std::to_string(g), number(ms / resident),
+                     number(mj / gpu_.read_mj(bytes)), number((ms + weights_ms()) / (resident + weights_ms())),
+                     number((mj + weights_mj) / (gpu_.read_mj(bytes) + weights_mj)),
+                     number((ms + weights_ms()) / offload(256), 3),
+                     number((mj + weights_mj) / (gpu_.read_mj(bytes) + gpu_.fetch_mj(bytes) + weights_mj), 3),
+                     number((ms + weights_ms()) / offload(64), 3),
+                     number((step_ms(dense, batch) + weights_ms()) / (ms + weights_ms()))});
+        }
       }
     }
     done(table);
@@ -372,14 +396,16 @@ class pim_study {
   void capacity() {
     study_table table("capacity", "Largest context that fits, tokens (PQ: emulated rows, with copies of the codebooks "
                                   "in every stripe)",
-                      {"batch", "GPU, 80 GiB less weights", "dense PIM", "PQ m=32 K=512", "PQ m=32 K=256",
-                       "PQ m=16 K=512"});
+                      {"batch", "GPU, 80 GiB less weights", "dense PIM", "4.5 bits", "3 bits", "PQ m=32 K=512",
+                       "PQ m=32 K=256", "PQ m=16 K=512"});
+    const auto memory = static_cast<double>(device_.capacity_bytes);
     for (const std::int64_t batch : {1, 4, 16, 64}) {
-      const double sequences = static_cast<double>(batch);
-      std::vector<std::string> row{
-          std::to_string(batch),
-          number((gpu_.memory_bytes - model_.weight_bytes) / model_.kv_bytes(1) / sequences, 0),
-          number(static_cast<double>(device_.capacity_bytes) / model_.kv_bytes(1) / sequences, 0)};
+      const auto sequences = static_cast<double>(batch);
+      const auto dense = [&](double bytes, double bits) {
+        return number(bytes / model_.kv_bytes(1) / sequences * 16 / bits, 0);
+      };
+      std::vector<std::string> row{std::to_string(batch), dense(gpu_.memory_bytes - model_.weight_bytes, 16),
+                                   dense(memory, 16), dense(memory, 4.5), dense(memory, 3)};
       for (const auto& [m, k] : {std::pair{32u, 512u}, {32u, 256u}, {16u, 512u}}) {
         pim::bank_programs<> programs;
         if (!programs.configure(device_, {})) {
@@ -391,50 +417,59 @@ class pim_study {
         const double books =
             sides * static_cast<double>(programs.codebook_bytes(shape, pqattn::codebook_storage::f16));
         const double token = sides * static_cast<double>(programs.code_block_bytes(shape)) / 64.0;
-        row.push_back(number(std::max(0.0, (static_cast<double>(device_.capacity_bytes) / sequences - books) / token), 0));
+        row.push_back(number(std::max(0.0, (memory / sequences - books) / token), 0));
       }
       table.add(row);
     }
     done(table);
   }
 
+  // Prefill
+
   void training() {
     study_table table("training",
                       "Training of one layer (4 Lloyd iterations, K=512, m=32) and encoding in PIM, beside the GPU's "
-                      "prefill of one layer, one sequence, emulated milliseconds",
+                      "prefill of one layer, one sequence, emulated milliseconds. Work K*N against N^2: hidden where "
+                      "the sum is not above the prefill",
                       {"prompt", "train on all", "train on 8Ki", "encode", "train, argmin in banks, all channels",
-                       "encode, the same", "GPU prefill of the layer", "of it attention", "hidden", "hidden on 8Ki",
-                       "hidden, argmin in banks, all channels"});
+                       "train on 8Ki, the same", "encode, the same", "GPU prefill of the layer", "of it attention",
+                       "hidden", "hidden on 8Ki", "hidden, argmin in banks, all channels", "the same on 8Ki"});
     pim::bank_options better;
     better.argmin_in_banks = true;
     better.channels_per_home = std::max<std::int32_t>(
         1, device_.organisation.command_channels() / static_cast<std::int32_t>(2 * model_.kv_heads));
-    const auto side = static_cast<double>(pim::ceil_div(2 * model_.kv_heads, device_.organisation.command_channels()));
-    for (std::int64_t n = 1024; n <= 131072; n *= 2) {
-      const auto train = [&](std::int64_t points, const pim::bank_options& options) {
-        pim::bank_programs<> programs;
-        pim::device_address at;
-        const auto count = static_cast<std::size_t>(points);
-        if (!programs.configure(device_, options) || !programs.reserve(programs.point_bytes(count, 4), at) ||
-            !programs.assign(at, count, 4, 512) || !programs.centroid_sums(at, count, 4, 512)) {
-          return 0.0;
-        }
-        return 4 * 32 * side * programs.walked().nanoseconds(programs.walked().finish_cycle()) * 1e-6;
-      };
-      const double all = train(n, {});
-      const double some = train(std::min<std::int64_t>(n, 8192), {});
-      const double coding = encode_ms(n, {}) * side;
-      const double best_training = train(n, better);
-      const double best_coding = encode_ms(n, better) * side;
+    const auto sides = static_cast<double>(pim::ceil_div(2 * model_.kv_heads, device_.organisation.command_channels()));
+    for (std::int64_t n = 1024; n <= 1 << 20; n *= 2) {
+      const std::int64_t sample = std::min<std::int64_t>(n, 8192);
+      const double all = train_ms(n, {}) * sides;
+      const double some = train_ms(sample, {}) * sides;
+      const double coding = encode_ms(n, {}) * sides;
+      const double best_training = train_ms(n, better) * sides;
+      const double best_sample = train_ms(sample, better) * sides;
+      const double best_coding = encode_ms(n, better) * sides;
       const double attention = 2.0 * static_cast<double>(n) * static_cast<double>(n) * 128 * 32 / gpu_.flops * 1e3;
       const double dense = static_cast<double>(n) * model_.weight_bytes / static_cast<double>(model_.layers) /
                            gpu_.flops * 1e3;
       const double gpu = attention + dense;
-      table.add({tokens_text(n), number(all), number(some), number(coding), number(best_training), number(best_coding),
-                 number(gpu), number(attention), all + coding <= gpu ? "yes" : "no",
-                 some + coding <= gpu ? "yes" : "no", best_training + best_coding <= gpu ? "yes" : "no"});
+      const auto hidden = [&](double ms) { return ms <= gpu ? "yes" : "no"; };
+      table.add({tokens_text(n), number(all), number(some), number(coding), number(best_training), number(best_sample),
+                 number(best_coding), number(gpu), number(attention), hidden(all + coding), hidden(some + coding),
+                 hidden(best_training + best_coding), hidden(best_sample + best_coding)});
     }
     done(table);
+  }
+  /// One side of one head: 32 sub-vectors, 4 iterations.
+  [[nodiscard]] double train_ms(std::int64_t points, const pim::bank_options& options) const {
+    pim::bank_programs<> programs;
+    pim::device_address at;
+    // Beyond this many points the pattern repeats.
+    const auto count = static_cast<std::size_t>(std::min<std::int64_t>(points, 1 << 17));
+    if (!programs.configure(device_, options) || !programs.reserve(programs.point_bytes(count, 4), at) ||
+        !programs.assign(at, count, 4, 512) || !programs.centroid_sums(at, count, 4, 512)) {
+      return 0.0;
+    }
+    return 4 * 32 * programs.walked().nanoseconds(programs.walked().finish_cycle()) * 1e-6 *
+           static_cast<double>(points) / static_cast<double>(count);
   }
   [[nodiscard]] double encode_ms(std::int64_t n, const pim::bank_options& options) const {
     pim::bank_programs<> programs;
@@ -453,9 +488,12 @@ class pim_study {
            static_cast<double>(count);
   }
 
+  // Other devices
+
   void devices() {
     study_table table("devices", "The same step on every preset with PIM units: one head, 32Ki tokens, m=32, K=512, "
-                                 "microseconds and microjoules of one channel (presets have g=1)",
+                                 "microseconds and microjoules of one channel (presets have g=1); lpddr5_6400: no "
+                                 "public PIM data, units assumed",
                       {"device", "dense us", "PQ us", "PQ us, g=16", "PQ before RoPE us", "dense uJ", "PQ uJ",
                        "PQ uJ, g=16", "channels"});
     for (const pim::named_preset& preset : pim::presets) {
@@ -465,15 +503,69 @@ class pim_study {
       }
       pq_setting turned;
       turned.turned = true;
-      const head_cost dense = dense_head(d, 32768, 1);
-      const head_cost pq = pq_head(d, 32768, {});
-      const head_cost before = pq_head(d, 32768, turned);
+      const head_cost dense = dense_head(d, context, 1);
+      const head_cost pq = pq_head(d, context, {});
+      const head_cost before = pq_head(d, context, turned);
       d.pim.lookups_per_slot = 16;
-      const head_cost wide = pq_head(d, 32768, {});
+      const head_cost wide = pq_head(d, context, {});
       table.add({preset.name, number(dense.ns * 1e-3, 1), number(pq.ns * 1e-3, 1), number(wide.ns * 1e-3, 1),
                  number(before.ns * 1e-3, 1), number(dense.pj * 1e-6, 1), number(pq.pj * 1e-6, 1),
                  number(wide.pj * 1e-6, 1), std::to_string(d.organisation.command_channels())});
     }
+    done(table);
+  }
+
+  /// Instructions of a DPU's program per elementary step: counted from what a compiled inner loop must do (load,
+  /// address, add, store, a share of the loop); an 8-bit multiply is one instruction there, floating point is software.
+  struct core_costs {
+    std::int64_t lookup = 4, bin_update = 5, multiply_add_8 = 4, multiply_add_32 = 10, exponential = 60;
+  };
+
+  void cores() {
+    study_table table("cores", "The same step on upmem_ddr4, a core with DMA beside each bank: one head, 32Ki tokens "
+                               "over 64 cores, 16 threads each, one query row, microseconds (instruction counts are "
+                               "assumptions)",
+                      {"program", "host link us", "cores us", "thousand instructions per core", "KB of DMA per core",
+                       "engine busy %"});
+    const pim::device d = pim::upmem_ddr4();
+    constexpr std::int64_t cores_of_head = 64;
+    constexpr std::int64_t tokens = context / cores_of_head;
+    constexpr std::int64_t chunk = 16;  // tokens
+    const core_costs k;
+    const auto add = [&](const char* name, std::int64_t link_bytes, std::initializer_list<pim::core_work> parts) {
+      pim::core_walker core;
+      if (!core.configure(d, 16)) {
+        return;
+      }
+      for (const pim::core_work& part : parts) {
+        core.run(part);
+      }
+      const pim::core_counters& c = core.counted();
+      const double link = static_cast<double>(link_bytes) / static_cast<double>(d.link.bytes_per_second) * 1e6;
+      table.add({name, number(link, 1), number(core.nanoseconds() * 1e-3, 1),
+                 number(static_cast<double>(c.instructions) * 1e-3, 1),
+                 number(static_cast<double>(c.dma_bytes) * 1e-3, 1),
+                 number(100.0 * static_cast<double>(c.dma_cycles) / static_cast<double>(c.cycles), 1)});
+    };
+    const pim::core_work softmax{tokens / chunk, 0, chunk * k.exponential, 0};
+    add("dense, 8-bit", cores_of_head * 2 * 128 * 4,
+        {{tokens / chunk, chunk * 128, chunk * 128 * k.multiply_add_8, 0},
+         softmax,
+         {tokens / chunk, chunk * 128, chunk * 128 * k.multiply_add_8, 0}});
+    const std::int64_t code_bytes = chunk * 32 * 9 / 8;
+    add("PQ m=32 K=512, tables from the host, histogram", cores_of_head * (32 * 512 * 2 + 128 * 4),
+        {{16, 2048, 0, 0},  // the tables into scratch memory
+         {tokens / chunk, code_bytes, chunk * 32 * k.lookup, 0},
+         softmax,
+         {tokens / chunk, code_bytes, chunk * 32 * k.bin_update, 0},
+         {32, 4096, 512 * 4 * k.multiply_add_32, 0}});
+    add("PQ m=32 K=512, tables made by the cores, reconstruct", cores_of_head * 2 * 128 * 4,
+        {{32, 4096, 512 * 4 * k.multiply_add_32, 1024},
+         {16, 2048, 0, 0},
+         {tokens / chunk, code_bytes, chunk * 32 * k.lookup, 0},
+         softmax,
+         // A centroid of each sub-vector is four numbers, fetched from the bank one by one.
+         {tokens * 32, 8, k.lookup + 4 * k.multiply_add_32, 0}});
     done(table);
   }
 };

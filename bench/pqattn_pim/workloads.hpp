@@ -116,6 +116,41 @@ void copy_counts(const QueueResult& r, outcome& result) {
 
 // --- one bank -----------------------------------------------------------------------------------------------------
 
+namespace detail {
+
+/// Rows that patterns of one bank use in turn: only whether the next row is another one matters to the model.
+constexpr std::int64_t distinct_rows_used = 1 << 16;
+
+/// run(n) for a pattern that repeats without refresh: beyond some repeats every further one adds the same.
+template <class Run>
+[[nodiscard]] outcome run_repeated(std::int64_t n, bool refresh, Run&& run) {
+  constexpr std::int64_t repeats = 1 << 12;
+  if (refresh || n <= repeats + 1) {
+    return run(n);
+  }
+  const outcome before = run(repeats);
+  outcome last = run(repeats + 1);
+  if (!before.supported || !last.supported) {
+    return last;
+  }
+  const std::int64_t more = n - repeats - 1;
+  bool countable = true;
+  const auto extend = [&](std::int64_t& value, std::int64_t earlier) {
+    const std::int64_t step = value - earlier;
+    countable = countable && (step == 0 || more < (std::int64_t{1} << 62) / step);
+    value += countable ? more * step : 0;
+  };
+  extend(last.cycles, before.cycles);
+  pim::visit_bank_counters(
+      [&](const char*, auto field) { extend(last.counted.bank.*field, before.counted.bank.*field); });
+  pim::visit_channel_counters(
+      [&](const char*, auto field) { extend(last.counted.channel.*field, before.counted.channel.*field); });
+  extend(last.counted.elapsed_cycles, before.counted.elapsed_cycles);
+  return countable ? last : outcome::unsupported("more than can be counted");
+}
+
+}  // namespace detail
+
 /// rows x cols accesses of bank 0 in order.
 [[nodiscard]] inline outcome run_stream(const reference_device& d, std::int64_t rows, std::int64_t cols, bool write,
                                         bool refresh) {
@@ -123,28 +158,33 @@ void copy_counts(const QueueResult& r, outcome& result) {
   if (cols > one.organisation.columns_per_row()) {
     return outcome::unsupported("rows of that many columns");
   }
-  detail::command_list list(one, refresh);
-  for (std::int64_t r = 0; r < rows && list.good(); ++r) {
-    const auto row = static_cast<std::int32_t>(r);
-    write ? list.write(0, row, 0, cols) : list.read(0, row, 0, cols);
-  }
-  return list.result();
+  return detail::run_repeated(rows, refresh, [&](std::int64_t n) {
+    detail::command_list list(one, refresh);
+    for (std::int64_t r = 0; r < n && list.good(); ++r) {
+      const auto row = static_cast<std::int32_t>(r % detail::distinct_rows_used);
+      write ? list.write(0, row, 0, cols) : list.read(0, row, 0, cols);
+    }
+    return list.result();
+  });
 }
 
 /// n accesses of bank 0: another row each, or columns of one row; dependent ones wait for each other's data.
 [[nodiscard]] inline outcome run_accesses(const reference_device& d, std::int64_t n, std::int64_t distinct_rows,
                                           bool dependent, bool write, bool refresh) {
-  detail::command_list list(detail::with_columns(d.description, 1), refresh);
-  const std::int32_t columns = d.description.organisation.columns_per_row();
-  for (std::int64_t i = 0; i < n && list.good(); ++i) {
-    if (dependent && i > 0) {
-      list.plain(pim::opcode::wait);
+  const pim::device one = detail::with_columns(d.description, 1);
+  const std::int32_t columns = one.organisation.columns_per_row();
+  return detail::run_repeated(n, refresh, [&](std::int64_t count) {
+    detail::command_list list(one, refresh);
+    for (std::int64_t i = 0; i < count && list.good(); ++i) {
+      if (dependent && i > 0) {
+        list.plain(pim::opcode::wait);
+      }
+      const auto row = static_cast<std::int32_t>(i % std::min(distinct_rows, detail::distinct_rows_used));
+      const auto column = static_cast<std::int32_t>(distinct_rows == 1 ? i % columns : 0);
+      write ? list.write(0, row, column) : list.read(0, row, column);
     }
-    const auto row = static_cast<std::int32_t>(i % distinct_rows);
-    const auto column = static_cast<std::int32_t>(distinct_rows == 1 ? i % columns : 0);
-    write ? list.write(0, row, column) : list.read(0, row, column);
-  }
-  return list.result();
+    return list.result();
+  });
 }
 
 // --- all banks, host reads ----------------------------------------------------------------------------------------

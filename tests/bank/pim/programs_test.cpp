@@ -11,6 +11,7 @@
 #include "pqattn/bank/pim/presets.hpp"
 #include "support/message.hpp"
 #include "support/random_data.hpp"
+#include "support/reference.hpp"
 
 namespace pim = pqattn::pim;
 using random_numbers = pqattn_test::random_data;
@@ -177,8 +178,8 @@ void check_modes_agree(std::uint64_t first_stream) {
     pim::device d = pim::presets[random.below(7)].make();
     d.pim.lookups_per_slot = static_cast<std::int32_t>(1 + random.below(16));
     d.pim.banks_per_unit = 1 << random.below(4);
-    INFO(d.name << " d=" << s.shape.dim << " m=" << s.shape.subvectors << " K=" << s.shape.centroids << " tokens=" << s.tokens
-                << " rows=" << s.rows << ", seed " << random.seed());
+    INFO(d.name << " d=" << s.shape.dim << " m=" << s.shape.subvectors << " K=" << s.shape.centroids
+                << " tokens=" << s.tokens << " rows=" << s.rows << ", seed " << random.seed());
     pim::pim_bank<Mapping> bank;
     pim::bank_programs<Mapping> programs;
     REQUIRE_OK(bank.configure(d, options));
@@ -244,6 +245,37 @@ TEST_CASE("a million tokens in 32 layers are analysed in about a second", "[pim]
   CHECK(programs.walked().total(pim::phase::score).bank.lut_lookups == std::int64_t{32} * 64 * (1 << 19));
 }
 
+TEST_CASE("layers and heads that repeat need one walk each: a million tokens, 32 layers, 8 heads", "[pim][programs]") {
+  // Heads in channels of their own do the same work, and so do layers one after the other: one head is walked.
+  const auto start = std::chrono::steady_clock::now();
+  pim::bank_programs<> one;
+  REQUIRE_OK(one.configure(pim::hbm3_attacc(), {}));
+  shapes s;
+  s.shape = {128, 32, 512, 1, nullptr};
+  s.tokens = std::size_t{1} << 20;
+  places<pim::bank_programs<>> at;
+  at.take(one, s);
+  decode_step(one, at, s);
+  const pim::totals head = one.walked().total();
+  const std::int64_t cycles = 32 * head.elapsed_cycles;
+  const std::int64_t lookups = 32 * 8 * head.bank.lut_lookups;
+  const double seconds = seconds_since(start);
+  WARN("1 Mi tokens x 32 layers x 8 KV heads: " << seconds << " s, " << cycles << " cycles, " << lookups
+                                                << " look-ups");
+  CHECK(seconds < 10.0);
+  // Eight heads side by side, walked: no cycle more than one, eight times its events.
+  pim::bank_programs<> eight;
+  REQUIRE_OK(eight.configure(pim::hbm3_attacc(), {}));
+  for (std::uint32_t home = 0; home < 8; ++home) {
+    eight.select_home(home);
+    places<pim::bank_programs<>> place;
+    place.take(eight, s);
+    decode_step(eight, place, s);
+  }
+  CHECK(eight.walked().total().elapsed_cycles == head.elapsed_cycles);
+  CHECK(eight.walked().total().bank == pim::times(head.bank, 8));
+}
+
 TEST_CASE("a decode step of 32K tokens and 8 KV heads is emulated in seconds", "[pim][programs]") {
   random_numbers random(3200);
   pim::pim_bank<> bank;
@@ -300,6 +332,34 @@ TEST_CASE("capacity is enforced, or what does not fit crosses the link", "[pim][
 
   pim::bank_options options;
   options.overflow_to_host = true;
+  {
+    // On the host's side of the link codes are the same, and each use of them is counted.
+    random_numbers random(3250);
+    INFO("seed " << random.seed());
+    const pqattn::geometry shape{64, 16, 256, 1, nullptr};
+    const std::vector<float> book = random.normals(shape.codebook_values());
+    const std::vector<float> rows = random.normals(20000 * shape.dim);
+    const auto codes_on = [&](const pim::device& described, std::int64_t& fetched) {
+      pim::pim_bank<> some;
+      REQUIRE_OK(some.configure(described, options));
+      shapes s;
+      s.shape = shape;
+      s.tokens = 20000;
+      places<pim::pim_bank<>> at;
+      at.take(some, s);
+      REQUIRE_OK(some.store_codebook({shape, book.data()}, at.book));
+      REQUIRE_OK(some.encode(pqattn::view_rows(rows.data(), 20000, shape.dim), at.book, at.codes, {0, 20000}));
+      std::vector<std::uint16_t> codes(20000 * shape.groups());
+      REQUIRE_OK(some.load_codes(at.codes, {0, 20000}, codes.data()));
+      fetched = some.costs().host().overflow_bytes;
+      return codes;
+    };
+    std::int64_t little = 0, large = 0;
+    const bool same = codes_on(d, little) == codes_on(pim::hbm3_attacc(), large);
+    CHECK(same);
+    CHECK(little >= 20000 * 16);
+    CHECK(large == 0);
+  }
   pim::bank_programs<> programs;
   REQUIRE_OK(programs.configure(d, options));
   shapes s;
@@ -431,6 +491,50 @@ TEST_CASE("codes of a window lie in its page", "[pim][programs]") {
     inside = inside && (codes[i] >= 512) == (i / 2 / 4096 % 2 == 1);  // pages of 512 and of 288 centroids
   }
   CHECK(inside);
+}
+
+TEST_CASE("sums of 16 bits are those of units that round every addition", "[pim][programs]") {
+  random_numbers random(3310);
+  INFO("seed " << random.seed());
+  constexpr std::size_t tokens = 130;
+  const pqattn::geometry shape{24, 6, 32, 1, nullptr};
+  shapes s;
+  s.shape = shape;
+  s.tokens = tokens;
+  const std::vector<float> book = random.normals(shape.codebook_values());
+  const std::vector<float> query = random.normals(shape.dim);
+  const std::vector<std::uint16_t> codes = random.codes(tokens * shape.groups(), shape.centroids);
+  const auto half = [](float x) { return pqattn::to_float(pqattn::to_half(x)); };
+  const auto scores_on = [&](pim::entry_format sums) {
+    pim::pim_bank<> bank;
+    pim::bank_options options;
+    options.sums = sums;
+    REQUIRE_OK(bank.configure(pim::hbm3_attacc(), options));
+    places<pim::pim_bank<>> at;
+    at.take(bank, s);
+    REQUIRE_OK(bank.store_codebook({shape, book.data()}, at.book));
+    REQUIRE_OK(bank.store_codes(at.codes, {0, tokens}, codes.data()));
+    std::vector<float> tile(192);
+    REQUIRE_OK(bank.prepare_scores({query.data(), 1, shape.dim}, at.book, {}, at.tables));
+    REQUIRE_OK(bank.score(at.tables, 1, at.book, {}, {}, at.codes, {0, tokens}, {tile.data(), 1, 192}));
+    tile.resize(tokens);
+    return tile;
+  };
+  std::vector<float> expected(tokens);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::uint32_t g = 0; g < shape.groups(); ++g) {
+      float entry = 0.0f;
+      for (std::uint32_t c = 0; c < 4; ++c) {
+        const float centroid = half(book[shape.codebook_offset(g) + codes[t * 6 + g] * 4u + c]);
+        entry = half(entry + half(query[g * 4 + c]) * centroid);
+      }
+      expected[t] = half(expected[t] + entry);
+    }
+  }
+  CHECK(scores_on(pim::entry_format::f16) == expected);
+  const std::vector<float> wide = scores_on(pim::entry_format::f32);
+  CHECK(wide != expected);
+  CHECK(pqattn_test::nmse(expected, pqattn_test::doubles(wide.begin(), wide.end())) < 1e-5);
 }
 
 TEST_CASE("work counters follow from shapes", "[pim][programs]") {

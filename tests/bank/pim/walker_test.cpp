@@ -288,6 +288,23 @@ TEST_CASE("commands outside the device change nothing", "[pim][walker]") {
   CHECK_FALSE(no_pim.configure(broken).ok());
 }
 
+TEST_CASE("a long run of columns cannot put refreshes off for ever", "[pim][walker]") {
+  const pim::device d = pim::hbm3_attacc();  // its columns come faster than a row may be closed behind them
+  pim::walker run, single;
+  REQUIRE(run.configure(d).ok());
+  REQUIRE(single.configure(d).ok());
+  constexpr std::int64_t count = 40'000;
+  serve(run, {.op = opcode::lut, .row = 1, .count = count});
+  for (std::int64_t i = 0; i < count; ++i) {
+    serve(single, {.op = opcode::lut, .row = 1, .count = 1});
+  }
+  check_equal(run, single);
+  CHECK(run.total().channel.ref_count >= run.finish_cycle() / d.timing.refi - 9);
+  // Large runs take no time of their own.
+  serve(run, {.op = opcode::lut, .row = 1, .count = std::int64_t{1} << 31});
+  CHECK(run.total().channel.ref_count >= run.finish_cycle() / d.timing.refi - 9);
+}
+
 TEST_CASE("a unit shared by several banks is in as many commands as it has banks", "[pim][walker]") {
   pim::device d = pim::hbm3_attacc();
   d.timing.refi = 0;
@@ -326,8 +343,8 @@ TEST_CASE("columns into and out of the units' registers stay in the banks", "[pi
   CHECK(t.channel.column_commands == 13);
   CHECK(t.bank.act_count == 2 * 64);
   const auto& m = d.timing;
-  CHECK(w.finish_cycle() == d.controller.start + m.rcd_mac + 7 * m.mac + m.rtp + m.rp_ab + m.rcd_wr + 4 * m.mac + m.cwl +
-                                m.bl + d.controller.pim_end);
+  CHECK(w.finish_cycle() == d.controller.start + m.rcd_mac + 7 * m.mac + m.rtp + m.rp_ab + m.rcd_wr + 4 * m.mac +
+                                m.cwl + m.bl + d.controller.pim_end);
 }
 
 TEST_CASE("a move carries a column of every pseudo-channel behind one command bus", "[pim][walker]") {

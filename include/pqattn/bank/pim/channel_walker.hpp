@@ -462,9 +462,13 @@ class channel_walker {
     switch (device_->controller.refresh) {
       case refresh_policy::block: return true;
       case refresh_policy::first_column: return !at(r.first).fresh;
-      case refresh_policy::until_pre: return t >= (std::max)(next_refresh_, precharge_ready());
+      case refresh_policy::until_pre: return t >= (std::min)(precharge_ready(), latest_refresh());
     }
     return true;
+  }
+  /// Columns that keep a row from being closed put a refresh off, but by no more than JEDEC's eight intervals.
+  [[nodiscard]] cycle_count latest_refresh() const noexcept {
+    return next_refresh_ + 8 * static_cast<cycle_count>(device_->timing.refi);
   }
   /// Cycle from which every open row may be closed.
   [[nodiscard]] cycle_count precharge_ready() const noexcept {
@@ -707,6 +711,16 @@ class channel_walker {
     return op == opcode::mac_ab || op == opcode::ld_ab ? d.mac : d.ccd_l;
   }
 
+  /// Columns from `first` on, `interval` apart, that no refresh comes between.
+  [[nodiscard]] std::int64_t before_refresh(opcode op, cycle_count first, cycle_count interval) const noexcept {
+    const auto until = [&](cycle_count end) { return (end - first + interval - 1) / interval; };
+    if (!refresh_due(first)) {
+      return until(next_refresh_);
+    }
+    const cycle_count recovery = is_write(op) ? device_->timing.write_to_pre : device_->timing.rtp;
+    const bool held = device_->controller.refresh == refresh_policy::until_pre && interval < recovery;
+    return held ? until(latest_refresh()) : 1;
+  }
   void columns(const command& c, const bank_range& r, std::int64_t count) noexcept {
     const cycle_count interval = aligned_interval(column_interval(c.op));
     std::int32_t column = c.column;
@@ -717,8 +731,7 @@ class channel_walker {
         refresh(next_refresh_, true);
         continue;
       }
-      const std::int64_t before_refresh = refresh_due(first) ? 1 : (next_refresh_ - first + interval - 1) / interval;
-      const std::int64_t run = (std::min)(count, before_refresh);
+      const std::int64_t run = (std::min)(count, before_refresh(c.op, first, interval));
       column_run(c, r, column, run, first, interval);
       column += static_cast<std::int32_t>(run);
       count -= run;

@@ -45,8 +45,8 @@ struct channel_counters {
   std::int64_t cycles = 0;            ///< by how much the channel's last completion moved
 };
 
-/// What the algorithm asked for, whatever the device made of it: the walker's counters hold what was spent (all banks of
-/// a set work, needed or not). Additive.
+/// What the algorithm asked for, whatever the device made of it: the walker's counters hold what was spent (all banks
+/// of a set work, needed or not). Additive.
 struct work_counters {
   std::int64_t code_bytes = 0;            ///< of codes read, packed
   std::int64_t table_bytes = 0;           ///< of inner-product tables written, all copies

@@ -26,8 +26,10 @@ namespace pim {
 /// A memory bank on an emulated PIM device. One thread at a time. Call configure() first; until then every call that
 /// can fail does.
 ///
-/// entry_format::f16 rounds what the bank's units read and store (queries, table entries, probabilities) to binary16;
-/// sums are f32. Codes are always found in f32, so that they are those of every other bank.
+/// bank_options::entries f16 rounds what the bank's units read and store (queries, table entries, probabilities) to
+/// binary16; bank_options::sums f16 rounds every running sum of theirs as well, term by term in the order of channels,
+/// groups and tokens (f32 is the default: units with wide accumulators). Codes are always found in f32, so that they
+/// are those of every other bank.
 template <class Mapping = subvector_per_bank>
 class pim_bank {
  public:
@@ -375,6 +377,10 @@ class pim_bank {
   [[nodiscard]] float* bins() const noexcept { return scratch_ + plane_floats; }
   [[nodiscard]] bool narrow() const noexcept { return programs_.options().entries == entry_format::f16; }
   [[nodiscard]] float rounded(float x) const noexcept { return narrow() ? to_float(to_half(x)) : x; }
+  /// sum + term as the units add.
+  [[nodiscard]] float added(float sum, float term) const noexcept {
+    return programs_.options().sums == entry_format::f16 ? to_float(to_half(sum + term)) : sum + term;
+  }
   [[nodiscard]] float load_entry(const std::byte* place) const noexcept {
     if (narrow()) {
       half h;
@@ -621,7 +627,7 @@ class pim_bank {
       for (std::uint32_t k = 0; k < shape.centroids; ++k) {
         float sum = 0.0f;
         for (std::uint32_t c = 0; c < view.width; ++c) {
-          sum += q[c] * view.value(k, c);
+          sum = added(sum, q[c] * view.value(k, c));
         }
         store_entry(entries + std::int64_t{k} * layout.entry, sum);
       }
@@ -650,7 +656,7 @@ class pim_bank {
             memory_.at(p, tables, stripe, group / p.groups_per_bank, layout.byte_of(table) + inside);
         float* scores = tile.row(row) + column;
         for (std::size_t i = 0; i < slots.count; ++i) {
-          scores[i] += load_entry(entries + std::int64_t{of_block[i]} * layout.entry);
+          scores[i] = added(scores[i], load_entry(entries + std::int64_t{of_block[i]} * layout.entry));
         }
       }
     }
@@ -670,7 +676,11 @@ class pim_bank {
         query[c] = load_entry(memory_.at(tables, 0, 0, index * programs_.entry_bytes()));
       }
       for (std::size_t i = 0; i < slots.count; ++i) {
-        tile.row(row)[column + i] = dot(query, scratch_ + i * dim, dim);
+        float sum = 0.0f;
+        for (std::uint32_t c = 0; c < dim; ++c) {
+          sum = added(sum, query[c] * scratch_[i * dim + c]);
+        }
+        tile.row(row)[column + i] = sum;
       }
     }
   }
@@ -679,7 +689,7 @@ class pim_bank {
       const float weight = rounded(weights[i]);
       const float* value = scratch_ + i * dim;
       for (std::uint32_t c = 0; weight != 0.0f && c < dim; ++c) {
-        out[c] += weight * value[c];
+        out[c] = added(out[c], weight * value[c]);
       }
     }
   }
@@ -690,16 +700,18 @@ class pim_bank {
     std::fill_n(masses, shape.centroids, 0.0f);
     for (std::size_t i = 0; i < slots.count; ++i) {
       if (weights[i] != 0.0f) {
-        masses[code_at(p, codes, slots.first + i, group)] += rounded(weights[i]);
+        float& mass = masses[code_at(p, codes, slots.first + i, group)];
+        mass = added(mass, rounded(weights[i]));
       }
     }
     const group_view view = group_of(p, book, group, 0);
     for (std::uint32_t c = 0; c < view.width; ++c) {
       float sum = 0.0f;
       for (std::uint32_t k = 0; k < shape.centroids; ++k) {
-        sum += masses[k] != 0.0f ? masses[k] * view.value(k, c) : 0.0f;
+        sum = added(sum, masses[k] != 0.0f ? masses[k] * view.value(k, c) : 0.0f);
       }
-      out[shape.channel(shape.first_channel(group) + c)] += sum;
+      float& target = out[shape.channel(shape.first_channel(group) + c)];
+      target = added(target, sum);
     }
   }
 };

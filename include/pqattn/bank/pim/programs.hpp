@@ -44,6 +44,7 @@ enum class lookup_addressing : std::uint8_t {
 struct bank_options {
   std::int32_t channels_per_home = 1;      ///< command channels that hold one KV head
   entry_format entries = entry_format::f16;
+  entry_format sums = entry_format::f32;  ///< f16: every addition of the banks' units is rounded, exact rows are not
   value_method values = value_method::reconstruct;  ///< what `automatic` means here
   std::int32_t codebook_rows = 0;  ///< rows of the codebook region; 0 = an eighth of a bank
   std::int32_t banks_added = 0;    ///< banks whose partial sums are added before they move; 0 = a bank group
