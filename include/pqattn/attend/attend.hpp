@@ -55,6 +55,10 @@ struct segment {
   /// Set when the values were rotated before coding: what such segments add to the output is turned back, once for
   /// consecutive segments that share the rotation.
   value_rotation turned_values;
+  /// Optional exact channels behind the coded ones of each key, (tokens, d_tail), rotated: the queries have
+  /// keys.dim() + d_tail channels. Latent attention (MLA) has the latent as coded keys and as values (the same codes), and
+  /// the part with positions as tail.
+  rows_view key_tail;
 };
 
 /// What stays fixed over all segments of a call.
@@ -102,11 +106,13 @@ template <class Address>
 /// Scratch of one worker.
 struct attention_scratch {
   score_tile tile;
+  score_tile tail;  ///< scores of the keys' exact tails, when a segment has them
   softmax_state softmax;
   float* skip_below = nullptr;
 
-  void carve(carver& memory, std::size_t rows) noexcept {
+  void carve(carver& memory, std::size_t rows, bool tails) noexcept {
     tile = {memory.take<float>(rows * tile_tokens), rows, tile_tokens};
+    tail = {memory.take<float>(tails ? rows * tile_tokens : 0), rows, tile_tokens};
     softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)};
     skip_below = memory.take<float>(rows);
   }
@@ -120,14 +126,14 @@ struct attention_memory {
   attention_scratch* scratch = nullptr;
 
   void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim, std::size_t parts,
-             std::size_t workers) noexcept {
+             std::size_t workers, bool tails) noexcept {
     queries = memory.take<float>(rows * key_dim);
     outs = memory.take<float>(parts * rows * value_dim);
     lses = memory.take<float>(parts * rows);
     scratch = memory.take<attention_scratch>(workers);
     for (std::size_t worker = 0; worker < workers; ++worker) {
       attention_scratch pieces;
-      pieces.carve(memory, rows);
+      pieces.carve(memory, rows, tails);
       if (scratch != nullptr && memory.fits()) {
         scratch[worker] = pieces;
       }
@@ -135,12 +141,27 @@ struct attention_memory {
   }
 };
 
+/// Adds what the exact channels behind the coded ones contribute.
+template <class Bank>
+status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
+                       slot_range slots, const score_tile& tile, const score_tile& tail) {
+  const query_rows ends{queries.data + tokens.keys.dim(), queries.rows, queries.stride};
+  PQATTN_TRY(bank.score_rows(ends, tokens.key_tail.slice(slots.first, slots.count), tail));
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    for (std::size_t i = 0; i < slots.count; ++i) {
+      tile.row(row)[i] += tail.row(row)[i];
+    }
+  }
+  return {};
+}
+
 template <class Bank>
 status score_tile_slots(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
-                        slot_range slots, const score_tile& tile) {
+                        slot_range slots, const score_tile& tile, const score_tile& tail) {
   if (tokens.keys.coded) {
-    return bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,
-                      tokens.keys.codes, slots, tile);
+    PQATTN_TRY(bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,
+                          tokens.keys.codes, slots, tile));
+    return tokens.key_tail.cols == 0 ? status{} : add_tail_scores(bank, tokens, queries, slots, tile, tail);
   }
   return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
 }
@@ -170,7 +191,7 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   value_options options{params.method, skips ? work.skip_below : nullptr};
   for (std::size_t first = part_first; first < part_end; first += tile_tokens) {
     const slot_range slots{first, part_end - first < tile_tokens ? part_end - first : tile_tokens};
-    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile));
+    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row));
     }
@@ -237,6 +258,36 @@ template <class Address>
          prepared.rotation.angles == next.rotation.angles && prepared.rotation.pairs == next.rotation.pairs;
 }
 
+/// Exact channels behind coded keys: only there, fewer than the queries have, and reaching to slot `end`.
+template <class Address>
+status check_tail(const segment<Address>& tokens, std::size_t key_dim, std::size_t end) noexcept {
+  const rows_view& tail = tokens.key_tail;
+  if (tail.cols == 0) {
+    return {};
+  }
+  if (!tokens.keys.coded) {
+    return failure(status_code::unsupported, "segment.key_tail", "is for coded keys; exact keys have all channels");
+  }
+  if (tail.cols >= key_dim) {
+    return failure(status_code::shape_mismatch, "segment.key_tail", "must have fewer channels than the queries",
+                   key_dim, tail.cols);
+  }
+  PQATTN_TRY(check_view(tail, "segment.key_tail"));
+  return tail.rows >= end ? status{}
+                          : failure(status_code::shape_mismatch, "segment.key_tail", "must cover the slots", end,
+                                    tail.rows);
+}
+
+/// Whether some segment has exact channels behind its coded keys.
+template <class Address>
+[[nodiscard]] bool has_tails(const segment<Address>* segments, std::size_t count) noexcept {
+  bool found = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    found = found || segments[i].key_tail.cols != 0;
+  }
+  return found;
+}
+
 template <class Address>
 status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::size_t value_dim) noexcept {
   const std::size_t end = tokens.slots.first + tokens.slots.count;
@@ -244,14 +295,15 @@ status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::s
     return failure(status_code::invalid_argument, "segment.slots", "are more than memory can hold");
   }
   const std::size_t used = tokens.slots.count == 0 ? 0 : end;
-  PQATTN_TRY(check_source(tokens.keys, key_dim, used, "segment.keys"));
+  PQATTN_TRY(check_tail(tokens, key_dim, used));
+  PQATTN_TRY(check_source(tokens.keys, key_dim - tokens.key_tail.cols, used, "segment.keys"));
   PQATTN_TRY(check_source(tokens.values, value_dim, used, "segment.values"));
   if (tokens.turned_values.enabled() && tokens.turned_values.dim != value_dim) {
     return failure(status_code::shape_mismatch, "segment.turned_values", "must have the output's channels", value_dim,
                    tokens.turned_values.dim);
   }
   if (tokens.keys.coded) {
-    PQATTN_TRY(check_rope(tokens.rotation, static_cast<std::uint32_t>(key_dim)));
+    PQATTN_TRY(check_rope(tokens.rotation, static_cast<std::uint32_t>(tokens.keys.dim())));
     if (used != 0 && tokens.tables == Address{}) {
       return failure(status_code::invalid_argument, "segment.tables", "are needed for coded keys");
     }
@@ -330,7 +382,8 @@ template <class Address>
     parts += detail::parts_of(segments[i]);
   }
   carver memory;
-  detail::attention_memory{}.carve(memory, rows, key_dim, value_dim, parts, workers);
+  detail::attention_memory{}.carve(memory, rows, key_dim, value_dim, parts, workers,
+                                    detail::has_tails(segments, segment_count));
   return memory.required();
 }
 
@@ -363,7 +416,8 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
   detail::attention_memory memory;
-  memory.carve(pieces, queries.rows, queries.cols, out.cols, parts, params.parts.workers);
+  memory.carve(pieces, queries.rows, queries.cols, out.cols, parts, params.parts.workers,
+               detail::has_tails(segments, segment_count));
   if (workspace == nullptr || !pieces.fits()) {
     return failure(status_code::capacity, "workspace", "is too small for attention", pieces.used(), workspace_bytes);
   }
