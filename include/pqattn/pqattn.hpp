@@ -31,6 +31,7 @@
 #include "encode/encode.hpp"
 
 #include "attend/attend.hpp"
+#include "attend/attention_mass.hpp"
 #include "attend/partial_state.hpp"
 #include "attend/score_modifiers.hpp"
 
@@ -42,3 +43,4 @@
 #include "cache/page_pool.hpp"
 #include "cache/presets.hpp"
 #include "cache/sequence.hpp"
+#include "cache/snapshot.hpp"

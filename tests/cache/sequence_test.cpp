@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <pqattn/cache/sequence.hpp>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstring>
@@ -8,8 +9,19 @@
 #include <limits>
 #include <vector>
 
+#include "bank/archetype_bank.hpp"
 #include "cache/sequence_model.hpp"
 #include "pqattn/cache/layer_cache.hpp"
+#include "pqattn/cache/snapshot.hpp"
+
+// Everything compiles with the least capable bank, whose addresses are not pointers.
+template class pqattn::page_pool<pqattn_test::archetype_bank>;
+template class pqattn::sequence<pqattn_test::archetype_bank>;
+template class pqattn::batch_attention<pqattn_test::archetype_bank>;
+template pqattn::status pqattn::write_sequence<pqattn_test::archetype_bank>(
+    const pqattn::sequence<pqattn_test::archetype_bank>&, const pqattn::snapshot_sink&);
+template pqattn::status pqattn::load_sequence<pqattn_test::archetype_bank>(
+    const pqattn::snapshot_view&, pqattn::sequence<pqattn_test::archetype_bank>&);
 
 namespace {
 
@@ -334,6 +346,115 @@ TEST_CASE("codebooks are shared by loading them", "[cache]") {
   CHECK(fresh.read_codebook(0, kv_side::keys, centroids.data()).code == status_code::invalid_argument);
 }
 
+TEST_CASE("importance weights are gathered from the queries of appends", "[cache]") {
+  // What the library gathers itself trains what the same weights from outside train.
+  for (const std::size_t s : {0U, 3U}) {  // keys that arrive rotated, and not
+    sequence_world world(edit_shapes[s], 42);
+    CAPTURE(edit_shapes[s].name, world.random.seed());
+    const std::size_t q_heads = world.shape.heads * world.shape.group;
+    const std::size_t chunks[] = {20, 40, 35};  // the last one trains: 4 sinks, 60 behind them
+    const std::size_t total = 95;
+    world.draw(total);
+    const std::vector<float> queries = world.random.normals(q_heads * total * world.shape.key_dim, 2.0f);
+    const auto slice = [](const head_rows& rows, std::size_t first, std::size_t count) {
+      return head_rows{rows.rows.slice(first, count), rows.heads, rows.head_stride};
+    };
+    const head_rows all_queries{view_rows(queries.data(), total, world.shape.key_dim), q_heads,
+                                static_cast<std::ptrdiff_t>(total * world.shape.key_dim)};
+    sequence_type gathered(world.pool);
+    std::size_t done = 0;
+    for (const std::size_t count : chunks) {
+      const head_rows chunk_queries = slice(all_queries, done, count);
+      append_options options;
+      options.queries = &chunk_queries;
+      REQUIRE_OK(gathered.append(slice(world.key_rows(), done, count), slice(world.value_rows(), done, count), options));
+      done += count;
+    }
+    REQUIRE(world.pool.trained());
+    // The same masses in double precision: each chunk's last 32 query tokens see what came before them.
+    std::vector<double> mass(world.shape.heads * total, 0.0);
+    std::vector<float> rotated = world.new_keys;
+    for (std::size_t head = 0; head < world.shape.heads && !world.shape.arrives_rotated; ++head) {
+      for (std::size_t i = 0; i < total; ++i) {
+        rotate_row(world.config.rotation, static_cast<std::int64_t>(i), 1.0f,
+                   rotated.data() + (head * total + i) * world.shape.key_dim);
+      }
+    }
+    std::size_t end = 0;
+    for (const std::size_t count : chunks) {
+      end += count;
+      for (std::size_t q = 0; q < q_heads; ++q) {
+        const std::size_t head = q / world.shape.group;
+        for (std::size_t token = end - std::min<std::size_t>(count, 32); token < end; ++token) {
+          std::vector<double> scores(token + 1);
+          double sum = 0.0;
+          for (std::size_t key = 0; key <= token; ++key) {
+            for (std::size_t c = 0; c < world.shape.key_dim; ++c) {
+              scores[key] += double(queries[(q * total + token) * world.shape.key_dim + c]) *
+                             double(rotated[(head * total + key) * world.shape.key_dim + c]);
+            }
+            sum += std::exp(scores[key] / std::sqrt(double(world.shape.key_dim)));
+          }
+          for (std::size_t key = 0; key <= token; ++key) {
+            mass[head * total + key] += std::exp(scores[key] / std::sqrt(double(world.shape.key_dim))) / sum;
+          }
+        }
+      }
+    }
+    pool_type weighted;
+    pool_type plain;
+    REQUIRE_OK(pool_type::make(world.bank, world.config, world.shape.heads, {}, weighted));
+    REQUIRE_OK(pool_type::make(world.bank, world.config, world.shape.heads, {}, plain));
+    const std::vector<float> weights(mass.begin(), mass.end());
+    append_options options;
+    options.weights = weights.data();
+    sequence_type given(weighted);
+    sequence_type unweighted(plain);
+    REQUIRE_OK(given.append(world.key_rows(), world.value_rows(), options));
+    REQUIRE_OK(unweighted.append(world.key_rows(), world.value_rows()));
+    double difference = 0.0;
+    double effect = 0.0;
+    for (std::size_t head = 0; head < world.shape.heads; ++head) {
+      std::vector<float> a(world.config.keys.shape.codebook_values());
+      std::vector<float> b(a.size());
+      std::vector<float> c(a.size());
+      REQUIRE_OK(world.pool.read_codebook(head, kv_side::keys, a.data()));
+      REQUIRE_OK(weighted.read_codebook(head, kv_side::keys, b.data()));
+      REQUIRE_OK(plain.read_codebook(head, kv_side::keys, c.data()));
+      for (std::size_t i = 0; i < a.size(); ++i) {
+        difference = std::max(difference, double(std::abs(a[i] - b[i])));
+        effect = std::max(effect, double(std::abs(a[i] - c[i])));
+      }
+    }
+    CHECK(difference < 1e-3);
+    CHECK(effect > 0.05);
+    // Queries and weights, or queries of another size, are refused.
+    options.queries = &all_queries;
+    CHECK(unweighted.append(world.key_rows(), world.value_rows(), options).code == status_code::invalid_argument);
+    options.weights = nullptr;
+    const head_rows few = slice(all_queries, 0, 3);
+    options.queries = &few;
+    CHECK(unweighted.append(world.key_rows(), world.value_rows(), options).code == status_code::shape_mismatch);
+  }
+}
+
+TEST_CASE("what pages do not serve is refused", "[cache]") {
+  f32_bank bank;
+  const auto refused = [&](auto&& change) {
+    sequence_world world(edit_shapes[0], 43);
+    cache_config config = world.config;
+    change(config);
+    pool_type pool;
+    return pool_type::make(bank, config, 1, {}, pool).code == status_code::unsupported;
+  };
+  CHECK(refused([](cache_config& config) { config.keys.metric = true; }));
+  CHECK(refused([](cache_config& config) { config.values.rotated = true; }));
+  CHECK(refused([](cache_config& config) { config.values.joint_passes = 1; }));
+  CHECK(refused([](cache_config& config) { config.outlier_share = 0.1f; }));
+  CHECK(refused([](cache_config& config) { config.coding_batch = 8; }));
+  CHECK_FALSE(refused([](cache_config&) {}));
+}
+
 TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]") {
   for (const edit_shape& shape : {edit_shapes[0], edit_shapes[3], edit_shapes[6]}) {
     counting_resource memory;
@@ -363,6 +484,24 @@ TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]"
     tokens[0].clear();
     CHECK(accounted() == memory.live_bytes);
   }
+}
+
+TEST_CASE("a long prompt is coded from the caller's rows and never stored exact", "[cache]") {
+  counting_resource memory;
+  sequence_world world(edit_shapes[0], 44, memory.resource());
+  CAPTURE(world.random.seed());
+  cache_config config = world.config;
+  config.max_training_tokens = 128;
+  config.exact_type = dtype::f16;
+  pool_type pool;
+  REQUIRE_OK(pool_type::make(world.bank, config, world.shape.heads, memory.resource(), pool));
+  world.draw(8000);
+  sequence_type tokens(pool);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  CHECK(pool.training(0, kv_side::keys).samples == 128);
+  const std::size_t exact_bytes = 8000 * world.shape.heads * (world.shape.key_dim + world.shape.value_dim) * 2;
+  CHECK(memory.peak_bytes < exact_bytes / 4);
+  CHECK(pool.memory().total_bytes() + tokens.metadata_bytes() < exact_bytes / 4);
 }
 
 TEST_CASE("going over to codes gives exact pages back", "[cache]") {

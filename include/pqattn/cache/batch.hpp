@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <new>
 #include <utility>
 
 #include "../attend/attend.hpp"
+#include "../config.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "attend_scratch.hpp"
@@ -33,6 +35,8 @@ struct ragged_item {
   std::size_t segment_count = 0;
   const attention_params* params = nullptr;  ///< its executor is not used; per-row lists start at this item's row 0
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes of workspace attend_items() needs.
 template <class Address>
@@ -111,6 +115,8 @@ status attend_items(Bank& bank, const rows_view& queries, const ragged_item<type
   return blocks;
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 // --- level 1: sequences ---------------------------------------------------------------------------------------------
 
 /// One request of a batch over sequences of one pool.
@@ -169,7 +175,8 @@ class batch_attention {
     carver placed(made.memory_.data(), made.memory_.size());
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
-      new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), growable<segment<address>>(resource), {}, 0};
+      new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(),
+                                            growable<segment<address>>(resource), {}, 0};
     }
     result = std::move(made);
     return {};
@@ -177,8 +184,8 @@ class batch_attention {
 
   /// Attention of `queries` (q_heads, tokens, d_k), rotated, into `out` (q_heads, tokens, d_v); `lse_e` (q_heads, tokens)
   /// or null. q_heads is any multiple of the pool's KV heads. Query tokens of no entry are left alone. Allocates only
-  /// while entries grow. Errors: an entry outside the batch or over another pool, shape mismatches, out of memory (out
-  /// untouched).
+  /// while entries grow. Errors (out untouched): an entry outside the batch or over another pool, shape mismatches, out
+  /// of memory.
   status attend(const page_pool<Bank>& pool, const batch_entry<Bank>* entries, std::size_t count,
                 const head_rows& queries, const batch_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
@@ -351,6 +358,21 @@ class batch_attention {
     return first == nullptr ? status{} : first->outcome;
   }
 
+  /// Whether some key may lie behind some query: if not, as in a decode step, the causal mask is not needed.
+  static bool sees_later_keys(const batch_entry<Bank>& entry, const std::int64_t* positions, std::size_t rows) noexcept {
+    std::int64_t earliest = (std::numeric_limits<std::int64_t>::max)();
+    for (std::size_t row = 0; row < rows; ++row) {
+      earliest = (std::min)(earliest, positions[row]);
+    }
+    std::int64_t latest = entry.new_keys == nullptr
+                              ? -1
+                              : entry.new_position + static_cast<std::int64_t>(entry.new_keys->rows.rows) - 1;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      latest = (std::max)(latest, entry.sequences[i]->latest_position());
+    }
+    return latest > earliest;
+  }
+
   /// One entry, one KV head.
   static status serve(const batch_call& call, const batch_entry<Bank>& entry, std::size_t head, worker_memory& memory) {
     const std::size_t tokens = entry.queries;
@@ -379,7 +401,7 @@ class batch_attention {
     one.modifiers.softcap = params.softcap;
     one.modifiers.alibi_slopes = params.alibi_slopes == nullptr ? nullptr : staged.slopes;
     one.modifiers.query_positions = staged.positions;
-    one.modifiers.causal = params.causal;
+    one.modifiers.causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     one.modifiers.window = params.window;
     segment<address>* segments = memory.segments.data();
     collect(entry, head, memory.scratch.tables(), segments);

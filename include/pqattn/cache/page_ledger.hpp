@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "../config.hpp"
 #include "../core/growable.hpp"
 
 namespace pqattn {
@@ -18,7 +19,7 @@ class page_ledger {
   explicit page_ledger(const memory_resource& resource) noexcept : users_(resource), free_(resource) {}
 
   /// Adds free pages until there are `pages` of them in all; on failure nothing changes.
-  status grow(std::size_t pages) {
+  PQATTN_UNIT_MEMBER status grow(std::size_t pages) {
     PQATTN_TRY(users_.reserve(pages));
     PQATTN_TRY(free_.reserve(pages));
     const std::size_t old = users_.size();

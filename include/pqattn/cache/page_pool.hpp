@@ -46,10 +46,12 @@ class page_pool {
   }
   ~page_pool() { release(); }
 
-  /// Makes a pool without pages. Errors: whatever check_config finds, out of memory.
+  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (a coding metric,
+  /// rotated values, joint training, sweeps, epochs, outliers: see head_cache), out of memory.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const memory_resource& resource,
                      page_pool& result) {
     PQATTN_TRY(check_config(config));
+    PQATTN_TRY(check_plain(config));
     if (kv_heads < 1 || kv_heads > max_heads) {
       return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
     }
@@ -114,12 +116,17 @@ class page_pool {
         return failure(status_code::not_finite, "centroids", "has a NaN or infinity", i / shape.dim, i % shape.dim);
       }
     }
-    trained_book placed;
-    PQATTN_TRY(place_book(which, centroids, placed.book));
-    release_book(head, which);
-    books_[at(head, which)] = placed;
+    PQATTN_TRY(place_tentative(head, which, centroids, {}));
+    books_[at(head, which)].tentative = false;
     trained_ = all_books();
     return {};
+  }
+  /// The same for a side that has none yet, as part of a load of several: follow with keep_training() or
+  /// discard_training(). Errors: the side has a codebook, out of memory.
+  status load_tentative(std::size_t head, kv_side which, const float* centroids) {
+    return book(head, which).memory == address{}
+               ? place_tentative(head, which, centroids, {})
+               : failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
   }
   /// Reads a codebook back as programs use it. `centroids` holds geometry::codebook_values() floats.
   status read_codebook(std::size_t head, kv_side which, float* centroids) const {
@@ -287,6 +294,22 @@ class page_pool {
     }
   };
 
+  /// Codebooks of a pool are frozen and shared, and any token is coded by itself.
+  static status check_plain(const cache_config& config) noexcept {
+    for (const side_config* one : {&config.keys, &config.values}) {
+      if (one->metric || one->rotated || one->joint_passes != 0 || one->sweeps != 0) {
+        return failure(status_code::unsupported, "config.keys or values",
+                       "asks for a metric, a rotation, joint passes or sweeps, which a page_pool does not serve");
+      }
+    }
+    if (config.window_tokens != 0 || config.refresh_above > 0.0f || config.outlier_share > 0.0f ||
+        config.coding_batch != 1 || config.query_rows != 0 || config.attention_weights) {
+      return failure(status_code::unsupported, "config",
+                     "asks for epochs, outliers, batches or kept queries, which a page_pool does not serve");
+    }
+    return {};
+  }
+
   [[nodiscard]] static std::size_t at(std::size_t head, kv_side which) noexcept {
     return 2 * head + static_cast<std::size_t>(which);
   }
@@ -320,7 +343,8 @@ class page_pool {
     return true;
   }
 
-  status place_book(kv_side which, const float* centroids, resident_codebook<address>& book) {
+  /// Moves centroids into the bank; what was there before is given back. On failure nothing changes.
+  status place_tentative(std::size_t head, kv_side which, const float* centroids, const training_report& report) {
     resident_codebook<address> placed{side(which).shape, side(which).storage, {}};
     PQATTN_TRY(bank_->reserve(book_bytes(which), placed.memory));
     const status stored = bank_->store_codebook({side(which).shape, centroids, 0, 0}, placed);
@@ -328,7 +352,8 @@ class page_pool {
       bank_->release(placed.memory, book_bytes(which));
       return stored;
     }
-    book = placed;
+    release_book(head, which);
+    books_[at(head, which)] = {placed, report, true};
     return {};
   }
   void release_book(std::size_t head, kv_side which) noexcept {
@@ -363,13 +388,10 @@ class page_pool {
     const rows_view view = view_rows(work.rows, samples, config.shape.dim);
     buffer workspace;
     PQATTN_TRY(buffer::make(resource_, training_workspace_bytes(*bank_, config.shape, view, params), workspace));
-    trained_book trained;
+    training_report report;
     PQATTN_TRY(train_codebook(*bank_, config.shape, view, work.weights, params, workspace.data(), workspace.size(),
-                              work.centroids, trained.report));
-    PQATTN_TRY(place_book(which, work.centroids, trained.book));
-    trained.tentative = true;
-    books_[at(head, which)] = trained;
-    return {};
+                              work.centroids, report));
+    return place_tentative(head, which, work.centroids, report);
   }
 
   /// Memory for `pages` coded pages of one head and side.

@@ -12,6 +12,8 @@
 #include <utility>
 
 #include "../attend/attend.hpp"
+#include "../attend/attention_mass.hpp"
+#include "../core/memory.hpp"
 #include "../core/executor.hpp"
 #include "../encode/encode.hpp"
 #include "layer_cache.hpp"
@@ -27,6 +29,10 @@ struct append_options {
   const std::int64_t* positions = nullptr;
   /// (kv_heads, n) importance weights >= 0, used by training only; null: 1 each.
   const float* weights = nullptr;
+  /// Instead of weights: the queries (q_heads, n, d_k), rotated, of the appended tokens. The library then weighs tokens by
+  /// the attention they receive from the last importance_rows query tokens of every such append until training.
+  const head_rows* queries = nullptr;
+  float softmax_scale = 0.0f;  ///< of those queries; 0 means 1 / sqrt(d_k)
   executor parts;          ///< KV heads are coded in parallel; training runs sub-vectors in parallel
   progress_hook progress;  ///< of training
 };
@@ -93,6 +99,16 @@ class sequence {
     const token_list& last = recent_.tokens() != 0 ? recent_ : body_.tokens() != 0 ? body_ : sinks_;
     return last.tokens() == 0 ? 0 : last.position(last.last_slot()) + 1;
   }
+  /// No token sits behind this position (of a removed one it may be); -1 when empty. O(slots), a plain maximum.
+  [[nodiscard]] std::int64_t latest_position() const noexcept {
+    std::int32_t latest = -1;
+    for (const token_list* list : {&sinks_, &body_, &recent_}) {
+      for (std::size_t slot = 0; slot < list->slots(); ++slot) {
+        latest = (std::max)(latest, list->positions()[slot]);
+      }
+    }
+    return latest;
+  }
   /// The parts of the sequence, for snapshots and reports.
   [[nodiscard]] const token_list& sinks() const noexcept { return sinks_; }
   [[nodiscard]] const token_list& body() const noexcept { return body_; }
@@ -117,7 +133,10 @@ class sequence {
     PQATTN_TRY(check_arrival(values, kv_side::values, keys.rows.rows, "values"));
     PQATTN_TRY(check_options(options, keys.rows.rows));
     const append_plan plan = plan_append(keys.rows.rows);
-    const arrival rows{keys, values, options, next_position()};
+    arrival rows{keys, values, options, next_position(), {}, recent_.slots(), nullptr};
+    if (options.queries != nullptr && pool_->config().codes_anything() && !pool_->trained()) {
+      PQATTN_TRY(gather_mass(rows));
+    }
     if (plan.trains) {
       PQATTN_TRY(train(rows, plan));
     }
@@ -314,7 +333,7 @@ class sequence {
   template <class>
   friend class sequence_restorer;
 
-  static constexpr std::int64_t max_position = std::numeric_limits<std::int32_t>::max();
+  static constexpr std::int64_t max_position = (std::numeric_limits<std::int32_t>::max)();
 
   struct place {
     const token_list* list;
@@ -326,7 +345,14 @@ class sequence {
     const head_rows& values;
     const append_options& options;
     std::int64_t first_position;
+    /// Attention mass gathered by this append, per head: of the recent window's slots, then of the arriving rows.
+    buffer mass_memory;
+    std::size_t recent_slots;
+    float* mass;
 
+    [[nodiscard]] float* mass_of(std::size_t head) const noexcept {
+      return mass + head * (recent_slots + keys.rows.rows);
+    }
     [[nodiscard]] const head_rows& rows(kv_side which) const noexcept {
       return which == kv_side::keys ? keys : values;
     }
@@ -334,7 +360,32 @@ class sequence {
       return options.positions != nullptr ? options.positions[row] : first_position + static_cast<std::int64_t>(row);
     }
     [[nodiscard]] float weight(std::size_t head, std::size_t row) const noexcept {
-      return options.weights == nullptr ? 1.0f : options.weights[head * keys.rows.rows + row];
+      return mass != nullptr               ? mass_of(head)[recent_slots + row]
+             : options.weights == nullptr ? 1.0f
+                                          : options.weights[head * keys.rows.rows + row];
+    }
+  };
+  /// Memory of gather_mass().
+  struct mass_scene {
+    segment<address>* segments = nullptr;
+    float** mass = nullptr;
+    float* queries = nullptr;
+    std::int64_t* query_positions = nullptr;
+    float* keys = nullptr;
+    std::int32_t* positions = nullptr;
+    std::byte* workspace = nullptr;
+    std::size_t workspace_bytes = 0;
+
+    void carve(carver& memory, std::size_t segment_count, std::size_t query_count, std::size_t tokens,
+               std::size_t dim) noexcept {
+      segments = memory.take<segment<address>>(segment_count);
+      mass = memory.take<float*>(segment_count);
+      queries = memory.take<float>(query_count * dim);
+      query_positions = memory.take<std::int64_t>(query_count);
+      keys = memory.take<float>(tokens * dim);
+      positions = memory.take<std::int32_t>(tokens);
+      workspace_bytes = mass_workspace_bytes<address>(nullptr, 0, query_count, dim);
+      workspace = memory.take<std::byte>(workspace_bytes);
     }
   };
   /// Where the rows of one append go: sinks first, then those that are coded at once, then the recent window.
@@ -378,6 +429,19 @@ class sequence {
       if (options.positions[i] < 0 || options.positions[i] > max_position) {
         return failure(status_code::invalid_argument, "positions", "must be 0 to 2^31 - 1", max_position,
                        options.positions[i]);
+      }
+    }
+    if (options.queries != nullptr) {
+      const head_rows& queries = *options.queries;
+      PQATTN_TRY(check_view(queries.rows, "queries"));
+      if (options.weights != nullptr) {
+        return failure(status_code::invalid_argument, "weights", "and queries cannot both say what matters");
+      }
+      if (queries.heads == 0 || queries.heads % pool_->kv_heads() != 0 || queries.rows.rows != rows ||
+          queries.rows.cols != pool_->config().keys.shape.dim) {
+        return failure(status_code::shape_mismatch, "queries",
+                       "must have a multiple of the KV heads, a row per key and the keys' channels; rows", rows,
+                       queries.rows.rows);
       }
     }
     const auto last = next_position() + static_cast<std::int64_t>(rows) - 1;
@@ -498,11 +562,72 @@ class sequence {
       }
     };
     const auto weight = [&](std::size_t head, std::size_t source) {
-      return source < held ? (recent_.has_weights() ? recent_.weights(recent_.slot_of(source))[head] : 1.0f)
-                           : rows.weight(head, plan.to_sinks + source - held);
+      if (source >= held) {
+        return rows.weight(head, plan.to_sinks + source - held);
+      }
+      const std::size_t slot = recent_.slot_of(source);
+      return recent_.weights(slot)[head] + (rows.mass == nullptr ? 0.0f : rows.mass_of(head)[slot]);
     };
     return pool_->train(held + rows.keys.rows.rows - plan.to_sinks, load, weight, rows.options.parts,
                         rows.options.progress);
+  }
+
+  /// Attention that the recent window and the arriving rows get from the last arriving queries. Everything is exact still.
+  status gather_mass(arrival& rows) const {
+    const head_rows& queries = *rows.options.queries;
+    const std::size_t heads = pool_->kv_heads();
+    const std::size_t tokens = rows.keys.rows.rows;
+    const std::size_t dim = pool_->config().keys.shape.dim;
+    const std::size_t last = (std::min)(tokens, importance_rows);
+    const std::size_t group = queries.heads / heads;
+    const std::size_t query_count = group * last;
+    const std::size_t pages = sinks_.page_count() + recent_.page_count();
+    buffer staging;
+    PQATTN_TRY(buffer::make(pool_->resource(), heads * (rows.recent_slots + tokens) * sizeof(float), rows.mass_memory));
+    rows.mass = reinterpret_cast<float*>(rows.mass_memory.data());
+    if (tokens == 0) {
+      return {};
+    }
+    std::fill_n(rows.mass, heads * (rows.recent_slots + tokens), 0.0f);
+    mass_scene scene;
+    carver counting;
+    scene.carve(counting, pages + 1, query_count, tokens, dim);
+    PQATTN_TRY(buffer::make(pool_->resource(), counting.required(), staging));
+    carver placed(staging.data(), staging.size());
+    scene.carve(placed, pages + 1, query_count, tokens, dim);
+    for (std::size_t i = 0; i < tokens; ++i) {
+      scene.positions[i] = static_cast<std::int32_t>(rows.position(i));
+    }
+    for (std::size_t row = 0; row < query_count; ++row) {
+      scene.query_positions[row] = rows.position(tokens - last + row % last);
+    }
+    attention_params params;
+    params.scale = rows.options.softmax_scale;
+    params.modifiers.causal = true;
+    params.modifiers.query_positions = scene.query_positions;
+    for (std::size_t head = 0; head < heads; ++head) {
+      for (std::size_t row = 0; row < query_count; ++row) {
+        load_row(queries.head(head * group + row / last), tokens - last + row % last, scene.queries + row * dim);
+      }
+      for (std::size_t i = 0; i < tokens; ++i) {
+        load_arriving(rows, i, head, kv_side::keys, scene.keys + i * dim);
+      }
+      for (std::size_t i = 0; i < pages; ++i) {
+        const bool sink = i < sinks_.page_count();
+        const std::size_t page = sink ? i : i - sinks_.page_count();
+        exact_segment(sink ? sinks_ : recent_, page, head, scene.segments[i]);
+        scene.mass[i] = sink ? nullptr : rows.mass_of(head) + page * block_tokens;
+      }
+      segment<address>& arriving = scene.segments[pages];
+      arriving = {};
+      arriving.keys.rows = arriving.values.rows = view_rows(scene.keys, tokens, dim);
+      arriving.slots = {0, tokens};
+      arriving.positions = {0, scene.positions};
+      scene.mass[pages] = rows.mass_of(head) + rows.recent_slots;
+      PQATTN_TRY(attention_mass(pool_->bank(), view_rows(scene.queries, query_count, dim), scene.segments, pages + 1,
+                                params, scene.workspace, scene.workspace_bytes, scene.mass));
+    }
+    return {};
   }
 
   /// An arriving row in exact form.
@@ -618,6 +743,11 @@ class sequence {
     for (std::size_t i = 0; i < plan.to_sinks; ++i) {
       sinks_.push(rows.position(i));
     }
+    for (std::size_t head = 0; rows.mass != nullptr && head < pool_->kv_heads(); ++head) {
+      for (std::size_t i = 0; i < rows.recent_slots; ++i) {
+        recent_.weights(i)[head] += rows.mass_of(head)[i];
+      }
+    }
     std::size_t slot = recent_.next_live(0);
     for (std::size_t i = 0; i < plan.leaving; ++i, slot = recent_.next_live(slot + 1)) {
       body_.push(recent_.position(slot));
@@ -695,8 +825,8 @@ class sequence {
   }
   void recode(std::size_t slot, std::size_t head, std::int64_t delta, shift_report& report) const noexcept {
     const std::size_t dim = pool_->config().keys.shape.dim;
-    float turned[max_dim];
-    float recoded[max_dim];
+    float turned[max_dim] = {};
+    float recoded[max_dim] = {};
     static_cast<void>(decode_slot(slot, head, kv_side::keys, turned));
     rotate_row(pool_->config().rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, turned);
     static_cast<void>(pool_->bank().encode(view_rows(turned, 1, dim), pool_->book(head, kv_side::keys),

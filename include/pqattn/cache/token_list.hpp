@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/growable.hpp"
 
 namespace pqattn {
@@ -53,7 +54,7 @@ class token_list {
   [[nodiscard]] bool ends_inside_page() const noexcept { return slots_ % block_tokens != 0; }
 
   /// Makes room for `count` more slots; on failure nothing that can be seen changes.
-  status reserve(std::size_t count) {
+  PQATTN_UNIT_MEMBER status reserve(std::size_t count) {
     const std::size_t pages = blocks_for(slots_ + count);
     PQATTN_TRY(pages_.reserve(pages));
     PQATTN_TRY(live_.reserve(pages));
@@ -62,7 +63,7 @@ class token_list {
   }
 
   /// One more page at the end. Pre: reserve().
-  void push_page(std::uint32_t page) noexcept {
+  PQATTN_UNIT_MEMBER void push_page(std::uint32_t page) noexcept {
     static_cast<void>(pages_.push_back(page));
     static_cast<void>(live_.push_back(0));
     for (std::size_t i = 0; i < block_tokens; ++i) {
@@ -73,7 +74,7 @@ class token_list {
     }
   }
   /// One more token in the next slot, which it returns. Pre: the slot's page exists.
-  std::size_t push(std::int64_t position) noexcept {
+  PQATTN_UNIT_MEMBER std::size_t push(std::int64_t position) noexcept {
     const std::size_t slot = slots_++;
     live_[slot / 64] |= std::uint64_t{1} << (slot % 64);
     set_position(slot, position);
@@ -82,7 +83,7 @@ class token_list {
   }
 
   /// Next live slot at or after `slot`; slots() when there is none.
-  [[nodiscard]] std::size_t next_live(std::size_t slot) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t next_live(std::size_t slot) const noexcept {
     while (slot < slots_) {
       const std::uint64_t word = live_[slot / 64] >> (slot % 64);
       if (word != 0) {
@@ -93,7 +94,7 @@ class token_list {
     return slots_;
   }
   /// Slot of the token with this index, counted over live slots. Pre: index < tokens(). O(pages).
-  [[nodiscard]] std::size_t slot_of(std::size_t index) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t slot_of(std::size_t index) const noexcept {
     std::size_t block = 0;
     for (std::size_t count = live_in(block); index >= count; count = live_in(++block)) {
       index -= count;
@@ -151,6 +152,19 @@ class token_list {
     slots_ = tokens_ = 0;
   }
 
+  /// Enters slots [0, slots) of pages that are there: is_live(slot), position(slot). Pre: no tokens; every page has one.
+  template <class IsLive, class Position>
+  void restore(std::size_t slots, IsLive&& is_live, Position&& position) noexcept {
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      if (is_live(slot)) {
+        live_[slot / 64] |= std::uint64_t{1} << (slot % 64);
+        set_position(slot, position(slot));
+        ++tokens_;
+      }
+    }
+    slots_ = slots;
+  }
+
   /// Forgets the weights, which training has used.
   void drop_weights() noexcept {
     weights_.reset();
@@ -158,7 +172,7 @@ class token_list {
   }
 
   /// A copy that names the same pages. On failure `copy` is unchanged.
-  status duplicate(const memory_resource& resource, token_list& copy) const {
+  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, token_list& copy) const {
     token_list made(resource, weight_width_);
     PQATTN_TRY(made.reserve(slots_));
     for (std::size_t i = 0; i < pages_.size(); ++i) {
@@ -178,7 +192,7 @@ class token_list {
   }
 
  private:
-  [[nodiscard]] std::size_t live_in(std::size_t block) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t live_in(std::size_t block) const noexcept {
     return static_cast<std::size_t>(std::popcount(live_[block]));
   }
 

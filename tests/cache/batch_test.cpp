@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: MIT
+#include <pqattn/cache/batch.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "cache/sequence_model.hpp"
+#include "support/executors.hpp"
+#include "support/resident.hpp"
+
+namespace {
+
+using namespace pqattn;
+using namespace pqattn_test;
+using pqattn_test::random_data;
+
+/// A pool with sequences that share a prefix, and a batch over them.
+struct batch_scene {
+  sequence_world world;
+  std::vector<sequence_type> tokens;
+  std::vector<const sequence_type*> contexts;
+  std::vector<batch_entry<f32_bank>> entries;
+  std::vector<float> queries;
+  std::size_t heads;
+  std::size_t steps = 0;
+
+  batch_scene(const edit_shape& shape, std::uint64_t stream)
+      : world(shape, stream), heads(shape.heads * shape.group) {
+    for (std::size_t i = 0; i < 6; ++i) {
+      tokens.emplace_back(world.pool);
+    }
+    grow(0, 180);
+    for (std::size_t i = 1; i < 5; ++i) {
+      REQUIRE_OK(tokens[0].fork(tokens[i]));
+      tokens[i].truncate(200 - 40 * i);
+      grow(i, 1 + 37 * i);
+    }
+    REQUIRE_OK(tokens[3].remove(30, 50));
+    // One query token, several, a cascade of two sequences, and an empty context.
+    for (const sequence_type& one : tokens) {
+      contexts.push_back(&one);
+    }
+    const std::size_t counts[] = {1, 5, 1, 17, 3, 2};
+    for (std::size_t i = 0; i < 6; ++i) {
+      batch_entry<f32_bank> entry;
+      entry.first_query = steps;
+      entry.queries = counts[i];
+      entry.first_position = tokens[i].next_position();
+      entry.sequences = contexts.data() + i;
+      entry.sequence_count = i == 2 ? 2 : 1;
+      entries.push_back(entry);
+      steps += counts[i] + 1;  // a query token of no entry in between
+    }
+    queries = world.random.normals(heads * steps * shape.key_dim);
+  }
+
+  void grow(std::size_t i, std::size_t count) {
+    world.draw(count);
+    REQUIRE_OK(tokens[i].append(world.key_rows(), world.value_rows()));
+  }
+
+  status run(const batch_entry<f32_bank>* list, std::size_t count, const executor& parts, std::vector<float>& out,
+             std::vector<float>& lse) {
+    out.resize(heads * steps * world.shape.value_dim, 5.0f);
+    lse.resize(heads * steps, 5.0f);
+    batch_type batch;
+    PQATTN_TRY(batch_type::make(world.bank, parts, {}, batch));
+    batch_params params;
+    params.softcap = 3.0f;
+    return batch.attend(world.pool, list, count,
+                        {view_rows(queries.data(), steps, world.shape.key_dim), heads,
+                         static_cast<std::ptrdiff_t>(steps * world.shape.key_dim)},
+                        params,
+                        {ref_rows(out.data(), steps, world.shape.value_dim), heads,
+                         static_cast<std::ptrdiff_t>(steps * world.shape.value_dim)},
+                        lse.data());
+  }
+};
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of workers", "[cache]") {
+  for (const edit_shape& shape : edit_shapes) {
+    batch_scene scene(shape, 51);
+    CAPTURE(shape.name, scene.world.random.seed());
+    std::vector<float> out;
+    std::vector<float> lse;
+    for (const auto& entry : scene.entries) {  // one by one, backwards, into the same rows
+      REQUIRE_OK(scene.run(&entry, 1, {}, out, lse));
+    }
+    for (const std::size_t workers : {1, 2, 7}) {
+      shuffled_executor shuffled(workers, 5);
+      std::vector<float> batch_out;
+      std::vector<float> batch_lse;
+      REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), shuffled.get(), batch_out, batch_lse));
+      CHECK(same_bits(out, batch_out));
+      CHECK(same_bits(lse, batch_lse));
+      thread_executor threads(workers);
+      std::vector<float> thread_out;
+      std::vector<float> thread_lse;
+      REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), threads.get(), thread_out, thread_lse));
+      CHECK(same_bits(out, thread_out));
+      CHECK(same_bits(lse, thread_lse));
+    }
+    // Rows of no entry were left alone, an empty context gives nothing.
+    CHECK(out[1 * shape.value_dim] == 5.0f);
+    CHECK(lse[scene.entries[5].first_query] == -std::numeric_limits<float>::infinity());
+  }
+}
+
+TEST_CASE("appending on any number of workers holds the same", "[cache]") {
+  std::vector<float> reference;
+  for (const std::size_t workers : {1, 2, 7}) {
+    sequence_world world(edit_shapes[2], 52);
+    thread_executor threads(workers);
+    sequence_type tokens(world.pool);
+    append_options options;
+    options.parts = threads.get();
+    for (const std::size_t count : {30, 100, 1, 1, 64}) {
+      world.draw(count);
+      REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
+    }
+    std::vector<float> rows(tokens.size() * (world.shape.key_dim + world.shape.value_dim));
+    REQUIRE_OK(tokens.read(1, 0, ref_rows(rows.data(), tokens.size(), world.shape.key_dim),
+                           ref_rows(rows.data() + tokens.size() * world.shape.key_dim, tokens.size(),
+                                    world.shape.value_dim)));
+    if (reference.empty()) {
+      reference = rows;
+    }
+    CHECK(same_bits(reference, rows));
+  }
+}
+
+TEST_CASE("readers of shared prefixes run concurrently", "[cache][threads]") {
+  batch_scene scene(edit_shapes[0], 53);
+  CAPTURE(scene.world.random.seed());
+  std::vector<float> out;
+  std::vector<float> lse;
+  REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), {}, out, lse));
+  constexpr std::size_t readers = 4;
+  std::vector<std::vector<float>> outs(readers);
+  std::vector<std::vector<float>> lses(readers);
+  std::vector<status> outcomes(readers);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < readers; ++i) {
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 3 && outcomes[i]; ++round) {
+        outcomes[i] = scene.run(scene.entries.data(), scene.entries.size(), {}, outs[i], lses[i]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  for (std::size_t i = 0; i < readers; ++i) {
+    REQUIRE_OK(outcomes[i]);
+    CHECK(same_bits(outs[i], out));
+    CHECK(same_bits(lses[i], lse));
+  }
+}
+
+TEST_CASE("entries that cannot be served are refused", "[cache]") {
+  batch_scene scene(edit_shapes[0], 54);
+  std::vector<float> out;
+  std::vector<float> lse;
+  batch_entry<f32_bank> entry = scene.entries[1];
+  entry.queries = scene.steps;
+  CHECK(scene.run(&entry, 1, {}, out, lse).code == status_code::invalid_argument);
+  pool_type stranger;
+  REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, stranger));
+  const sequence_type foreign(stranger);
+  const sequence_type* context[] = {&foreign};
+  entry = scene.entries[1];
+  entry.sequences = context;
+  CHECK(scene.run(&entry, 1, {}, out, lse).code == status_code::invalid_argument);
+  head_rows keys;
+  entry = scene.entries[1];
+  entry.new_keys = &keys;
+  CHECK(scene.run(&entry, 1, {}, out, lse).code == status_code::invalid_argument);
+  scene.heads = 3;
+  CHECK(scene.run(scene.entries.data(), 1, {}, out, lse).code == status_code::shape_mismatch);
+}
+
+/// Cells of one storage that belong to several sequences, in any order, as unified caches have them. Codes of cells that
+/// belong to nobody are garbage.
+TEST_CASE("slot lists over interleaved cells read only their own", "[cache]") {
+  random_data random(55);
+  CAPTURE(random.seed());
+  f32_bank bank;
+  const geometry shape{12, 4, 11, 1};
+  const std::size_t cells = 640;
+  stored_book<f32_bank> book(bank, shape, codebook_storage::f32, random.normals(shape.codebook_values()));
+  stored_book<f32_bank> other(bank, shape, codebook_storage::f32, random.normals(shape.codebook_values()));
+  bank_block<f32_bank> memory(bank, cells / 64 * bank.code_block_bytes(shape));
+  const code_span<std::byte*> storage{shape, memory.get(), nullptr};
+  std::vector<std::uint16_t> codes(cells * shape.groups(), 15);  // 15 is no centroid of 11
+  std::vector<int> owner(cells);
+  for (std::size_t cell = 0; cell < cells; ++cell) {
+    owner[cell] = static_cast<int>(random.below(4));  // 3: nobody
+    for (std::size_t g = 0; owner[cell] != 3 && g < shape.groups(); ++g) {
+      codes[cell * shape.groups() + g] = static_cast<std::uint16_t>(random.below(11));
+    }
+  }
+  REQUIRE_OK(bank.store_codes(storage, {0, cells}, codes.data()));
+  const std::vector<float> queries = random.normals(6 * 12);
+  const std::vector<std::uint32_t> order = random.permutation<std::uint32_t>(cells);
+
+  struct listed {
+    std::vector<std::int64_t> slots;
+    std::vector<std::int32_t> slot_positions;
+    std::vector<std::uint32_t> pages;
+    std::vector<std::uint64_t> live;
+    std::vector<std::int32_t> positions;
+    std::vector<std::int64_t> query_positions;
+    attention_params params;
+    segment<std::byte*> tokens;
+  };
+  std::vector<listed> sequences(3);
+  std::vector<ragged_item<std::byte*>> items;
+  std::vector<std::unique_ptr<bank_block<f32_bank>>> tables;
+  for (int s = 0; s < 3; ++s) {
+    listed& one = sequences[static_cast<std::size_t>(s)];
+    for (const std::uint32_t cell : order) {
+      if (owner[cell] == s) {
+        one.slots.push_back(cell);
+        one.slot_positions.push_back(static_cast<std::int32_t>(random.below(1000)));
+      }
+    }
+    const std::size_t count = one.slots.size();
+    one.pages.resize(count);
+    one.live.resize(count);
+    one.positions.resize(count * 64);
+    const std::size_t blocks = blocks_of_slots(one.slots.data(), one.slot_positions.data(), count, one.pages.data(),
+                                               one.live.data(), one.positions.data());
+    CHECK(blocks == 10);
+    one.query_positions = {400, 700};
+    one.params.modifiers.causal = true;
+    one.params.modifiers.query_positions = one.query_positions.data();
+    token_source<std::byte*> source;
+    source.coded = true;
+    source.codes = {shape, memory.get(), one.pages.data()};
+    source.book = s == 1 ? other.resident : book.resident;  // each names its codebook
+    one.tokens.keys = one.tokens.values = source;
+    one.tokens.slots = {0, blocks * 64};
+    one.tokens.positions = {0, one.positions.data()};
+    one.tokens.live = one.live.data();
+    tables.push_back(std::make_unique<bank_block<f32_bank>>(bank, attention_table_bytes(bank, shape, 2, {})));
+    one.tokens.tables = tables.back()->get();
+    items.push_back({static_cast<std::size_t>(2 * s), 2, &one.tokens, 1, &one.params});
+  }
+  std::vector<float> out(6 * 12);
+  std::vector<float> lse(6);
+  std::vector<status> outcomes(3);
+  std::vector<std::vector<float>> results;
+  for (const std::size_t workers : {1, 2, 7}) {
+    thread_executor threads(workers);
+    std::vector<std::byte> workspace(ragged_workspace_bytes(items.data(), 3, 12, 12, workers));
+    REQUIRE_OK(attend_items(bank, view_rows(queries.data(), 6, 12), items.data(), 3, threads.get(), workspace.data(),
+                            workspace.size(), ref_rows(out.data(), 6, 12), lse.data(), outcomes.data()));
+    results.push_back(out);
+    CHECK(same_bits(results[0], out));
+  }
+  for (std::size_t s = 0; s < 3; ++s) {
+    const listed& one = sequences[s];
+    const std::vector<float>& centroids = s == 1 ? other.centroids : book.centroids;
+    attention_case expected;
+    expected.rows = 2;
+    expected.key_dim = expected.value_dim = 12;
+    expected.scale = 1.0 / std::sqrt(12.0);
+    expected.queries.assign(queries.begin() + std::ptrdiff_t(s * 24), queries.begin() + std::ptrdiff_t(s * 24 + 24));
+    expected.query_positions = one.query_positions;
+    expected.causal = true;
+    for (std::size_t i = 0; i < one.slots.size(); ++i) {
+      const auto cell = static_cast<std::size_t>(one.slots[i]);
+      const std::vector<std::uint16_t> row(codes.begin() + std::ptrdiff_t(cell * 4),
+                                           codes.begin() + std::ptrdiff_t(cell * 4 + 4));
+      const doubles decoded = decode_rows(shape, centroids, row, 1);
+      expected.keys.insert(expected.keys.end(), decoded.begin(), decoded.end());
+      expected.values.insert(expected.values.end(), decoded.begin(), decoded.end());
+      expected.key_positions.push_back(one.slot_positions[i]);
+      ++expected.tokens;
+    }
+    expected.live.assign(expected.tokens, true);
+    const attention_result want = reference_attention(expected);
+    const std::vector<float> got(out.begin() + std::ptrdiff_t(s * 24), out.begin() + std::ptrdiff_t(s * 24 + 24));
+    CHECK(max_error(got, want.out) < 1e-5);
+  }
+  // An item outside the batch fails alone.
+  items[1].rows = 5;
+  std::vector<std::byte> workspace(ragged_workspace_bytes(items.data(), 3, 12, 12, 1));
+  out.assign(out.size(), 0.0f);
+  CHECK(attend_items(bank, view_rows(queries.data(), 6, 12), items.data(), 3, {}, workspace.data(), workspace.size(),
+                     ref_rows(out.data(), 6, 12), lse.data(), outcomes.data())
+            .code == status_code::shape_mismatch);
+  CHECK(outcomes[0].ok());
+  CHECK(outcomes[2].ok());
+  CHECK(std::memcmp(out.data(), results[0].data(), 24 * sizeof(float)) == 0);
+}
+
+}  // namespace

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: MIT
+#include <pqattn/cache/snapshot.hpp>
+
+#include <catch2/catch_test_macros.hpp>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "cache/sequence_model.hpp"
+#include "pqattn/cache/snapshot_file.hpp"
+#include "support/resident.hpp"
+
+#if defined(__unix__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+using namespace pqattn;
+using namespace pqattn_test;
+using pqattn_test::random_data;
+
+/// Bytes that a snapshot was written to, and how many more it may take.
+struct byte_sink {
+  std::vector<std::byte> bytes;
+  std::size_t room = std::numeric_limits<std::size_t>::max();
+
+  snapshot_sink get() {
+    return {[](void* user, const void* data, std::size_t size) {
+              auto& me = *static_cast<byte_sink*>(user);
+              if (size > me.room) {
+                return false;
+              }
+              me.room -= size;
+              const auto* from = static_cast<const std::byte*>(data);
+              me.bytes.insert(me.bytes.end(), from, from + size);
+              return true;
+            },
+            this};
+  }
+};
+
+/// A sequence with holes, forks of its pages, shifted positions; trained when the shape codes anything and `trained`.
+struct snapshot_scene {
+  sequence_world world;
+  sequence_type tokens;
+  sequence_type other;
+  model_sequence model;
+
+  snapshot_scene(const edit_shape& shape, bool trained, std::uint64_t stream, const memory_resource& resource = {})
+      : world(shape, stream, resource), tokens(world.pool), other(world.pool) {
+    append(trained ? shape.train_tokens + shape.sinks + 90 : 13);
+    REQUIRE_OK(tokens.fork(other));
+    const std::size_t removed = model.size() / 4;
+    REQUIRE_OK(tokens.remove(3, removed));
+    model.remove(3, removed);
+    append(5);
+    REQUIRE_OK(tokens.shift(2, 6, 11));
+    world.shift(model, 2, 6, 11);
+  }
+  void append(std::size_t count) {
+    world.draw(count);
+    const std::int64_t first = tokens.next_position();
+    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+    world.append(model, first);
+  }
+};
+
+std::vector<std::byte> bytes_of(const sequence_type& tokens) {
+  byte_sink sink;
+  REQUIRE_OK(write_sequence(tokens, sink.get()));
+  return sink.bytes;
+}
+std::vector<std::byte> bytes_of(const pool_type& pool) {
+  byte_sink sink;
+  REQUIRE_OK(write_codebooks(pool, sink.get()));
+  return sink.bytes;
+}
+
+TEST_CASE("what is written loads as it was, codebooks apart from tokens", "[cache]") {
+  for (const edit_shape& shape : edit_shapes) {
+    for (const bool trained : {false, true}) {
+      snapshot_scene scene(shape, trained, 61);
+      CAPTURE(shape.name, trained, scene.world.random.seed());
+      pool_type fresh;
+      REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, shape.heads, {}, fresh));
+      snapshot_view view;
+      const std::vector<std::byte> saved = bytes_of(scene.tokens);
+      CHECK(saved.size() % 64 == 0);
+      if (scene.world.pool.trained()) {
+        // Codes without their codebooks mean nothing.
+        sequence_type early(fresh);
+        REQUIRE_OK(snapshot_view::open(saved, view));
+        CHECK(load_sequence(view, early).code == status_code::shape_mismatch);
+        const std::vector<std::byte> books = bytes_of(scene.world.pool);
+        REQUIRE_OK(snapshot_view::open(books, view));
+        CHECK(view.kind() == snapshot_kind::codebooks);
+        REQUIRE_OK(load_codebooks(view, fresh));
+        CHECK(fresh.trained());
+        const bool same_books = bytes_of(fresh) == books;
+        CHECK(same_books);
+      } else {
+        byte_sink sink;
+        CHECK(write_codebooks(scene.world.pool, sink.get()).code == status_code::unsupported);
+      }
+      sequence_type loaded(fresh);
+      REQUIRE_OK(snapshot_view::open(saved, view));
+      CHECK(view.kind() == snapshot_kind::sequence);
+      REQUIRE_OK(load_sequence(view, loaded));
+      scene.world.check(loaded, scene.model);
+      const bool same_bytes = bytes_of(loaded) == saved;
+      CHECK(same_bytes);
+      // Into the pool it came from, over a sequence that holds something; pages of the old tokens go back.
+      REQUIRE_OK(load_sequence(view, scene.other));
+      scene.world.check(scene.other, scene.model);
+      scene.world.check(scene.tokens, scene.model);
+    }
+  }
+}
+
+TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache]") {
+  for (const edit_shape& shape : edit_shapes) {
+    snapshot_scene scene(shape, true, 62);
+    CAPTURE(shape.name, scene.world.random.seed());
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    buffer aligned;
+    REQUIRE_OK(buffer::make({}, saved.size(), aligned));
+    std::memcpy(aligned.data(), saved.data(), saved.size());
+    snapshot_view view;
+    REQUIRE_OK(snapshot_view::open({aligned.data(), saved.size()}, view));
+    const std::vector<float> queries = scene.world.random.normals(3 * shape.key_dim);
+    bank_block<f32_bank> tables(
+        scene.world.bank, 64 + attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 3,
+                                                     scene.world.pool.code_rotation()));
+    const auto attend_to = [&](const std::vector<segment<std::byte*>>& segments) {
+      std::vector<std::byte> workspace(attention_workspace_bytes(segments.data(), segments.size(), 3, shape.key_dim,
+                                                                 shape.value_dim, 1));
+      std::vector<float> out(3 * shape.value_dim);
+      REQUIRE_OK(attend(scene.world.bank, view_rows(queries.data(), 3, shape.key_dim), segments.data(), segments.size(),
+                        {}, workspace.data(), workspace.size(), ref_rows(out.data(), 3, shape.value_dim), nullptr));
+      return out;
+    };
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      std::vector<segment<std::byte*>> mapped(3);
+      std::size_t count = 0;
+      REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped.data(), count));
+      mapped.resize(count);
+      for (const auto& one : mapped) {
+        const void* codes = one.keys.coded ? one.keys.codes.memory : one.keys.rows.data;
+        CHECK((codes >= aligned.data() && codes < aligned.data() + saved.size()));
+      }
+      std::vector<segment<std::byte*>> held(scene.tokens.segment_count());
+      held.resize(scene.tokens.collect_segments(head, tables.get(), held.data()));
+      const std::vector<float> got = attend_to(mapped);
+      const std::vector<float> want = attend_to(held);
+      CHECK(max_error(got, to_doubles(want)) < 2e-5);
+    }
+    std::vector<segment<std::byte*>> none(3);
+    std::size_t count = 0;
+    CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none.data(), count).code ==
+          status_code::invalid_argument);
+    // Loading asks for no alignment, using in place does.
+    buffer crooked;
+    REQUIRE_OK(buffer::make({}, saved.size() + 1, crooked));
+    std::memcpy(crooked.data() + 1, saved.data(), saved.size());
+    REQUIRE_OK(snapshot_view::open({crooked.data() + 1, saved.size()}, view));
+    REQUIRE_OK(load_sequence(view, scene.other));
+    scene.world.check(scene.other, scene.model);
+    CHECK(snapshot_segments(view, scene.world.pool, 0, tables.get(), none.data(), count).code ==
+          status_code::invalid_argument);
+  }
+}
+
+TEST_CASE("files are written, read and mapped", "[cache]") {
+  snapshot_scene scene(edit_shapes[0], true, 63);
+  CAPTURE(scene.world.random.seed());
+  std::FILE* file = std::tmpfile();
+  REQUIRE(file != nullptr);
+  REQUIRE_OK(write_sequence(scene.tokens, file_sink(file)));
+  REQUIRE(std::fflush(file) == 0);
+  std::rewind(file);
+  buffer bytes;
+  std::size_t size = 0;
+  REQUIRE_OK(read_snapshot(file_source(file), std::size_t{1} << 20, {}, bytes, size));
+  snapshot_view view;
+  REQUIRE_OK(snapshot_view::open({bytes.data(), size}, view));
+  REQUIRE_OK(load_sequence(view, scene.other));
+  scene.world.check(scene.other, scene.model);
+  std::rewind(file);
+  CHECK(read_snapshot(file_source(file), size - 1, {}, bytes, size).code == status_code::out_of_memory);
+#if defined(__unix__)
+  void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+  REQUIRE(mapped != MAP_FAILED);
+  REQUIRE_OK(snapshot_view::open({static_cast<const std::byte*>(mapped), size}, view));
+  bank_block<f32_bank> tables(scene.world.bank,
+                              attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 1,
+                                                    scene.world.pool.code_rotation()));
+  segment<std::byte*> segments[3];
+  std::size_t count = 0;
+  REQUIRE_OK(snapshot_segments(view, scene.world.pool, 0, tables.get(), segments, count));
+  const std::vector<float> query = scene.world.random.normals(scene.world.shape.key_dim);
+  std::vector<std::byte> workspace(attention_workspace_bytes(segments, count, 1, scene.world.shape.key_dim,
+                                                             scene.world.shape.value_dim, 1));
+  std::vector<float> out(scene.world.shape.value_dim);
+  REQUIRE_OK(attend(scene.world.bank, view_rows(query.data(), 1, scene.world.shape.key_dim), segments, count, {},
+                    workspace.data(), workspace.size(), ref_rows(out.data(), 1, scene.world.shape.value_dim), nullptr));
+  CHECK(std::isfinite(out[0]));
+  ::munmap(mapped, size);
+#endif
+  std::fclose(file);
+}
+
+TEST_CASE("a damaged snapshot is refused and changes nothing", "[cache]") {
+  snapshot_scene scene(edit_shapes[2], true, 64);
+  CAPTURE(scene.world.random.seed());
+  const std::vector<std::byte> saved = bytes_of(scene.tokens);
+  const std::vector<std::byte> books = bytes_of(scene.world.pool);
+  for (const std::vector<std::byte>& whole : {saved, books}) {
+    snapshot_view view;
+    for (std::size_t i = 0; i < 600; ++i) {
+      std::vector<std::byte> damaged = whole;
+      const std::size_t at = i < 200 ? i : scene.world.random.below(whole.size());
+      damaged[at] ^= std::byte{static_cast<unsigned char>(1 + scene.world.random.below(255))};
+      // Padding between sections is not covered by a checksum and means nothing.
+      const status opened = snapshot_view::open(damaged, view);
+      if (opened) {
+        sequence_type loaded(scene.world.pool);
+        CHECK(at >= 48);
+        if (view.kind() == snapshot_kind::sequence) {
+          REQUIRE_OK(load_sequence(view, loaded));
+          scene.world.check(loaded, scene.model);
+        }
+      } else {
+        CHECK((opened.code == status_code::corrupt_data || opened.code == status_code::unsupported));
+      }
+      const std::vector<std::byte> cut(whole.begin(),
+                                       whole.begin() + std::ptrdiff_t(scene.world.random.below(whole.size())));
+      CHECK(snapshot_view::open(cut, view).code == status_code::corrupt_data);
+    }
+    std::vector<std::byte> longer = whole;
+    longer.push_back(std::byte{0});
+    CHECK(snapshot_view::open(longer, view).code == status_code::corrupt_data);
+  }
+}
+
+TEST_CASE("a snapshot of another configuration is refused by name", "[cache]") {
+  snapshot_scene scene(edit_shapes[0], true, 65);
+  const std::vector<std::byte> saved = bytes_of(scene.tokens);
+  const std::vector<std::byte> books = bytes_of(scene.world.pool);
+  snapshot_view view;
+  const auto refused = [&](auto&& change, std::int64_t expected, std::int64_t got) {
+    edit_shape shape = edit_shapes[0];
+    change(shape);
+    sequence_world other(shape, 66);
+    for (const std::vector<std::byte>& bytes : {saved, books}) {
+      REQUIRE_OK(snapshot_view::open(bytes, view));
+      sequence_type tokens(other.pool);
+      const status result =
+          view.kind() == snapshot_kind::sequence ? load_sequence(view, tokens) : load_codebooks(view, other.pool);
+      CHECK(result.code == status_code::shape_mismatch);
+      CHECK(result.expected == expected);
+      CHECK(result.got == got);
+      CHECK_FALSE(other.pool.trained());
+    }
+  };
+  refused([](edit_shape& shape) { shape.key_dim = 32; }, 32, 16);
+  refused([](edit_shape& shape) { shape.value_subvectors = 5; }, 5, 6);
+  refused([](edit_shape& shape) { shape.centroids = 9; }, 9, 8);
+  refused([](edit_shape& shape) { shape.heads = 3; }, 3, 2);
+  refused([](edit_shape& shape) { shape.rope = false; }, 0, 8);
+  refused([](edit_shape& shape) { shape.after_rope = true; }, 1, 0);
+  refused([](edit_shape& shape) { shape.exact = dtype::f16; }, 1, 0);
+  refused([](edit_shape& shape) { shape.values_coded = false; }, 0, 1);
+  // Other codebooks of the same configuration.
+  sequence_world twin(edit_shapes[0], 67);
+  sequence_type tokens(twin.pool);
+  twin.draw(100);
+  REQUIRE_OK(tokens.append(twin.key_rows(), twin.value_rows()));
+  REQUIRE_OK(snapshot_view::open(saved, view));
+  CHECK(load_sequence(view, tokens).code == status_code::shape_mismatch);
+  CHECK(tokens.size() == 100);
+  REQUIRE_OK(snapshot_view::open(books, view));
+  CHECK(load_codebooks(view, twin.pool).code == status_code::unsupported);
+  CHECK(load_sequence(view, tokens).code == status_code::corrupt_data);
+}
+
+TEST_CASE("each allocation and each callback of a snapshot may fail in turn", "[cache]") {
+  counting_resource memory;
+  {
+    snapshot_scene scene(edit_shapes[1], true, 68, memory.resource());
+    CAPTURE(scene.world.random.seed());
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    const std::vector<std::byte> books = bytes_of(scene.world.pool);
+    for (std::size_t room = 0; room < saved.size(); room += 61) {
+      byte_sink sink;
+      sink.room = room;
+      CHECK(write_sequence(scene.tokens, sink.get()).code == status_code::io_error);
+    }
+    snapshot_view view;
+    REQUIRE_OK(snapshot_view::open(saved, view));
+    bool succeeded = false;
+    for (std::size_t fail = 0; !succeeded; ++fail) {
+      REQUIRE(fail < 200);
+      // A pool of its own, so that pages have to be allocated.
+      pool_type fresh;
+      REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, memory.resource(), fresh));
+      snapshot_view book_view;
+      REQUIRE_OK(snapshot_view::open(books, book_view));
+      sequence_type loaded(fresh);
+      memory.fail_after = memory.allocations + fail;
+      status result = load_codebooks(book_view, fresh);
+      const bool has_books = result.ok();
+      if (has_books) {
+        result = load_sequence(view, loaded);
+      }
+      memory.fail_after = std::numeric_limits<std::size_t>::max();
+      succeeded = result.ok();
+      if (!succeeded) {
+        CHECK(result.code == status_code::out_of_memory);
+        CHECK(fresh.trained() == has_books);
+        CHECK(loaded.size() == 0);
+        CHECK(fresh.exact_pages().used_pages() == 0);
+        if (!has_books) {
+          REQUIRE_OK(load_codebooks(book_view, fresh));
+        }
+        REQUIRE_OK(load_sequence(view, loaded));
+      }
+      scene.world.check(loaded, scene.model);
+    }
+    for (std::size_t fail = 0; fail < 3; ++fail) {
+      byte_sink sink;
+      memory.fail_after = memory.allocations + fail;
+      CHECK(write_sequence(scene.tokens, sink.get()).code == status_code::out_of_memory);
+      memory.fail_after = std::numeric_limits<std::size_t>::max();
+    }
+  }
+  CHECK(memory.live_bytes == 0);
+  CHECK(memory.mistakes == 0);
+}
+
+}  // namespace
