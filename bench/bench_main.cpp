@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// pqattn_bench: every Google Benchmark family of this folder, or, with --summary=<folder>, the set that backs the
-// README, reduced to summary.json.
+// pqattn_bench: every Google Benchmark family of this folder, or, with --summary=<folder> [--minutes=<m>] [--quick], the
+// set that backs the README, reduced to summary.json.
 #include <benchmark/benchmark.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -12,12 +13,15 @@
 
 int main(int argc, char** argv) {
   std::string folder;
+  double minutes = 4.0;
   int kept = 1;
   char least_time[] = "--benchmark_min_time=0.08";
   char least_time_quick[] = "--benchmark_min_time=0.001";
   for (int i = 1; i < argc; ++i) {
     if (std::strncmp(argv[i], "--summary=", 10) == 0) {
       folder = argv[i] + 10;
+    } else if (std::strncmp(argv[i], "--minutes=", 10) == 0) {
+      minutes = std::atof(argv[i] + 10);
     } else if (std::strcmp(argv[i], "--quick") == 0) {
       bench::settings::current().quick = true;
     } else {
@@ -35,7 +39,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (!folder.empty()) {
-    return bench::write_summary(folder);
+    return bench::write_summary(folder, minutes);
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

@@ -40,7 +40,7 @@ void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqa
                const pqattn::rope& rotation) {
   std::size_t next = 0;
   for (auto iteration : state) {
-    if (!step.run(heads.head(next, rotation))) {
+    if (!step.run({heads.head(next, rotation)})) {
       state.SkipWithError("attend refused");
       break;
     }
@@ -56,7 +56,7 @@ void decode_coded(benchmark::State& state) {
   coded_heads<Isa> heads(shape);
   const bench::rotation_of rope(shape.dim);
   const pqattn::rope rotation = Rotary ? rope.get() : pqattn::rope{};
-  decode_step<pqattn::host_bank<Isa>> step(heads.bank(), heads.head(0, rotation), shape.dim, rows_of(state),
+  decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0, rotation)}, shape.dim, rows_of(state),
                                            threads_of(state));
   run_heads(state, heads, step, rotation);
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
@@ -65,23 +65,41 @@ void decode_coded(benchmark::State& state) {
 void decode_tables(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state); }
 void decode_rotary(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state); }
 
-/// Peaked attention: each query head looks for one stored key, at a random place of its own, with a score so far above the
-/// rest that all but a 1e-4th of the probability lies there; value blocks below skip_mass = 1e-4 in all are left out.
-void decode_peaked(benchmark::State& state) {
+/// Where peaked attention has its probability.
+enum class peak {
+  sinks,   ///< on the first tokens, which a cache keeps exact: the usual case in language models
+  needle,  ///< each query head on one coded token of its own, at a random place
+};
+
+/// Peaked attention: 8 exact tokens, then codes. A query is twice the key it looks for, so all but about 1e-4 of its
+/// probability lies there; value blocks of at most skip_mass = 1e-4 in all are left out.
+void decode_peaked(benchmark::State& state, peak where) {
+  constexpr std::size_t sinks = 8;
   const head_shape shape = shape_of(state);
   const std::size_t rows = rows_of(state);
   coded_heads<pqattn::isa::native> heads(shape);
   auto& bank = heads.bank();
-  decode_step<pqattn::host_bank<>> step(bank, heads.head(0), shape.dim, rows, threads_of(state));
+  const std::vector<float> sink_rows = bench::normals(sinks * shape.dim);
+  const auto head = [&](std::size_t index) {
+    pqattn::segment<std::byte*> exact;
+    exact.keys.rows = exact.values.rows = pqattn::view_rows(sink_rows.data(), sinks, shape.dim);
+    exact.slots = {0, sinks};
+    return std::vector<pqattn::segment<std::byte*>>{exact, heads.head(index)};
+  };
+  decode_step<pqattn::host_bank<>> step(bank, head(0), shape.dim, rows, threads_of(state));
   step.params.skip_mass = 1e-4f;
   std::mt19937 random(3);
   std::vector<std::vector<float>> queries(heads.count(), std::vector<float>(rows * shape.dim));
-  for (std::size_t head = 0; head < heads.count(); ++head) {
-    const auto tokens = heads.head(head);
+  for (std::size_t index = 0; index < heads.count(); ++index) {
+    const auto tokens = heads.head(index);
     for (std::size_t row = 0; row < rows; ++row) {
-      float* query = queries[head].data() + row * shape.dim;
-      static_cast<void>(bank.decode(tokens.keys.book, tokens.keys.codes, {random() % shape.tokens, 1},
-                                    pqattn::ref_rows(query, 1, shape.dim)));
+      float* query = queries[index].data() + row * shape.dim;
+      if (where == peak::sinks) {
+        std::copy_n(sink_rows.data() + row % sinks * shape.dim, shape.dim, query);
+      } else {
+        static_cast<void>(bank.decode(tokens.keys.book, tokens.keys.codes, {random() % shape.tokens, 1},
+                                      pqattn::ref_rows(query, 1, shape.dim)));
+      }
       for (std::size_t c = 0; c < shape.dim; ++c) {
         query[c] *= 2.0f;
       }
@@ -90,7 +108,7 @@ void decode_peaked(benchmark::State& state) {
   std::size_t next = 0;
   for (auto iteration : state) {
     step.queries.swap(queries[next]);
-    if (!step.run(heads.head(next))) {
+    if (!step.run(head(next))) {
       state.SkipWithError("attend refused");
       break;
     }
@@ -101,6 +119,8 @@ void decode_peaked(benchmark::State& state) {
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
   bench::label<pqattn::isa::native>(state);
 }
+void decode_sinks(benchmark::State& state) { decode_peaked(state, peak::sinks); }
+void decode_needle(benchmark::State& state) { decode_peaked(state, peak::needle); }
 
 /// Exact rows of one element type, all heads one after the other: keys of a head, then its values.
 template <class Element>
@@ -138,11 +158,11 @@ void attend_rows(benchmark::State& state) {
     return tokens;
   };
   pqattn::host_bank<> bank;
-  decode_step<pqattn::host_bank<>> step(bank, head(0), dim, static_cast<std::size_t>(state.range(2)),
+  decode_step<pqattn::host_bank<>> step(bank, {head(0)}, dim, static_cast<std::size_t>(state.range(2)),
                                         static_cast<std::size_t>(state.range(3)));
   std::size_t next = 0;
   for (auto iteration : state) {
-    if (!step.run(head(next))) {
+    if (!step.run({head(next)})) {
       state.SkipWithError("attend refused");
       break;
     }
@@ -295,7 +315,11 @@ void scaled_arguments(benchmark::internal::Benchmark* family) {
 
 BENCHMARK(decode_tables)->Apply(coded_arguments);
 BENCHMARK(decode_rotary)->Apply(coded_arguments);
-BENCHMARK(decode_peaked)
+BENCHMARK(decode_sinks)
+    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
+    ->UseRealTime()
+    ->Args({128, 32, 8, 32768, 4, 1});
+BENCHMARK(decode_needle)
     ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
     ->UseRealTime()
     ->Args({128, 32, 8, 32768, 4, 1});

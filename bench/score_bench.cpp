@@ -11,7 +11,7 @@ using bank_type = pqattn::host_bank<>;
 
 /// Queries, tables and tiles of one head. Arguments m, bits, n, g; d = 128.
 struct score_scene {
-  static constexpr std::size_t tile_slots = pqattn::tile_tokens;
+  static constexpr std::size_t tile_slots = pqattn::max_tile_blocks * pqattn::block_tokens;
 
   score_scene(const benchmark::State& state, bool rotary)
       : rows(static_cast<std::size_t>(state.range(3))),

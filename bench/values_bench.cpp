@@ -9,9 +9,15 @@
 
 namespace {
 
+pqattn::value_options value_options_of(pqattn::value_method method) {
+  pqattn::value_options options;
+  options.method = method;
+  return options;
+}
+
 /// Arguments m, bits, n, g; d = 128.
 void accumulate(benchmark::State& state, pqattn::value_method method) {
-  constexpr std::size_t tile_slots = pqattn::tile_tokens;
+  constexpr std::size_t tile_slots = pqattn::max_tile_blocks * pqattn::block_tokens;
   const bench::head_shape shape{128, static_cast<std::uint32_t>(state.range(0)),
                                 static_cast<std::uint32_t>(state.range(1)), static_cast<std::size_t>(state.range(2))};
   const auto rows = static_cast<std::size_t>(state.range(3));
@@ -29,7 +35,7 @@ void accumulate(benchmark::State& state, pqattn::value_method method) {
     for (std::size_t first = 0; first < shape.tokens; first += tile_slots) {
       static_cast<void>(heads.bank().accumulate_values(tile, head.values.book, head.values.codes,
                                                        {first, std::min(tile_slots, shape.tokens - first)},
-                                                       {method, nullptr}, out.data(), 128));
+                                                       value_options_of(method), out.data(), 128));
     }
     benchmark::ClobberMemory();
   }

@@ -117,33 +117,45 @@ class coded_heads {
   std::byte* books_;
 };
 
-/// Decode attention of `rows` query rows on one segment after the other, everything allocated beforehand.
+/// Decode attention of `rows` query rows on the segments of one head after the other, everything allocated beforehand.
 template <class Bank>
 class decode_step {
  public:
-  decode_step(Bank& bank, const pqattn::segment<std::byte*>& like, std::uint32_t dim, std::size_t rows,
-              std::size_t workers)
+  using segment = pqattn::segment<std::byte*>;
+
+  /// `like`: what a head consists of; the coded segments share one set of tables.
+  decode_step(Bank& bank, const std::vector<segment>& like, std::uint32_t dim, std::size_t rows, std::size_t workers)
       : bank_(bank),
         pool_(workers),
         dim_(dim),
         rows_(rows),
         queries(normals(rows * dim)),
         out(rows * dim),
-        tables_(like.keys.coded
-                    ? pqattn::attention_table_bytes(bank, like.keys.book.shape, rows, like.rotation)
-                    : 0),
-        workspace_(pqattn::attention_workspace_bytes(&like, 1, rows, dim, dim, workers)) {
+        tables_(table_bytes(bank, like, rows)),
+        workspace_(pqattn::attention_workspace_bytes(like.data(), like.size(), rows, dim, dim, workers)) {
     params.parts = pool_.executor();
     params.skip_mass = 0.0f;
   }
 
-  pqattn::status run(pqattn::segment<std::byte*> tokens) {
-    tokens.tables = tables_.data();
-    return pqattn::attend(bank_, pqattn::view_rows(queries.data(), rows_, dim_), &tokens, 1, params, workspace_.data(),
-                          workspace_.size(), pqattn::ref_rows(out.data(), rows_, dim_), nullptr);
+  pqattn::status run(std::vector<segment> head) {
+    for (segment& tokens : head) {
+      tokens.tables = tables_.data();
+    }
+    return pqattn::attend(bank_, pqattn::view_rows(queries.data(), rows_, dim_), head.data(), head.size(), params,
+                          workspace_.data(), workspace_.size(), pqattn::ref_rows(out.data(), rows_, dim_), nullptr);
   }
 
  private:
+  static std::size_t table_bytes(Bank& bank, const std::vector<segment>& like, std::size_t rows) {
+    std::size_t most = 0;
+    for (const segment& tokens : like) {
+      if (tokens.keys.coded) {
+        most = std::max(most, pqattn::attention_table_bytes(bank, tokens.keys.book.shape, rows, tokens.rotation));
+      }
+    }
+    return most;
+  }
+
   Bank& bank_;
   worker_pool pool_;
   std::uint32_t dim_;

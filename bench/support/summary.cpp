@@ -23,7 +23,6 @@
 namespace bench {
 namespace {
 
-constexpr double minutes_of_rounds = 4.0;
 constexpr int most_rounds = 15;
 
 double median(std::vector<double> values) {
@@ -130,7 +129,8 @@ std::vector<std::string> benches_of_a_round() {
   names.push_back(scaled("attend_int4", context, 4));
   names.push_back(coded("decode_tables", 64, 8, context, 4));
   names.push_back(coded("decode_rotary", 64, 8, context, 4));
-  names.push_back(coded("decode_peaked", 32, 8, context, 4));
+  names.push_back(coded("decode_sinks", 32, 8, context, 4));
+  names.push_back(coded("decode_needle", 32, 8, context, 4));
   names.push_back(coded("decode_tables_avx2", 64, 4, context, 1));
   names.push_back(exact_kernels("kernels_f16_avx2", context, 1));
   names.push_back(coded("decode_tables", 32, 8, 131072, 4, 1));
@@ -269,7 +269,8 @@ std::vector<figure> figures_of(const collector& measured) {
       {"decode_g4_vs_int4", "2 bits against an int4 cache", f.ratio(int4, tables(4)), at_least(2), none},
       {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64)), none, none},
       {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64)), none, none},
-      {"skip_speedup_peaked_g4", "peaked attention, blocks skipped, against f16", f.ratio(f.f16(context, 4), f.ns(coded("decode_peaked", 32, 8, context, 4))), at_least(6), none},
+      {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16", f.ratio(f.f16(context, 4), f.ns(coded("decode_sinks", 32, 8, context, 4))), at_least(6), none},
+      {"skip_speedup_needle_g4", "peaks at random places, the same", f.ratio(f.f16(context, 4), f.ns(coded("decode_needle", 32, 8, context, 4))), none, none},
       {"ns_per_token_g1", "decode, 2 bits, ns per token", median(tables(1)), none, none},
       {"ns_per_token_g4", "4 query heads", median(tables(4)), none, at_least(9)},
       {"score_ns_per_token", "scores alone, 1 query head, in cache", f.per_token(program("score_tables", 1)), none, none},
@@ -362,7 +363,7 @@ void write_lengths(std::ostream& out, const collector& measured) {
 /// Runs one bench by its exact name.
 void run_one(collector& into, const std::string& name) { benchmark::RunSpecifiedBenchmarks(&into, "^" + name + "$"); }
 
-int run_rounds(collector& into) {
+int run_rounds(collector& into, double most_minutes) {
   const bool quick = settings::current().quick;
   const std::vector<std::string> every_round = benches_of_a_round();
   const std::vector<std::string> lengths = benches_of_a_long_round();
@@ -371,7 +372,7 @@ int run_rounds(collector& into) {
   int round = 0;
   for (; round < most; ++round) {
     const double minutes = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / 60.0;
-    if (round >= 3 && minutes * (round + 1) / round > minutes_of_rounds) {
+    if (round >= 3 && minutes * (round + 1) / round > most_minutes) {
       break;
     }
     std::vector<std::string> names = every_round;
@@ -390,11 +391,11 @@ int run_rounds(collector& into) {
 
 }  // namespace
 
-int write_summary(const std::string& folder) {
+int write_summary(const std::string& folder, double minutes) {
   std::filesystem::create_directories(folder);
   std::ofstream raw(folder + "/raw.json");
   collector measured(raw);
-  const int rounds = run_rounds(measured);
+  const int rounds = run_rounds(measured, minutes);
   measured.finish();
 
   const std::vector<figure> all = figures_of(measured);

@@ -27,13 +27,7 @@
 #define PQATTN_X86_AVX512VBMI 0
 #endif
 
-#if PQATTN_X86_AVX512VBMI
-#define PQATTN_X86_UNIT unit_avx512vbmi
-#elif PQATTN_X86_AVX512BW
-#define PQATTN_X86_UNIT unit_avx512bw
-#else
-#define PQATTN_X86_UNIT unit_avx2
-#endif
+#define PQATTN_X86_UNIT PQATTN_ISA_UNIT
 
 /// Before a short loop over an array of registers: without it GCC 12 at -O2 keeps the array in memory.
 #if defined(__clang__)
