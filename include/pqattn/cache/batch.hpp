@@ -54,7 +54,8 @@ template <class Address>
 /// Attention of every item of one KV head. `queries` (rows, d_k) and `out` (rows, d_v) hold the rows of all items;
 /// `lse_e` (rows) may be null. Items that share segment::tables must not run at the same time: give each item tables of
 /// its own, or an executor of one worker. Rows of no item are left alone. An item that fails (see attend) leaves its
-/// rows alone; the others are served, and the first failure by number is returned.
+/// rows alone; the others are served. `outcomes` (count) receives what became of each, and the first failure by number
+/// is returned.
 template <bank_policy Bank>
 status attend_items(Bank& bank, const rows_view& queries, const ragged_item<typename Bank::address>* items,
                     std::size_t count, const executor& parts, void* workspace, std::size_t workspace_bytes,
