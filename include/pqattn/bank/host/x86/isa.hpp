@@ -448,14 +448,30 @@ struct avx512vbmi : avx512bw {
   static constexpr const char* name = "avx512vbmi";
   static constexpr float byte_limit = 255.0f;
 
+  // Written as assembly because GCC 12 copies the sums to other registers and back in every round of a loop, which
+  // costs a third of the value program's time.
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
-    return _mm512_dpbusd_epi32(sum, u, s);
+    __asm__("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(sum) : "v"(u), "v"(s));
+    return sum;
   }
   static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
-    return _mm512_dpwssd_epi32(sum, a, b);
+    __asm__("vpdpwssd {%2, %1, %0|%0, %1, %2}" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
   }
 };
 #endif
+
+/// Calls body<Count>(first) for rows [first, first + Count): as often as possible with Count = Most, then with the
+/// powers of two below.
+template <std::size_t Most, class Body>
+PQATTN_ALWAYS_INLINE void for_rows(std::size_t rows, const Body& body, std::size_t first = 0) noexcept {
+  for (; rows - first >= Most; first += Most) {
+    body.template operator()<Most>(first);
+  }
+  if constexpr (Most > 1) {
+    for_rows<Most / 2>(rows, body, first);
+  }
+}
 
 /// The best instruction set of this translation unit.
 #if PQATTN_X86_AVX512VBMI

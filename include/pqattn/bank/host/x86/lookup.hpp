@@ -11,6 +11,7 @@
 #if PQATTN_X86_AVX2
 
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace pqattn {
@@ -64,18 +65,27 @@ PQATTN_ALWAYS_INLINE __m256i load_codes_256(const std::uint8_t* group, std::size
   }
 }
 
-/// The codes of one group as a kernel needs them, and a table of bytes to look them up in.
-template <class Isa, unsigned Bits>
+/// The codes of one group as a kernel needs them, and a table of bytes to look them up in: kept in registers, or read
+/// from memory at each look-up (in_memory). Shared: whether the same codes are looked up in several tables.
+template <class Isa, unsigned Bits, bool Shared = true>
 struct lookup;
 
-template <unsigned Bits>
-struct lookup<avx2, Bits> {
+/// Keeps the compiler from loading what lies at `p` ahead of a loop: hoisted tables push sums out of registers.
+template <class Number>
+PQATTN_ALWAYS_INLINE const Number* not_hoisted(const Number* p) noexcept {
+  __asm__ volatile("" : "+r"(p));
+  return p;
+}
+
+template <unsigned Bits, bool Shared>
+struct lookup<avx2, Bits, Shared> {
   struct codes {
     __m256i low;
   };
   static PQATTN_ALWAYS_INLINE codes load_codes(const std::uint8_t* group, std::size_t part) noexcept {
     return {load_codes_256<Bits>(group, part)};
   }
+  static constexpr bool in_memory = true;
   struct table {
     const std::uint8_t* memory;
   };
@@ -133,8 +143,8 @@ PQATTN_ALWAYS_INLINE Table load_registers(const void* memory, std::index_sequenc
 
 /// Without byte permutes, tables wider than 16 bytes are looked up as 16-bit words: one look-up for the even and
 /// one for the odd slots, then the wanted half of the word is moved into place.
-template <unsigned Bits>
-struct lookup<avx512bw, Bits> {
+template <unsigned Bits, bool Shared>
+struct lookup<avx512bw, Bits, Shared> {
   struct codes {
     __m512i low;
     __m512i odd;          // word index of the odd slots
@@ -160,6 +170,7 @@ struct lookup<avx512bw, Bits> {
     }
     return c;
   }
+  static constexpr bool in_memory = false;
   struct table {
     __m512i words[registers];
   };
@@ -196,11 +207,24 @@ struct lookup<avx512bw, Bits> {
 template <>
 inline constexpr unsigned widest_code<avx512vbmi> = 9;
 
-template <unsigned Bits>
-struct lookup<avx512vbmi, Bits> {
+// A permute of two tables (vpermi2b) takes a cycle on AMD and two on Intel, where a masked permute of one table
+// (vpermb) takes one: there a look-up in four registers is four masked permutes, elsewhere two permutes and a blend.
+#if defined(__icelake_client__) || defined(__icelake_server__) || defined(__tigerlake__) || defined(__rocketlake__) || \
+    defined(__sapphirerapids__) || defined(__emeraldrapids__) || defined(__graniterapids__) ||                         \
+    defined(__tune_sapphirerapids__) || defined(__tune_icelake_server__)
+inline constexpr bool masked_permutes = true;
+#else
+inline constexpr bool masked_permutes = false;
+#endif
+
+template <unsigned Bits, bool Shared>
+struct lookup<avx512vbmi, Bits, Shared> {
+  static constexpr bool masked = masked_permutes && Shared && Bits >= 7;  // else masks cost more than they save
   struct codes {
     __m512i low;
+    __mmask64 bit6;
     __mmask64 bit7;
+    __mmask64 bits67;
     __mmask64 bit8;
   };
   static constexpr unsigned registers = Bits <= 6 ? 1 : 1u << (Bits - 6);
@@ -210,26 +234,51 @@ struct lookup<avx512vbmi, Bits> {
     if constexpr (Bits >= 8) {
       c.bit7 = _mm512_movepi8_mask(c.low);
     }
+    if constexpr (masked) {
+      c.bit6 = _mm512_movepi8_mask(_mm512_add_epi8(c.low, c.low));
+      c.bits67 = _kand_mask64(c.bit6, c.bit7);
+    }
     if constexpr (Bits == 9) {
       std::memcpy(&c.bit8, group + bit_planes_at<9>, 8);
     }
     return c;
   }
-  struct table {
+  struct register_table {
     __m512i bytes[registers];
   };
+  struct memory_table {
+    const __m512i* bytes;
+  };
+  /// Masked permutes read their table from memory, which costs them nothing and leaves registers free.
+  static constexpr bool in_memory = masked;
+  using table = std::conditional_t<in_memory, memory_table, register_table>;
   static PQATTN_ALWAYS_INLINE table load_table(const void* memory) noexcept {
-    return load_registers<table>(memory, std::make_index_sequence<registers>{});
+    if constexpr (in_memory) {
+      return {static_cast<const __m512i*>(memory)};
+    } else {
+      return load_registers<table>(memory, std::make_index_sequence<registers>{});
+    }
+  }
+  static PQATTN_ALWAYS_INLINE __m512i look128(const __m512i* t, const codes& c) noexcept {
+    if constexpr (masked) {
+      return _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(c.low, t[0]), c.bit6, c.low, t[1]);
+    } else {
+      return _mm512_permutex2var_epi8(t[0], c.low, t[1]);
+    }
   }
   static PQATTN_ALWAYS_INLINE __m512i look256(const __m512i* t, const codes& c) noexcept {
-    return _mm512_mask_blend_epi8(c.bit7, _mm512_permutex2var_epi8(t[0], c.low, t[1]),
-                                  _mm512_permutex2var_epi8(t[2], c.low, t[3]));
+    if constexpr (masked) {
+      return _mm512_mask_permutexvar_epi8(_mm512_mask_permutexvar_epi8(look128(t, c), c.bit7, c.low, t[2]), c.bits67,
+                                          c.low, t[3]);
+    } else {
+      return _mm512_mask_blend_epi8(c.bit7, look128(t, c), look128(t + 2, c));
+    }
   }
   static PQATTN_ALWAYS_INLINE __m512i look(const table& t, const codes& c) noexcept {
     if constexpr (Bits <= 6) {
       return _mm512_permutexvar_epi8(c.low, t.bytes[0]);
     } else if constexpr (Bits == 7) {
-      return _mm512_permutex2var_epi8(t.bytes[0], c.low, t.bytes[1]);
+      return look128(t.bytes, c);
     } else if constexpr (Bits == 8) {
       return look256(t.bytes, c);
     } else {

@@ -211,7 +211,7 @@ namespace detail {
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Groups, std::size_t Rows>
 inline void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const std::uint8_t* const* block,
                        std::size_t blocks, std::size_t code_at, std::byte* sums, bool first) noexcept {
-  using look = lookup<Isa, Bits>;
+  using look = lookup<Isa, Bits, (Rows > 1)>;
   using ints = typename Isa::ints;
   typename look::table table[Rows][Groups * Planes];
   PQATTN_X86_UNROLL
@@ -224,6 +224,10 @@ inline void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const 
   for (std::size_t b = 0; b < blocks; ++b) {
     PQATTN_X86_UNROLL
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
+      const std::uint8_t* here = look::in_memory ? not_hoisted(tables) : tables;
+      const auto table_of = [&](std::size_t row, std::size_t i) PQATTN_X86_INLINE_LAMBDA {
+        return look::in_memory ? look::load_table(here + row * row_bytes + i * table_bytes(Bits)) : table[row][i];
+      };
       std::byte* place = sums + b * 128 + part * 2 * Isa::bytes;
       ints one[Rows];
       ints two[Rows];
@@ -237,12 +241,12 @@ inline void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const 
         const auto codes = look::load_codes(block[b] + code_at + i * 8 * Bits, part);
         PQATTN_X86_UNROLL
         for (std::size_t row = 0; row < Rows; ++row) {
-          const ints value = look::look(table[row][i * Planes], codes);
+          const ints value = look::look(table_of(row, i * Planes), codes);
           if constexpr (Planes == 1) {
             one[row] = Isa::add16(one[row], value);
             two[row] = Isa::add16(two[row], Isa::template right16<8>(value));
           } else {
-            const ints high = look::look(table[row][i * Planes + Planes - 1], codes);
+            const ints high = look::look(table_of(row, i * Planes + Planes - 1), codes);
             one[row] = Isa::add16(one[row], Isa::low8(value, high));
             two[row] = Isa::add16(two[row], Isa::high8(value, high));
           }
@@ -262,16 +266,12 @@ template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Groups>
 inline void sum_tables_rows(const std::uint8_t* tables, std::size_t row_bytes, std::size_t rows,
                             const std::uint8_t* const* block, std::size_t blocks, std::size_t code_at,
                             std::byte* sums, bool first) noexcept {
-  constexpr std::size_t together = Bits <= 6 ? 4 : Bits == 7 ? 2 : 1;  // whose tables take 16 registers at most
-  std::size_t row = 0;
-  for (; row + together <= rows; row += together) {
-    sum_tables<Isa, Bits, Planes, Groups, together>(tables + row * row_bytes, row_bytes, block, blocks, code_at,
-                                                    sums + row * table_batch * 128, first);
-  }
-  for (; row < rows; ++row) {
-    sum_tables<Isa, Bits, Planes, Groups, 1>(tables + row * row_bytes, row_bytes, block, blocks, code_at,
-                                             sums + row * table_batch * 128, first);
-  }
+  // Tables in registers may take 16 of them.
+  constexpr std::size_t together = lookup<Isa, Bits>::in_memory || Bits <= 6 ? 4 : Bits == 7 ? 2 : 1;
+  for_rows<together>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
+    sum_tables<Isa, Bits, Planes, Groups, Rows>(tables + row * row_bytes, row_bytes, block, blocks, code_at,
+                                                sums + row * table_batch * 128, first);
+  });
 }
 
 /// Sums of one row and block to f32 scores in slot order.

@@ -6,8 +6,8 @@
 // scaled to f32.
 //
 // Rounding of probabilities: each row has one step per set of value_set blocks, their largest probability divided by
-// byte_limit, and what rounding leaves over is carried to the slot one register further, so that small probabilities
-// are merged with their neighbours' instead of lost. That noise has a variance of at most step^2 / 6 per slot. When a
+// byte_limit, and what rounding leaves over is carried to the slot one block further, so that small probabilities are
+// merged with others instead of lost. That noise has a variance of at most step^2 / 6 per slot. When a
 // row's noise over the whole call exceeds value_noise times its energy (sum of p^2), the sets with more than an even
 // share of that bound get 16-bit probabilities (14 bits without VNNI), as a second set of low digits: few sets when
 // attention is peaked, none when it is flat. So the noise stays below value_noise of the energy, which is its share of
@@ -44,7 +44,12 @@ struct value_scratch {
   float* steps;          // (sets of a batch, rows)
   std::uint8_t* bytes;   // (2 * batch, rows, 64)
   std::size_t size;
+  std::size_t set = value_set;  // blocks that share a step
 };
+
+/// Query rows that share a look-up.
+template <class Isa>
+inline constexpr std::size_t most_value_rows = Isa::bytes == 64 ? 8 : 4;
 
 template <class Isa>
 inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows, void* memory) noexcept {
@@ -73,10 +78,11 @@ struct value_blocks {
   std::size_t count = 0;
 };
 
-/// What the kernel runs over: whole sets of blocks with bytes of probabilities.
+/// What the kernel runs over: set s is blocks [end[s], end[s + 1]) with bytes of probabilities.
 struct value_sets {
   const std::uint8_t* codes[2 * value_batch];
-  std::size_t blocks = 0;
+  std::size_t end[2 * value_batch / value_set + 1] = {};
+  std::size_t count = 0;
 };
 
 /// Loads the probabilities of one block and row; slots outside the run are 0 and not read.
@@ -142,15 +148,15 @@ PQATTN_ALWAYS_INLINE float set_peak(const float* row, const slot_run& run, const
   return Isa::largest(largest);
 }
 
-/// Variance that rounding to bytes adds to a set, over the variance of one value.
+/// Variance that rounding to bytes adds to a set of `blocks` blocks, over the variance of one value.
 template <class Isa>
-PQATTN_ALWAYS_INLINE float set_noise(float peak) noexcept {
+PQATTN_ALWAYS_INLINE float set_noise(float peak, std::size_t blocks) noexcept {
   const float step = peak / (Isa::byte_limit - 0.5f);
-  return step * step * static_cast<float>(value_set * slots) / 6.0f;
+  return step * step * static_cast<float>(blocks * slots) / 6.0f;
 }
 
-/// Rounds one row's probabilities of a set to multiples of 1 / inverse, 0 for missing blocks. `low` null: to bytes;
-/// else to two digits of byte_limit + 1 each.
+/// Rounds one row's probabilities of a set to multiples of 1 / inverse. `low` null: to bytes; else to two digits of
+/// byte_limit + 1 each.
 template <class Isa>
 inline void round_set(const float* row, const slot_run& run, const std::size_t* blocks, std::size_t count,
                       float inverse, std::uint8_t* bytes, std::uint8_t* low, std::size_t byte_stride) noexcept {
@@ -158,16 +164,20 @@ inline void round_set(const float* row, const slot_run& run, const std::size_t* 
   using ints = typename Isa::ints;
   constexpr std::size_t registers = slots / Isa::lanes;
   constexpr int digit = Isa::byte_limit > 128.0f ? 8 : 7;
-  floats carried = Isa::setf(0.0f);
+  floats carried[registers];  // a chain for each register of a block, to hide the latency of four operations
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < registers; ++i) {
+    carried[i] = Isa::setf(0.0f);
+  }
   for (std::size_t b = 0; b < count; ++b) {
     floats p[registers];
     ints rounded[registers];
     load_probabilities<Isa>(row, run, blocks[b], p);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
-      const floats wanted = Isa::fma(p[i], Isa::setf(inverse), carried);
+      const floats wanted = Isa::fma(p[i], Isa::setf(inverse), carried[i]);
       rounded[i] = Isa::to_ints(wanted);
-      carried = Isa::subf(wanted, Isa::to_floats(rounded[i]));
+      carried[i] = Isa::subf(wanted, Isa::to_floats(rounded[i]));
     }
     if (low != nullptr) {
       ints digits[registers];
@@ -188,44 +198,36 @@ inline void round_set(const float* row, const slot_run& run, const std::size_t* 
                        rounded[i + 3]);
     }
   }
-  for (std::size_t b = count; b < value_set; ++b) {
-    std::memset(bytes + b * byte_stride, 0, slots);
-    if (low != nullptr) {
-      std::memset(low + b * byte_stride, 0, slots);
-    }
-  }
 }
 
-/// Appends blocks[0, count) to the sets: once, or a second time with low digits if any row needs them.
+/// Appends blocks [first, first + count) of a batch as one set; as a second one with low digits if any row needs them.
 template <class Isa>
-inline void append_set(const slot_run& run, const value_blocks& blocks, std::size_t first, const float* probabilities,
-                       std::size_t stride, std::size_t rows, const value_scratch& scratch,
+inline void append_set(const slot_run& run, const value_blocks& blocks, std::size_t first, std::size_t count,
+                       const float* probabilities, std::size_t stride, std::size_t rows, const value_scratch& scratch,
                        value_sets& sets) noexcept {
   constexpr float limit = Isa::byte_limit - 0.5f;  // room for what is carried over
   constexpr float radix = Isa::byte_limit + 1.0f;
-  const std::size_t count = blocks.count - first < value_set ? blocks.count - first : value_set;
-  float* high_steps = scratch.steps + sets.blocks / value_set * rows;
+  float* high_steps = scratch.steps + sets.count * rows;
   float* low_steps = high_steps + rows;
   bool any_low = false;
   for (std::size_t row = 0; row < rows; ++row) {
     auto unused = Isa::setf(0.0f);
     const float peak =
         set_peak<Isa, false>(probabilities + row * stride, run, blocks.index + first, count, unused, unused);
-    const float step = peak / limit;
-    const bool fine = set_noise<Isa>(peak) <= scratch.noise[row];
-    high_steps[row] = step;
+    const bool fine = set_noise<Isa>(peak, count) <= scratch.noise[row];
+    high_steps[row] = peak / limit;
     low_steps[row] = fine ? 0.0f : peak / (limit * radix);
     any_low = any_low || !fine;
   }
-  std::uint8_t* bytes = scratch.bytes + sets.blocks * rows * slots;
-  std::uint8_t* low = bytes + value_set * rows * slots;
+  std::uint8_t* bytes = scratch.bytes + sets.end[sets.count] * rows * slots;
+  std::uint8_t* low = bytes + count * rows * slots;
   for (std::size_t row = 0; row < rows; ++row) {
     const bool two = low_steps[row] != 0.0f;
     const float step = two ? low_steps[row] : high_steps[row];
     if (two) {
       high_steps[row] = step * radix;
     } else if (any_low) {
-      for (std::size_t b = 0; b < value_set; ++b) {
+      for (std::size_t b = 0; b < count; ++b) {
         std::memset(low + (b * rows + row) * slots, 0, slots);
       }
     }
@@ -234,10 +236,11 @@ inline void append_set(const slot_run& run, const value_blocks& blocks, std::siz
                    bytes + row * slots, two ? low + row * slots : nullptr, rows * slots);
   }
   for (std::size_t copy = 0; copy < (any_low ? 2u : 1u); ++copy) {
-    for (std::size_t b = 0; b < value_set; ++b) {
-      // Sets are always whole: missing blocks read the codes of another with probabilities of 0.
-      sets.codes[sets.blocks++] = blocks.codes[first + (b < count ? b : 0)];
+    const std::size_t at = sets.end[sets.count];
+    for (std::size_t b = 0; b < count; ++b) {
+      sets.codes[at + b] = blocks.codes[first + b];
     }
+    sets.end[++sets.count] = at + count;
   }
 }
 
@@ -247,19 +250,12 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
                            const std::uint8_t* bytes, std::size_t rows, const float* steps, float* sums) noexcept {
   using look = lookup<Isa, Bits>;
   using ints = typename Isa::ints;
-  using floats = typename Isa::floats;
-  const auto first = look::load_table(tables);
-  const auto second = look::load_table(tables + (Count - 1) * table_bytes(Bits));
-  floats total[Count][Rows];
+  typename look::table table[Count];
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < Count; ++i) {
-    PQATTN_X86_UNROLL
-    for (std::size_t row = 0; row < Rows; ++row) {
-      total[i][row] = Isa::loadf(sums + (i * rows + row) * Isa::lanes);
-    }
+    table[i] = look::load_table(tables + i * table_bytes(Bits));
   }
-  for (std::size_t block = 0; block < sets.blocks; block += value_set) {
-    const float* step = steps + block / value_set * rows;
+  for (std::size_t set = 0; set < sets.count; ++set, steps += rows) {
     ints sum[Count][Rows];
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < Count; ++i) {
@@ -268,20 +264,18 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
         sum[i][row] = Isa::zero();
       }
     }
-    PQATTN_X86_UNROLL
-    for (std::size_t member = 0; member < value_set; ++member) {
+    for (std::size_t block = sets.end[set]; block < sets.end[set + 1]; ++block) {
       PQATTN_X86_UNROLL
       for (std::size_t part = 0; part < parts<Isa>; ++part) {
-        const auto codes = look::load_codes(sets.codes[block + member] + code_at, part);
-        const ints value = look::look(first, codes);
-        const ints other = Count == 2 ? look::look(second, codes) : value;
-        const std::uint8_t* weights = bytes + (block + member) * rows * slots + part * Isa::bytes;
+        const auto codes = look::load_codes(sets.codes[block] + code_at, part);
+        const std::uint8_t* weights = bytes + block * rows * slots + part * Isa::bytes;
+        const std::int8_t* here = look::in_memory ? not_hoisted(tables) : tables;
         PQATTN_X86_UNROLL
-        for (std::size_t row = 0; row < Rows; ++row) {
-          const ints weight = Isa::load(weights + row * slots);
-          sum[0][row] = Isa::dot_bytes(sum[0][row], weight, value);
-          if constexpr (Count == 2) {
-            sum[1][row] = Isa::dot_bytes(sum[1][row], weight, other);
+        for (std::size_t i = 0; i < Count; ++i) {
+          const ints value = look::look(look::in_memory ? look::load_table(here + i * table_bytes(Bits)) : table[i], codes);
+          PQATTN_X86_UNROLL
+          for (std::size_t row = 0; row < Rows; ++row) {
+            sum[i][row] = Isa::dot_bytes(sum[i][row], Isa::load(weights + row * slots), value);
           }
         }
       }
@@ -290,35 +284,34 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
     for (std::size_t i = 0; i < Count; ++i) {
       PQATTN_X86_UNROLL
       for (std::size_t row = 0; row < Rows; ++row) {
-        total[i][row] = Isa::fma(Isa::to_floats(sum[i][row]), Isa::setf(step[row]), total[i][row]);
+        float* total = sums + (i * rows + row) * Isa::lanes;
+        Isa::storef(total, Isa::fma(Isa::to_floats(sum[i][row]), Isa::setf(steps[row]), Isa::loadf(total)));
       }
-    }
-  }
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < Count; ++i) {
-    PQATTN_X86_UNROLL
-    for (std::size_t row = 0; row < Rows; ++row) {
-      Isa::storef(sums + (i * rows + row) * Isa::lanes, total[i][row]);
     }
   }
 }
 
-template <class Isa, unsigned Bits, std::size_t Count>
-inline void sum_components_rows(const std::int8_t* tables, const value_sets& sets, std::size_t code_at,
-                                const value_scratch& scratch, std::size_t rows, float* sums) noexcept {
-  std::size_t row = 0;
-  const auto run = [&]<std::size_t Rows>() noexcept {
-    sum_components<Isa, Bits, Count, Rows>(tables, sets, code_at, scratch.bytes + row * slots, rows,
-                                           scratch.steps + row, sums + row * Isa::lanes);
-    row += Rows;
+/// Components of one group that share a look at its codes: as many as registers hold sums for.
+template <class Isa, unsigned Bits, std::size_t Rows>
+inline constexpr std::size_t components_at_once = Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || Bits <= 4) && Rows <= 4 ? 4 : 2;
+
+template <class Isa, unsigned Bits, std::size_t Rows>
+inline void sum_group(const std::int8_t* tables, std::size_t width, const value_sets& sets, std::size_t code_at,
+                      const std::uint8_t* bytes, std::size_t rows, const float* steps, float* sums) noexcept {
+  constexpr std::size_t most = components_at_once<Isa, Bits, Rows>;
+  std::size_t i = 0;
+  const auto run = [&]<std::size_t Count>() noexcept {
+    sum_components<Isa, Bits, Count, Rows>(tables + i * table_bytes(Bits), sets, code_at, bytes, rows, steps,
+                                           sums + i * rows * Isa::lanes);
+    i += Count;
   };
-  while (rows - row >= 4) {
-    run.template operator()<4>();
+  while (width - i >= most) {
+    run.template operator()<most>();
   }
-  if (rows - row >= 2) {
+  if (most > 2 && width - i >= 2) {
     run.template operator()<2>();
   }
-  if (rows - row >= 1) {
+  if (width - i >= 1) {
     run.template operator()<1>();
   }
 }
@@ -329,8 +322,10 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
                       const value_blocks& next, const slot_run& run, const float* probabilities, std::size_t stride,
                       std::size_t rows, const value_scratch& scratch) noexcept {
   value_sets sets;
-  for (std::size_t first = 0; first < blocks.count; first += value_set) {
-    append_set<Isa>(run, blocks, first, probabilities, stride, rows, scratch, sets);
+  const std::size_t step = scratch.set;
+  for (std::size_t first = 0; first < blocks.count; first += step) {
+    append_set<Isa>(run, blocks, first, blocks.count - first < step ? blocks.count - first : step, probabilities,
+                    stride, rows, scratch, sets);
   }
   for (std::uint32_t group = 0; group < shape.groups(); ++group) {
     const std::size_t code_at = std::size_t{group} * 8 * Bits;
@@ -338,16 +333,12 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
       _mm_prefetch(reinterpret_cast<const char*>(next.codes[i] + code_at), _MM_HINT_T0);
     }
     const std::size_t plane = std::size_t{group / shape.subvectors} * shape.dim + shape.first_channel(group);
-    const std::uint32_t width = shape.width(group);
-    std::uint32_t i = 0;
-    for (; i + 2 <= width; i += 2) {
-      sum_components_rows<Isa, Bits, 2>(book.bytes + (plane + i) * table_bytes(Bits), sets, code_at, scratch, rows,
-                                        scratch.sums + (plane + i) * rows * Isa::lanes);
-    }
-    if (i < width) {
-      sum_components_rows<Isa, Bits, 1>(book.bytes + (plane + i) * table_bytes(Bits), sets, code_at, scratch, rows,
-                                        scratch.sums + (plane + i) * rows * Isa::lanes);
-    }
+    const std::int8_t* tables = book.bytes + plane * table_bytes(Bits);
+    float* sums = scratch.sums + plane * rows * Isa::lanes;
+    for_rows<most_value_rows<Isa>>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
+      sum_group<Isa, Bits, Rows>(tables, shape.width(group), sets, code_at, scratch.bytes + row * slots, rows,
+                                 scratch.steps + row, sums + row * Isa::lanes);
+    });
   }
 }
 
@@ -355,36 +346,46 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
 template <class Isa>
 inline void finish_values(const geometry& shape, const byte_codebook& book, std::size_t rows,
                           const value_scratch& scratch, float* out, std::size_t stride) noexcept {
-  for (std::size_t row = 0; row < rows; ++row) {
-    const float mass = Isa::sum(Isa::loadf(scratch.mass + row * Isa::lanes));
-    const std::size_t planes = std::size_t{shape.stages} * shape.dim;
-    for (std::size_t first = 0; first < planes; first += Isa::lanes) {
-      const std::size_t count = planes - first < Isa::lanes ? planes - first : Isa::lanes;
-      typename Isa::floats partial[Isa::lanes];
-      PQATTN_X86_UNROLL
-      for (std::size_t i = 0; i < Isa::lanes; ++i) {
-        const std::size_t plane = first + (i < count ? i : 0);
-        partial[i] = Isa::loadf(scratch.sums + (plane * rows + row) * Isa::lanes);
-      }
-      alignas(64) float total[Isa::lanes];
-      Isa::storef(total, Isa::sums(partial));
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t plane = first + i;
-        const auto position = static_cast<std::uint32_t>(plane % shape.dim);
-        out[row * stride + shape.channel(position)] += book.scale[plane] * total[i] + book.offset[plane] * mass;
+  for (std::size_t row = 0; row < rows; ++row, out += stride) {
+    const auto mass = Isa::setf(Isa::sum(Isa::loadf(scratch.mass + row * Isa::lanes)));
+    for (std::size_t stage = 0; stage < shape.stages; ++stage) {
+      for (std::size_t first = 0; first < shape.dim; first += Isa::lanes) {
+        const std::size_t count = shape.dim - first < Isa::lanes ? shape.dim - first : Isa::lanes;
+        const std::size_t plane = stage * shape.dim + first;
+        typename Isa::floats partial[Isa::lanes];
+        PQATTN_X86_UNROLL
+        for (std::size_t i = 0; i < Isa::lanes; ++i) {
+          partial[i] = Isa::loadf(scratch.sums + ((plane + (i < count ? i : 0)) * rows + row) * Isa::lanes);
+        }
+        const auto end = static_cast<std::ptrdiff_t>(count);
+        const auto total = Isa::fma(Isa::loadf_range(book.scale + plane, 0, end), Isa::sums(partial),
+                                    Isa::mulf(Isa::loadf_range(book.offset + plane, 0, end), mass));
+        if (shape.channel_order == nullptr) {
+          Isa::storef_range(out + first, 0, end, Isa::addf(Isa::loadf_range(out + first, 0, end), total));
+        } else {
+          alignas(64) float totals[Isa::lanes];
+          Isa::storef(totals, total);
+          for (std::size_t i = 0; i < count; ++i) {
+            out[shape.channel_order[first + i]] += totals[i];
+          }
+        }
       }
     }
   }
 }
 
-/// First pass over the probabilities: masses, and how much noise each row may get from one set. Returns the number of
-/// blocks not skipped.
+/// First pass over the probabilities: masses, how many blocks may share a step, and, where sets of value_set blocks are
+/// too long for a row, how much noise one of them may get. Returns the number of blocks not skipped.
 template <class Isa, class Collect>
 inline std::size_t find_noise(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
-                              const value_scratch& scratch, const Collect& collect) noexcept {
-  float* noise = scratch.noise;
-  auto* energies = scratch.sums;  // not used yet
-  std::memset(noise, 0, rows * sizeof(float));
+                              value_scratch& scratch, const Collect& collect) noexcept {
+  constexpr std::size_t sizes = 3;  // of sets: value_set, twice that, four times
+  static_assert(value_batch == value_set << (sizes - 1));
+  float* const noise[sizes] = {scratch.noise, scratch.steps, scratch.steps + rows};  // steps are not used yet
+  float* energies = scratch.sums;                                                    // nor are sums
+  for (float* of_size : noise) {
+    std::memset(of_size, 0, rows * sizeof(float));
+  }
   std::memset(scratch.mass, 0, rows * Isa::lanes * sizeof(float));
   std::memset(energies, 0, rows * Isa::lanes * sizeof(float));
   std::size_t blocks = 0;
@@ -395,18 +396,34 @@ inline std::size_t find_noise(const slot_run& run, const float* probabilities, s
     for (std::size_t row = 0; row < rows; ++row) {
       auto mass = Isa::loadf(scratch.mass + row * Isa::lanes);
       auto energy = Isa::loadf(energies + row * Isa::lanes);
+      float peaks[value_batch / value_set] = {};
       for (std::size_t first = 0; first < list.count; first += value_set) {
         const std::size_t count = list.count - first < value_set ? list.count - first : value_set;
-        noise[row] += set_noise<Isa>(
-            set_peak<Isa, true>(probabilities + row * stride, run, list.index + first, count, mass, energy));
+        peaks[first / value_set] =
+            set_peak<Isa, true>(probabilities + row * stride, run, list.index + first, count, mass, energy);
+      }
+      for (std::size_t size = 0; size < sizes; ++size) {
+        const std::size_t sets = std::size_t{1} << size;
+        for (std::size_t first = 0; first * value_set < list.count; first += sets) {
+          const std::size_t left = list.count - first * value_set;
+          for (std::size_t i = first + 1; i < first + sets; ++i) {
+            peaks[first] = peaks[first] < peaks[i] ? peaks[i] : peaks[first];
+          }
+          noise[size][row] += set_noise<Isa>(peaks[first], left < sets * value_set ? left : sets * value_set);
+        }
       }
       Isa::storef(scratch.mass + row * Isa::lanes, mass);
       Isa::storef(energies + row * Isa::lanes, energy);
     }
   }
+  scratch.set = value_batch;
   for (std::size_t row = 0; row < rows; ++row) {
     const float bound = value_noise * Isa::sum(Isa::loadf(energies + row * Isa::lanes));
-    noise[row] = noise[row] <= bound ? 3.0e38f : bound * value_set / static_cast<float>(blocks + value_set);
+    while (scratch.set > value_set && noise[scratch.set / (2 * value_set)][row] > bound) {
+      scratch.set /= 2;
+    }
+    const float share = bound * value_set / static_cast<float>(blocks + value_set);
+    noise[0][row] = noise[0][row] <= bound ? 3.0e38f : share;
   }
   return blocks;
 }
@@ -428,7 +445,7 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
                       const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_below,
                       float* out, std::size_t out_stride, std::size_t& skipped, void* workspace) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
-    const auto scratch = detail::carve_value_scratch<Isa>(shape, rows, workspace);
+    auto scratch = detail::carve_value_scratch<Isa>(shape, rows, workspace);
     const std::size_t end = run.end_block();
     const auto collect = [&](std::size_t& block, detail::value_blocks& list) noexcept {
       list.count = 0;
