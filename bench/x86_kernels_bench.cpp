@@ -54,7 +54,7 @@ struct coded_head {
   pqattn::geometry shape;
   std::size_t tokens;
   std::vector<float> scale = std::vector<float>(128, 0.02f);
-  std::vector<float> offset = std::vector<float>(128, 0.1f);
+  std::vector<float> offset = std::vector<float>(128, 0.1f);  // of values; keys that turn have none
   aligned_block tables;
   aligned_block codes;
 
@@ -65,7 +65,7 @@ struct coded_head {
         codes(count / 64 * block_bytes()) {
     std::mt19937 random(1);
     for (std::size_t i = 0; i < 128 * pqattn::x86::table_bytes(shape.code_bits()); ++i) {
-      static_cast<std::int8_t*>(tables.data())[i] = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+      static_cast<std::int8_t*>(tables.data())[i] = static_cast<std::int8_t>(static_cast<int>(random() % 179) - 89);
     }
     for (std::size_t i = 0; i < count / 64 * block_bytes(); ++i) {
       static_cast<std::uint8_t*>(codes.data())[i] = static_cast<std::uint8_t>(random());
@@ -158,6 +158,32 @@ void build_tables(benchmark::State& state) {
   state.SetLabel(native::name);
 }
 
+/// What attention does once per call for keys coded before RoPE, on a codebook that was stored for the rotation.
+void prepare_rotary(benchmark::State& state) {
+  const coded_head head = head_of(state);
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  std::vector<float> frequencies(64);
+  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
+  std::vector<float> tables(pqattn::rope_floats(64));
+  pqattn::rope rotation;
+  if (!pqattn::build_rope(frequencies.data(), 64, pqattn::rope_pairing::half_split, tables.data(), rotation)) {
+    state.SkipWithError("no rotation");
+    return;
+  }
+  const std::vector<float> queries = normals(rows * 128, 0.3f);
+  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
+  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
+  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(64, rows));
+  for (auto iteration : state) {
+    pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), book_memory.data());
+    pqattn::x86::load_turn_table<native>(rotation, turns.data());
+    const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(), head.book().bytes);
+    pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(native::name);
+}
+
 void value_sum(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
@@ -176,8 +202,8 @@ void value_sum(benchmark::State& state) {
   count_tokens(state, head.tokens, head.block_bytes() / 64);
 }
 
-/// Whole decode attention on codes, keys and values alike: queries and tables prepared, scores, softmax, values. The
-/// rotary codebook and turn table are kept, as a cache would. Arguments as above.
+/// Whole decode attention on codes, keys and values alike: everything prepared for each call as the bank does, scores,
+/// softmax, values. Arguments as above.
 template <bool Rotary>
 void decode(benchmark::State& state) {
   constexpr std::size_t tile = 4096;
@@ -186,14 +212,15 @@ void decode(benchmark::State& state) {
   const auto precision = pqattn::x86::table_precision::bytes;
   std::vector<float> frequencies(64);
   pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
+  std::vector<float> angles(pqattn::rope_floats(64));
   pqattn::rope rotation;
-  rotation.pairs = 64;
-  rotation.frequencies = frequencies.data();
+  if (!pqattn::build_rope(frequencies.data(), 64, pqattn::rope_pairing::half_split, angles.data(), rotation)) {
+    state.SkipWithError("no rotation");
+    return;
+  }
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
-  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data());
+  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(), head.book().bytes);
   const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
-  pqattn::x86::fill_turn_table<native>(rotation, nullptr, turns.data());
   const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
   const aligned_block tables(pqattn::x86::score_table_bytes(head.shape, rows, precision));
   const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<native>(head.shape, rotation, rows) +
@@ -209,6 +236,8 @@ void decode(benchmark::State& state) {
   std::size_t skipped = 0;
   for (auto iteration : state) {
     if constexpr (Rotary) {
+      pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), book_memory.data());
+      pqattn::x86::load_turn_table<native>(rotation, turns.data());
       pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
     } else {
       pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
@@ -467,6 +496,7 @@ BENCHMARK(value_sum)->Apply(coded_arguments);
 BENCHMARK(decode<false>)->Name("decode_tables")->Apply(decode_arguments);
 BENCHMARK(decode<true>)->Name("decode_rotary")->Apply(decode_arguments);
 BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
+BENCHMARK(prepare_rotary)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
 BENCHMARK(attend_exact<native, pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
 BENCHMARK(attend_exact<native, float>)->Name("attend_f32")->Apply(exact_arguments);
 BENCHMARK(attend_exact<pqattn::x86::avx2, pqattn::half>)->Name("attend_f16_avx2")->Apply(exact_arguments);

@@ -597,22 +597,62 @@ TEST_CASE("skipped mass stays within its bound", "[attend]") {
   CAPTURE(scene.random.seed(), plan.key_scale);
   std::vector<float> exact;
   std::vector<float> exact_lse;
-  REQUIRE_OK(scene.run({}, exact, exact_lse));
+  attention_params params;
+  pqattn::skip_statistics skips;
+  params.skips = &skips;
+  params.skip_mass = 0.0f;
+  REQUIRE_OK(scene.run(params, exact, exact_lse));
+  CHECK(skips.blocks == pqattn::blocks_for(9000));
+  CHECK(skips.skipped == 0);
   const double largest = pqattn_test::largest_magnitude(scene.expected.values);
-  for (const float skip : {1e-6f, 1e-3f, 0.05f, 0.5f}) {
+  std::uint64_t skipped_before = 0;
+  for (const float skip : {1e-6f, 5e-5f, 1e-3f, 0.05f, 0.5f}) {
     CAPTURE(skip);
-    attention_params params;
     params.skip_mass = skip;
+    skips = {};
     std::vector<float> out;
     std::vector<float> lse;
     REQUIRE_OK(scene.run(params, out, lse));
-    CHECK(lse == exact_lse);  // the statistics see every token
+    CHECK(lse == exact_lse);  // the softmax sees every token
+    CHECK(skips.skipped >= skipped_before);
+    CHECK(skips.skipped < skips.blocks);
+    skipped_before = skips.skipped;
     const double error = pqattn_test::max_error(out, pqattn_test::to_doubles(exact));
     CHECK(error <= 2.0 * static_cast<double>(skip) * largest + 1e-5);
     if (skip == 0.5f && plan.key_scale > 1.0f) {
       CHECK(error > 0.0);  // something was skipped, or this case shows nothing
+      CHECK(skips.skipped > 0);
     }
   }
+}
+
+TEST_CASE("what exact segments hold lets coded blocks be skipped, wherever they stand", "[attend]") {
+  host_bank bank;
+  segment_plan coded;
+  coded.storage = coded.count = 6000;
+  segment_plan exact;
+  exact.coded_keys = exact.coded_values = false;
+  scene_plan plan;
+  plan.rows = 1;
+  plan.key_scale = 0.5f;
+  plan.value_mean = 4.0f;
+  attention_scene<host_bank> scene(bank, plan, {coded, exact}, 21);
+  CAPTURE(scene.random.seed());
+  // One exact key points along the query: nearly all mass is there.
+  for (std::size_t c = 0; c < plan.key_dim; ++c) {
+    scene.set_exact_key(10, 6010, c, 20.0f * scene.queries[c]);
+  }
+  attention_params params;
+  pqattn::skip_statistics skips;
+  params.skips = &skips;
+  std::vector<float> out;
+  std::vector<float> lse;
+  REQUIRE_OK(scene.run(params, out, lse));
+  CHECK(skips.blocks == pqattn::blocks_for(6000));
+  CHECK(skips.skipped == skips.blocks);
+  const pqattn_test::attention_result expected = pqattn_test::reference_attention(scene.expected);
+  const double largest = pqattn_test::largest_magnitude(scene.expected.values);
+  CHECK(pqattn_test::max_error(out, expected.out) <= 1e-4 * largest);
 }
 
 TEST_CASE("what does not fit together is refused and the output left alone", "[attend]") {
@@ -652,6 +692,8 @@ TEST_CASE("what does not fit together is refused and the output left alone", "[a
   CHECK(refusal() == status_code::capacity);
   CHECK(attend(bank, queries, segments.data(), count, params, nullptr, bytes, target, lse.data()).code ==
         status_code::capacity);
+  params.parts.workers = 0;
+  CHECK(refusal() == status_code::invalid_argument);
   queries.data = nullptr;
   CHECK(refusal() == status_code::invalid_argument);
   target.data = nullptr;
@@ -734,8 +776,10 @@ TEST_CASE("a failing bank's status comes through and the output is left alone", 
   };
   failing_bank bank;
   scene_plan plan;
+  plan.rows = 9;
   segment_plan tokens;
-  tokens.storage = tokens.count = 6000;  // six tiles
+  tokens.storage = tokens.count = 6000;  // six tiles of 1024
+  static_assert(pqattn::attention_tile_tokens(9) == 1024);
   attention_scene<failing_bank> scene(bank, plan, {tokens}, 18);
   std::vector<float> out(plan.rows * plan.value_dim, 42.0f);
   for (int programs = 0; programs <= 6; ++programs) {

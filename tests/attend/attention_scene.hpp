@@ -118,6 +118,12 @@ class attention_scene {
     return copy;
   }
 
+  /// Changes one exact key, slot `slot` of the first segment with exact keys; `token` is its number among all tokens.
+  void set_exact_key(std::size_t slot, std::size_t token, std::size_t channel, float value) {
+    exact_.front()->set(slot, channel, value);
+    expected.keys[token * plan_.key_dim + channel] = static_cast<double>(value);
+  }
+
   random_data random;
   std::vector<float> queries;  ///< (rows, key_dim)
   std::vector<pqattn::segment<address>> segments;

@@ -464,7 +464,7 @@ class bank_case_run {
       const std::vector<float> nothing(rows, 0.0f);
       check(accumulate({method, nothing.data()}), 0.0);
       const std::vector<float> light(rows, 1e-4f);
-      check(accumulate({method, light.data()}), 1e-4 * static_cast<double>(data_.blocks));
+      check(accumulate({method, light.data()}), 1e-4);
     }
   }
 

@@ -57,7 +57,7 @@ class scalar_bank {
   pqattn::status store_codebook(const pqattn::codebook_view& book,
                                 const pqattn::resident_codebook<address>& resident) noexcept {
     std::vector<float> rounded(book.centroids, book.centroids + book.shape.codebook_values());
-    PQATTN_TRY(round_codebook(book.shape, resident.storage, rounded.data()));
+    PQATTN_TRY(round_codebook(book.shape, resident.storage, rounded.data(), resident.rotation));
     write(resident.memory, 0, rounded.data(), rounded.size());
     return {};
   }

@@ -98,6 +98,48 @@ TEST_CASE("i8 storage of constant channels is exact, of rounded numbers nearly",
   CHECK(worst <= 2e-6);  // a few units in the last place of the largest, never a level
 }
 
+TEST_CASE("channels that turn together are stored in one scale without an offset", "[quant]") {
+  pqattn_test::random_data random(5);
+  CAPTURE(random.seed());
+  std::vector<float> frequencies(8, 0.1f);
+  std::vector<float> memory(pqattn::rope_floats(8));
+  const std::vector<std::uint16_t> order = random.permutation<std::uint16_t>(19);
+  for (const auto pairing : {pqattn::rope_pairing::half_split, pqattn::rope_pairing::interleaved}) {
+    pqattn::rope rotation;
+    REQUIRE(build_rope(frequencies.data(), 8, pairing, memory.data(), rotation).ok());
+    const geometry shape{19, 5, 40, 2, order.data()};
+    std::vector<float> numbers = random.normals(shape.codebook_values(), 2.0f, 1.0f);
+    const std::vector<float> before = numbers;
+    const pqattn::codebook_view book{shape, before.data()};
+    REQUIRE(round_codebook(shape, codebook_storage::i8, numbers.data(), rotation).ok());
+    std::vector<float> scales(2 * 19);
+    for (std::uint32_t group = 0; group < shape.groups(); ++group) {
+      const std::uint32_t width = shape.width(group);
+      for (std::uint32_t c = 0; c < width; ++c) {
+        const pqattn::channel_scale map = scale_of_channel(book, group, c, rotation);
+        CHECK(map.offset == 0.0f);
+        scales[group / 5 * 19 + shape.channel(shape.first_channel(group) + c)] = map.scale;
+        for (std::size_t k = 0; k < shape.centroids; ++k) {
+          const std::size_t i = shape.codebook_offset(group) + k * width + c;
+          REQUIRE(std::abs(numbers[i] - before[i]) <= 0.501f * map.scale);
+          REQUIRE(std::abs(numbers[i]) <= (pqattn::turning_levels + 0.01f) * map.scale);
+        }
+      }
+    }
+    for (std::size_t stage = 0; stage < 2; ++stage) {
+      for (std::uint32_t pair = 0; pair < 8; ++pair) {
+        CHECK(scales[stage * 19 + rotation.first(pair)] == scales[stage * 19 + rotation.second(pair)]);
+      }
+      CHECK(scales[stage * 19 + 16] == scales[stage * 19 + 17]);
+    }
+    std::vector<float> again = numbers;
+    REQUIRE(round_codebook(shape, codebook_storage::i8, again.data(), rotation).ok());
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      REQUIRE(std::abs(again[i] - numbers[i]) <= 1e-5f);  // never a level
+    }
+  }
+}
+
 TEST_CASE("stored bytes count the scales", "[quant]") {
   const geometry shape{64, 16, 256, 2};
   CHECK(stored_codebook_bytes(shape, codebook_storage::f32) == 2 * 64 * 256 * 4);

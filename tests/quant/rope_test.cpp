@@ -130,6 +130,22 @@ TEST_CASE("a rope that cannot be is refused and nothing is built", "[quant]") {
   CHECK_FALSE(none.enabled());
 }
 
+TEST_CASE("turns are the angles of 64 positions in bytes", "[quant]") {
+  const built_rope built(24);
+  const rope& rotation = built.rotation;
+  for (std::uint32_t pair = 0; pair < rotation.pairs; ++pair) {
+    const std::uint8_t* turns = rotation.turns + std::size_t{pair} * rope::turn_bytes;
+    for (std::uint32_t step = 0; step < rope::steps; ++step) {
+      for (std::uint32_t i = 0; i < 2; ++i) {
+        const float expected = (i == 0 ? rotation.cosines(0, step) : rotation.sines(0, step))[pair];
+        const bool negative = (turns[2 * rope::steps + 8 * i + step / 8] >> (step % 8) & 1) != 0;
+        const float value = static_cast<float>(turns[i * rope::steps + step]) / 255.0f;
+        CHECK(std::abs((negative ? -value : value) - expected) <= 0.501f / 255.0f);
+      }
+    }
+  }
+}
+
 TEST_CASE("a rope must fit its rows", "[quant]") {
   const built_rope built(32);
   CHECK(check_rope(built.rotation, 64).ok());

@@ -42,9 +42,9 @@ struct stored_book {
   std::vector<float> centroids;
 
   stored_book(Bank& bank, const pqattn::geometry& shape, pqattn::codebook_storage storage,
-              const std::vector<float>& source)
+              const std::vector<float>& source, const pqattn::rope& rotation = {})
       : memory(bank, bank.codebook_bytes(shape, storage)),
-        resident{shape, storage, memory.get()},
+        resident{shape, storage, memory.get(), rotation},
         centroids(shape.codebook_values()) {
     REQUIRE(source.size() == shape.codebook_values());
     REQUIRE_OK(bank.store_codebook({shape, source.data()}, resident));

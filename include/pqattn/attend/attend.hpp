@@ -24,11 +24,17 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Tokens of one tile: scores of a few rows stay in the first-level cache.
+/// Tokens of a tile at least: scores of a few rows stay in the first-level cache.
 inline constexpr std::size_t tile_tokens = 1024;
 /// Tokens of one part.
-inline constexpr std::size_t part_tokens = 4 * tile_tokens;
-static_assert(tile_tokens % block_tokens == 0 && tile_tokens / block_tokens <= max_tile_blocks);
+inline constexpr std::size_t part_tokens = max_tile_blocks * block_tokens;
+static_assert(part_tokens == 4 * tile_tokens);
+
+/// Tokens of one tile of an attention call: what a tile costs once, such as summing up the values' registers, counts less
+/// the longer it is, and scores of up to four rows of a whole part stay in the second-level cache.
+[[nodiscard]] constexpr std::size_t attention_tile_tokens(std::size_t rows) noexcept {
+  return rows <= 4 ? part_tokens : rows <= 8 ? part_tokens / 2 : tile_tokens;
+}
 
 /// Keys or values of a segment: codes with their codebook, or exact rows.
 template <class Address>
@@ -61,15 +67,22 @@ struct segment {
   rows_view key_tail;
 };
 
+/// What an attention call left out.
+struct skip_statistics {
+  std::uint64_t blocks = 0;   ///< blocks of coded values
+  std::uint64_t skipped = 0;  ///< of which were left out
+};
+
 /// What stays fixed over all segments of a call.
 struct attention_params {
   float scale = 0.0f;           ///< multiplies <q, k>; 0 means 1 / sqrt(d_k)
   score_modifiers modifiers;    ///< bias, if any, is indexed by slot of the one segment
   const float* sink_logits = nullptr;  ///< rows, or null
   value_method method = value_method::automatic;
-  /// Value blocks are left out while their total probability mass stays at most this share of each row's: the
-  /// output moves by at most 2 * skip_mass * max |v|. 0 skips nothing.
-  float skip_mass = 0.0f;
+  /// Blocks of coded values are left out while their total probability mass stays at most this share of each row's: the
+  /// output moves by at most 2 * skip_mass * max |v|, 1e-4 of the largest value by default. 0 skips nothing.
+  float skip_mass = 5e-5f;
+  skip_statistics* skips = nullptr;  ///< optional: counts are added here
   executor parts;
 };
 
@@ -108,13 +121,13 @@ struct attention_scratch {
   score_tile tile;
   score_tile tail;  ///< scores of the keys' exact tails, when a segment has them
   softmax_state softmax;
-  float* skip_below = nullptr;
+  float* skip_mass = nullptr;
 
   void carve(carver& memory, std::size_t rows, bool tails) noexcept {
-    tile = {memory.take<float>(rows * tile_tokens), rows, tile_tokens};
-    tail = {memory.take<float>(tails ? rows * tile_tokens : 0), rows, tile_tokens};
+    tile = {memory.take<float>(rows * attention_tile_tokens(rows)), rows, attention_tile_tokens(rows)};
+    tail = {memory.take<float>(tails ? rows * attention_tile_tokens(rows) : 0), rows, attention_tile_tokens(rows)};
     softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)};
-    skip_below = memory.take<float>(rows);
+    skip_mass = memory.take<float>(rows);
   }
 };
 
@@ -123,6 +136,8 @@ struct attention_memory {
   float* queries = nullptr;
   float* outs = nullptr;
   float* lses = nullptr;
+  float* earlier = nullptr;        ///< log-sum-exp of each row over segments that are done
+  std::size_t* skipped = nullptr;  ///< blocks left out by each part
   attention_scratch* scratch = nullptr;
 
   void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim, std::size_t parts,
@@ -130,6 +145,8 @@ struct attention_memory {
     queries = memory.take<float>(rows * key_dim);
     outs = memory.take<float>(parts * rows * value_dim);
     lses = memory.take<float>(parts * rows);
+    earlier = memory.take<float>(rows);
+    skipped = memory.take<std::size_t>(parts);
     scratch = memory.take<attention_scratch>(workers);
     for (std::size_t worker = 0; worker < workers; ++worker) {
       attention_scratch pieces;
@@ -166,19 +183,42 @@ status score_tile_slots(Bank& bank, const segment<typename Bank::address>& token
   return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
 }
 
-/// Budget of skipped probability mass for one block of this part, per row, against the sum so far.
-inline void set_skip_budget(const attention_params& params, const softmax_state& softmax, std::size_t rows,
-                            std::size_t segment_blocks, float* skip_below) noexcept {
+/// What a part knows of the rest of the call when it decides what to skip.
+struct skip_context {
+  const float* earlier = nullptr;  ///< log-sum-exp of each row over segments that are done
+  std::size_t parts = 1;           ///< that share this mass
+};
+
+/// Probability mass that a tile may leave out, per row, of `tiles` tiles of a part: its share of what the part has seen so
+/// far and of earlier segments. Over all tiles and parts the shares add up to at most skip_mass of the final sum.
+inline void set_skip_mass(float skip_mass, const softmax_state& softmax, const skip_context& context, std::size_t tiles,
+                          std::size_t rows, float* budget) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
-    skip_below[row] = softmax.sum[row] * params.skip_mass / static_cast<float>(segment_blocks);
+    const float exponent = context.earlier[row] - softmax.maximum[row];
+    const float before = std::exp(exponent < 60.0f ? exponent : 60.0f) / static_cast<float>(context.parts);
+    budget[row] = skip_mass * (softmax.sum[row] + before) / static_cast<float>(tiles);
   }
 }
 
-/// Attention over one part of one segment into `state`.
+/// masses[row] = log(exp(masses[row]) + exp(lse_e[row])), where masked_score and below stand for nothing.
+inline void add_masses(const partial_state& state, float* masses) noexcept {
+  for (std::size_t row = 0; row < state.rows; ++row) {
+    const float added = state.lse_e[row];
+    if (is_empty_lse(added)) {
+      continue;
+    }
+    const float high = masses[row] < added ? added : masses[row];
+    const float low = masses[row] < added ? masses[row] : added;
+    masses[row] = high + std::log1p(std::exp(low - high));
+  }
+}
+
+/// Attention over one part of one segment into `state`. `skipped`: number of value blocks left out.
 template <class Bank>
 status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
-                   const attention_params& params, std::size_t part, const attention_scratch& work,
-                   const partial_state& state) {
+                   const attention_params& params, const skip_context& context, std::size_t part,
+                   const attention_scratch& work, const partial_state& state, std::size_t& skipped) {
+  skipped = 0;
   clear(state);
   for (std::size_t row = 0; row < queries.rows; ++row) {
     work.softmax.maximum[row] = masked_score;
@@ -188,9 +228,11 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   const std::size_t part_first = aligned_first(tokens) + part * part_tokens;
   const std::size_t part_end = end < part_first + part_tokens ? end : part_first + part_tokens;
   const bool skips = params.skip_mass > 0.0f && tokens.values.coded;
-  value_options options{params.method, skips ? work.skip_below : nullptr};
-  for (std::size_t first = part_first; first < part_end; first += tile_tokens) {
-    const slot_range slots{first, part_end - first < tile_tokens ? part_end - first : tile_tokens};
+  const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped};
+  const std::size_t step = attention_tile_tokens(queries.rows);
+  const std::size_t tiles = (part_end - part_first + step - 1) / step;
+  for (std::size_t first = part_first; first < part_end; first += step) {
+    const slot_range slots{first, part_end - first < step ? part_end - first : step};
     PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row));
@@ -205,7 +247,7 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
     }
     if (tokens.values.coded) {
       if (skips) {
-        set_skip_budget(params, work.softmax, queries.rows, blocks_for(tokens.slots.count) + 1, work.skip_below);
+        set_skip_mass(params.skip_mass, work.softmax, context, tiles, queries.rows, work.skip_mass);
       }
       PQATTN_TRY(bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
                                         state.stride));
@@ -413,6 +455,9 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     parts += detail::parts_of(segments[i]);
   }
   PQATTN_TRY(detail::check_bias(params.modifiers.bias, queries.rows, segments, segment_count));
+  if (params.parts.workers == 0) {
+    return failure(status_code::invalid_argument, "params.parts.workers", "must be at least 1", 1, 0);
+  }
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
   detail::attention_memory memory;
@@ -436,26 +481,52 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
                          queries.rows, out.cols};
   };
 
-  std::size_t first_part = 0;
-  const segment<typename Bank::address>* prepared = nullptr;  // whose tables are in the bank
+  // Segments of exact values come first: the mass they hold, sinks above all, lets coded blocks be skipped.
+  std::size_t coded_parts = 0;
   for (std::size_t i = 0; i < segment_count; ++i) {
-    const segment<typename Bank::address>& tokens = segments[i];
-    const std::size_t count = detail::parts_of(tokens);
-    if (count != 0 && tokens.keys.coded && (prepared == nullptr || !detail::share_tables(*prepared, tokens))) {
-      PQATTN_TRY(bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables));
-      prepared = &tokens;
-    }
-    std::atomic<bool> failed{false};
-    status outcome;
-    run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
-      const status done = detail::attend_part(bank, tokens, scaled, params, part, memory.scratch[worker],
-                                              state_of(first_part + part));
-      if (!done && !failed.exchange(true)) {
-        outcome = done;
+    coded_parts += segments[i].values.coded ? detail::parts_of(segments[i]) : 0;
+  }
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    memory.earlier[row] = masked_score;
+  }
+  const detail::skip_context context{memory.earlier, coded_parts};
+  const segment<typename Bank::address>* prepared = nullptr;  // whose tables are in the bank
+  for (const bool coded : {false, true}) {
+    for (std::size_t i = 0, first_part = 0; i < segment_count; ++i) {
+      const segment<typename Bank::address>& tokens = segments[i];
+      const std::size_t first = first_part;
+      const std::size_t count = detail::parts_of(tokens);
+      first_part += count;
+      if (count == 0 || tokens.values.coded != coded) {
+        continue;
       }
-    });
-    PQATTN_TRY(outcome);
-    first_part += count;
+      if (tokens.keys.coded && (prepared == nullptr || !detail::share_tables(*prepared, tokens))) {
+        PQATTN_TRY(bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables));
+        prepared = &tokens;
+      }
+      std::atomic<bool> failed{false};
+      status outcome;
+      run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
+        const status done =
+            detail::attend_part(bank, tokens, scaled, params, context, part, memory.scratch[worker],
+                                state_of(first + part), memory.skipped[first + part]);
+        if (!done && !failed.exchange(true)) {
+          outcome = done;
+        }
+      });
+      PQATTN_TRY(outcome);
+      for (std::size_t part = first; part < first + count; ++part) {
+        if (!coded) {
+          detail::add_masses(state_of(part), memory.earlier);
+        } else if (params.skips != nullptr) {
+          params.skips->skipped += memory.skipped[part];
+        }
+      }
+      if (coded && params.skips != nullptr) {
+        const std::size_t covered = tokens.slots.first + tokens.slots.count - detail::aligned_first(tokens);
+        params.skips->blocks += blocks_for(covered);
+      }
+    }
   }
 
   if (parts == 0) {

@@ -51,6 +51,9 @@ struct resident_codebook {
   geometry shape;
   codebook_storage storage = codebook_storage::f32;
   Address memory{};  ///< Bank::codebook_bytes(shape, storage) bytes
+  /// Of keys coded before RoPE: what score() will turn them by. Channels that turn together are then rounded alike (see
+  /// scale_of_channel), so that a bank may turn the stored numbers as they are. Correct without it, but slower.
+  rope rotation{};
 };
 
 /// Codes of consecutive logical slots in a bank's memory. Slot s lies in block s / block_tokens; logical block b
@@ -136,8 +139,9 @@ enum class value_method : std::uint8_t {
 /// Options of the value program.
 struct value_options {
   value_method method = value_method::automatic;
-  /// Optional, one per row: a block whose probability mass is at most this in every row may be left out.
-  const float* skip_below = nullptr;
+  /// Optional, one per row: blocks may be left out while their probability mass adds up to at most this in every row.
+  const float* skip_mass = nullptr;
+  std::size_t* skipped = nullptr;  ///< optional: the number of blocks left out is added here
 };
 
 /// Who the bank is.
@@ -222,7 +226,6 @@ concept bank_attention =
       // Scores become exp(score - maximum); a score at or below masked_score / 2 becomes 0.
       { bank.softmax_part(tile, slots.count, state) } noexcept -> std::same_as<status>;
       // out(r, :) += sum over slots of tile(r, s) * value of slot s; `stride` floats from row to row of out.
-      // Returns through `out` only; skipped blocks are counted in the bank's own statistics.
       { bank.accumulate_values(tile, book, codes, slots, options, out, stride) } noexcept -> std::same_as<status>;
     };
 

@@ -146,7 +146,7 @@ struct batch_params {
   const float* sink_logits = nullptr;        ///< (q_heads)
   const std::int64_t* positions = nullptr;   ///< of every query token of the batch; overrides batch_entry's
   value_method method = value_method::automatic;
-  float skip_mass = 0.0f;                    ///< see attention_params
+  float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
 };
 
 /// Runs batches over one pool. Holds the scratch of its workers; one attend() at a time, but any number of these may

@@ -39,8 +39,9 @@ class code_store {
   using address = typename Bank::address;
 
   code_store() = default;
-  code_store(Bank& bank, const memory_resource& resource, const side_config& side) noexcept
-      : bank_(&bank), side_(side), books_(resource), chunks_(resource) {}
+  /// `rotation`: enabled for keys coded before RoPE.
+  code_store(Bank& bank, const memory_resource& resource, const side_config& side, const rope& rotation = {}) noexcept
+      : bank_(&bank), side_(side), rotation_(rotation), books_(resource), chunks_(resource) {}
   code_store(code_store&& other) noexcept { swap(other); }
   code_store& operator=(code_store&& other) noexcept {
     code_store taken(std::move(other));
@@ -51,7 +52,7 @@ class code_store {
 
   /// Moves the codebook of the next epoch into the bank. On failure nothing changes.
   status add_codebook(const codebook_view& book) {
-    resident_codebook<address> placed{side_.shape, side_.storage, {}};
+    resident_codebook<address> placed{side_.shape, side_.storage, {}, rotation_};
     PQATTN_TRY(books_.reserve(books_.size() + 1));
     PQATTN_TRY(bank_->reserve(book_bytes(), placed.memory));
     if (const status stored = bank_->store_codebook(book, placed); !stored) {
@@ -87,7 +88,7 @@ class code_store {
 
   [[nodiscard]] std::size_t codebook_count() const noexcept { return books_.size(); }
   [[nodiscard]] resident_codebook<address> book(std::size_t epoch) const noexcept {
-    return {side_.shape, side_.storage, books_[epoch]};
+    return {side_.shape, side_.storage, books_[epoch], rotation_};
   }
   [[nodiscard]] std::size_t chunk_count() const noexcept { return chunks_.size(); }
   [[nodiscard]] const code_chunk<address>& chunk(std::size_t index) const noexcept { return chunks_[index]; }
@@ -164,12 +165,14 @@ class code_store {
   void swap(code_store& other) noexcept {
     std::swap(bank_, other.bank_);
     std::swap(side_, other.side_);
+    std::swap(rotation_, other.rotation_);
     std::swap(books_, other.books_);
     std::swap(chunks_, other.chunks_);
   }
 
   Bank* bank_ = nullptr;
   side_config side_;
+  rope rotation_;
   growable<address> books_;  ///< by epoch
   growable<code_chunk<address>> chunks_;
 };

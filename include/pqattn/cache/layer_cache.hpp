@@ -55,7 +55,7 @@ struct layer_attention_params {
   const float* alibi_slopes = nullptr; ///< (q_heads)
   const float* sink_logits = nullptr;  ///< (q_heads)
   value_method method = value_method::automatic;
-  float skip_mass = 0.0f;              ///< see attention_params
+  float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
 };
 
 /// What a layer's append is given besides rows.

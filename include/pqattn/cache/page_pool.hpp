@@ -89,6 +89,10 @@ class page_pool {
   }
   /// Rotation that banks apply to coded keys; disabled when keys are coded as rotated.
   [[nodiscard]] rope code_rotation() const noexcept { return config_.rotates_codes() ? config_.rotation : rope{}; }
+  /// The same for a side: values do not turn.
+  [[nodiscard]] rope code_rotation(kv_side which) const noexcept {
+    return which == kv_side::keys ? code_rotation() : rope{};
+  }
 
   // --- codebooks ---
 
@@ -345,7 +349,7 @@ class page_pool {
 
   /// Moves centroids into the bank; what was there before is given back. On failure nothing changes.
   status place_tentative(std::size_t head, kv_side which, const float* centroids, const training_report& report) {
-    resident_codebook<address> placed{side(which).shape, side(which).storage, {}};
+    resident_codebook<address> placed{side(which).shape, side(which).storage, {}, code_rotation(which)};
     PQATTN_TRY(bank_->reserve(book_bytes(which), placed.memory));
     const status stored = bank_->store_codebook({side(which).shape, centroids, 0, 0}, placed);
     if (!stored) {

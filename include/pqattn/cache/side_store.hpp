@@ -72,7 +72,7 @@ class side_store {
         sinks_(resource, forms.exact_type, side.shape.dim),
         recent_(resource, forms.exact_type, side.shape.dim),
         exact_body_(resource, forms.exact_type, side.shape.dim),
-        coded_(bank, resource, side) {}
+        coded_(bank, resource, side, forms.coded_rotated ? rope{} : forms.rotation) {}
 
   [[nodiscard]] const side_config& side() const noexcept { return side_; }
   [[nodiscard]] const row_forms& forms() const noexcept { return forms_; }

@@ -317,7 +317,7 @@ class side_trainer {
   /// Codes the samples into a store of their own and compares.
   status measure(std::size_t count, float* errors) {
     const side_config& side = store_.side();
-    code_store<Bank> probe(bank_, resource_, side);
+    code_store<Bank> probe(bank_, resource_, side, store_.forms().coded_rotated ? rope{} : store_.forms().rotation);
     PQATTN_TRY(probe.add_codebook({side.shape, centroids_, 0, 0}));
     PQATTN_TRY(probe.reserve(block_tokens));
     carver counting;

@@ -375,7 +375,7 @@ class portable_books {
   }
   [[nodiscard]] const std::byte* planes() const noexcept { return planes_.data(); }
   [[nodiscard]] resident_codebook<std::byte*> resident(kv_side which, std::byte* memory) const noexcept {
-    return {pool_.side(which).shape, pool_.side(which).storage, memory};
+    return {pool_.side(which).shape, pool_.side(which).storage, memory, pool_.code_rotation(which)};
   }
   /// Centroids of planes that may lie at any address.
   status unpack(kv_side which, const std::byte* planes, float* centroids) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../config.hpp"
 #include "../core/half.hpp"
@@ -37,6 +38,11 @@ struct rope {
   static constexpr std::uint32_t levels = 4;
   static constexpr std::uint32_t steps = 64;
 
+  /// Steps of 1 position again, for byte arithmetic: per pair turn_bytes bytes, of which 64 hold round(255 |cos|), 64
+  /// hold round(255 |sin|), and two 64-bit words have a bit for every negative cosine and sine.
+  const std::uint8_t* turns = nullptr;
+  static constexpr std::uint32_t turn_bytes = 2 * steps + 16;
+
   [[nodiscard]] constexpr bool enabled() const noexcept { return pairs != 0; }
   [[nodiscard]] constexpr std::uint32_t first(std::uint32_t pair) const noexcept {
     return pairing == rope_pairing::half_split ? pair : 2 * pair;
@@ -60,6 +66,25 @@ struct rope {
   }
 };
 
+namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// One step of one pair in rope::turns.
+inline void put_turn(double cosine, double sine, std::uint32_t step, std::uint8_t* turns) noexcept {
+  turns[step] = static_cast<std::uint8_t>(std::lrint(255.0 * std::fabs(cosine)));
+  turns[rope::steps + step] = static_cast<std::uint8_t>(std::lrint(255.0 * std::fabs(sine)));
+  const double values[2] = {cosine, sine};
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    std::uint64_t signs = 0;
+    std::memcpy(&signs, turns + 2 * rope::steps + 8 * i, sizeof signs);
+    signs |= std::uint64_t{values[i] < 0.0} << step;
+    std::memcpy(turns + 2 * rope::steps + 8 * i, &signs, sizeof signs);
+  }
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
+
 inline namespace PQATTN_ISA_UNIT {
 
 /// Fills `frequencies[i] = theta^(-2 i / rotated_dim)` for i in [0, rotated_dim / 2). RoFormer, section 3.2.2.
@@ -71,7 +96,7 @@ inline void fill_rope_frequencies(float* frequencies, std::uint32_t rotated_dim,
 
 /// Floats of memory that build_rope needs for `pairs` pairs.
 [[nodiscard]] constexpr std::size_t rope_floats(std::uint32_t pairs) noexcept {
-  return static_cast<std::size_t>(pairs) * (1 + 2 * rope::levels * rope::steps);
+  return static_cast<std::size_t>(pairs) * (1 + 2 * rope::levels * rope::steps + rope::turn_bytes / sizeof(float));
 }
 
 /// Copies the frequencies and tabulates angles into `memory` (rope_floats(pairs) floats, which must outlive the
@@ -85,6 +110,10 @@ inline status build_rope(const float* frequencies, std::uint32_t pairs, rope_pai
     return failure(status_code::invalid_argument, "rope.frequencies", "or the memory for its tables is null");
   }
   float* angles = memory + pairs;
+  auto* turns = reinterpret_cast<std::uint8_t*>(angles + std::size_t{2} * rope::levels * rope::steps * pairs);
+  if (pairs != 0) {
+    std::memset(turns, 0, std::size_t{pairs} * rope::turn_bytes);
+  }
   for (std::uint32_t pair = 0; pair < pairs; ++pair) {
     if (!is_finite(frequencies[pair])) {
       return failure(status_code::not_finite, "rope.frequencies", "has a NaN or infinity", 0, pair);
@@ -95,12 +124,17 @@ inline status build_rope(const float* frequencies, std::uint32_t pairs, rope_pai
       for (std::uint32_t step = 0; step < rope::steps; ++step) {
         const double angle = static_cast<double>(frequencies[pair]) * unit * step;
         float* row = angles + (static_cast<std::size_t>(level) * rope::steps + step) * 2 * pairs;
-        row[pair] = static_cast<float>(std::cos(angle));
-        row[pairs + pair] = static_cast<float>(std::sin(angle));
+        const double cosine = std::cos(angle);
+        const double sine = std::sin(angle);
+        row[pair] = static_cast<float>(cosine);
+        row[pairs + pair] = static_cast<float>(sine);
+        if (level == 0) {
+          detail::put_turn(cosine, sine, step, turns + std::size_t{pair} * rope::turn_bytes);
+        }
       }
     }
   }
-  result = {pairs, pairing, memory, angles};
+  result = {pairs, pairing, memory, angles, turns};
   return {};
 }
 

@@ -61,17 +61,18 @@ struct coded_head {
     }
   }
 
-  std::vector<float> attend_on(const host_bank<>& bank, pqattn_test::counting_resource& memory) const {
-    const auto place = [&](const std::vector<float>& centroids) {
-      resident_codebook<std::byte*> book{in.shape, codebook_storage::i8, nullptr};
+  /// `turning`: key codebooks stored for their rotation.
+  std::vector<float> attend_on(const host_bank<>& bank, pqattn_test::counting_resource& memory, bool turning) const {
+    const auto place = [&](const std::vector<float>& centroids, const rope& turned) {
+      resident_codebook<std::byte*> book{in.shape, codebook_storage::i8, nullptr, turned};
       REQUIRE_OK(bank.reserve(bank.codebook_bytes(in.shape, book.storage), book.memory));
       REQUIRE_OK(bank.store_codebook({in.shape, centroids.data()}, book));
       return book;
     };
     segment<std::byte*> tokens;
     tokens.keys.coded = tokens.values.coded = true;
-    tokens.keys.book = place(key_centroids);
-    tokens.values.book = place(value_centroids);
+    tokens.keys.book = place(key_centroids, turning ? rotation : rope{});
+    tokens.values.book = place(value_centroids, {});
     code_span<std::byte*> span{in.shape, nullptr, nullptr};
     const std::size_t code_bytes = blocks_for(in.tokens) * bank.code_block_bytes(in.shape);
     REQUIRE_OK(bank.reserve(code_bytes, span.memory));
@@ -114,6 +115,7 @@ TEST_CASE("the default host bank answers as the exact one does, to rounding", "[
       {{1024, 128, 64}, 12, 70, 512, rope_pairing::half_split, false},
       {{40, 10, 512}, 2, 300, 20, rope_pairing::half_split, false},
       {{40, 10, 4096}, 2, 300, 20, rope_pairing::half_split, false},
+      {{128, 32, 256}, 45, 200, 64, rope_pairing::half_split, false},
   };
   for (const case_shape& in : cases) {
     CAPTURE(in.shape.dim, in.shape.subvectors, in.shape.centroids, in.shape.stages, in.rows, in.tokens, in.pairs);
@@ -122,9 +124,11 @@ TEST_CASE("the default host bank answers as the exact one does, to rounding", "[
     const host_bank<> exact(memory.resource(), exact_arithmetic);
     const host_bank<> rounded(memory.resource());
     const host_bank<> words(memory.resource(), {score_precision::words, true});
-    const std::vector<float> reference = head.attend_on(exact, memory);
-    CHECK(relative_error(head.attend_on(rounded, memory), reference) < 5e-4);
-    CHECK(relative_error(head.attend_on(words, memory), reference) < 5e-4);
+    for (const bool turning : {false, true}) {
+      const std::vector<float> reference = head.attend_on(exact, memory, turning);
+      CHECK(relative_error(head.attend_on(rounded, memory, turning), reference) < 5e-4);
+      CHECK(relative_error(head.attend_on(words, memory, turning), reference) < 5e-4);
+    }
     CHECK(memory.mistakes == 0);
   }
 }

@@ -169,7 +169,7 @@ class host_bank {
   [[nodiscard]] std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation) const noexcept {
     std::size_t fast_bytes = 0;
     if constexpr (fast::available) {
-      if (fast::serves_scores(shape, codebook_storage::i8, rows, rotation, options_.scores)) {
+      if (fast::serves_scores(shape, codebook_storage::i8, rotation, options_.scores)) {
         fast_bytes = fast::table_bytes(shape, rows, rotation, options_.scores);
       }
     }
@@ -181,7 +181,7 @@ class host_bank {
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
                         address tables) const noexcept {
     if constexpr (fast::available) {
-      if (fast::serves_scores(book.shape, book.storage, queries.rows, rotation, options_.scores)) {
+      if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
           fast::prepare_rotary(queries, book, rotation, tables);
         } else {
@@ -202,9 +202,9 @@ class host_bank {
                const slot_positions& positions, const code_span<address>& codes, slot_range slots,
                const score_tile& tile) const noexcept {
     if constexpr (fast::available) {
-      if (fast::serves_scores(book.shape, book.storage, rows, rotation, options_.scores)) {
+      if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
-          fast::score_rotary(tables, rotation, positions, codes, slots, tile);
+          fast::score_rotary(tables, book, rotation, positions, codes, slots, tile);
         } else {
           fast::score_tables(tables, options_.scores, codes, slots, tile);
         }
@@ -234,15 +234,16 @@ class host_bank {
                            std::size_t stride) const noexcept {
     if constexpr (fast::available) {
       if (options_.rounded_values && options.method != value_method::histogram &&
-          fast::accumulate_values(tile, book, codes, slots, options.skip_below, out, stride)) {
+          fast::accumulate_values(tile, book, codes, slots, options, out, stride)) {
         return {};
       }
     }
     std::uint64_t skipped[max_tile_blocks / 64] = {};
     const std::size_t blocks = blocks_for(slots.count);
-    for (std::size_t block = 0; options.skip_below != nullptr && block < blocks; ++block) {
-      if (detail::negligible_block<Isa>(tile, block * block_tokens, options.skip_below)) {
-        skipped[block / 64] |= std::uint64_t{1} << (block % 64);
+    if (options.skip_mass != nullptr) {
+      const std::size_t count = detail::choose_skipped<Isa>(tile, blocks, options.skip_mass, skipped);
+      if (options.skipped != nullptr) {
+        *options.skipped += count;
       }
     }
     const bool histogram = options.method == value_method::histogram &&

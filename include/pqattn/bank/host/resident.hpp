@@ -106,7 +106,7 @@ inline status store_planes(const codebook_view& book, const resident_codebook<st
       const std::size_t index = target.plane_of(group, channel);
       std::byte* numbers = target.plane(index);
       if (resident.storage == codebook_storage::i8) {
-        const channel_scale map = scale_of_channel(book, group, channel);
+        const channel_scale map = scale_of_channel(book, group, channel, resident.rotation);
         target.scales()[index] = map.scale;
         target.offsets()[index] = map.offset;
         for (std::size_t k = 0; k < plane_entries(shape); ++k) {

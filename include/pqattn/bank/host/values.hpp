@@ -15,20 +15,36 @@ inline namespace PQATTN_ISA_UNIT {
 /// Largest K for the histogram form: its bins live on the stack.
 inline constexpr std::uint32_t max_histogram_entries = 4096;
 
-/// Whether a block may be left out: its mass is at most skip_below in every row.
+/// Whether a block may be left out: its mass is at most `share` of skip_mass in every row.
 template <class Isa>
-[[nodiscard]] bool negligible_block(const score_tile& tile, std::size_t offset, const float* skip_below) noexcept {
+[[nodiscard]] bool negligible_block(const score_tile& tile, std::size_t offset, const float* skip_mass,
+                                    float share) noexcept {
   using batch = float_batch<Isa>;
   for (std::size_t row = 0; row < tile.rows; ++row) {
     batch mass(0.0f);
     for (std::size_t s = 0; s < block_tokens; s += batch::size) {
       mass += batch::load_aligned(tile.row(row) + offset + s);
     }
-    if (!(xsimd::reduce_add(mass) <= skip_below[row])) {
+    if (!(xsimd::reduce_add(mass) <= share * skip_mass[row])) {
       return false;
     }
   }
   return true;
+}
+
+/// Marks the blocks that may be left out, each for an even share of the mass that may be; returns their number.
+template <class Isa>
+std::size_t choose_skipped(const score_tile& tile, std::size_t blocks, const float* skip_mass,
+                           std::uint64_t* skipped) noexcept {
+  std::size_t count = 0;
+  const float share = blocks == 0 ? 0.0f : 1.0f / static_cast<float>(blocks);
+  for (std::size_t block = 0; block < blocks; ++block) {
+    if (negligible_block<Isa>(tile, block * block_tokens, skip_mass, share)) {
+      skipped[block / 64] |= std::uint64_t{1} << (block % 64);
+      ++count;
+    }
+  }
+  return count;
 }
 
 /// Reconstruction: decode each channel of 64 slots, multiply by the probabilities of up to four rows. Sums stay in

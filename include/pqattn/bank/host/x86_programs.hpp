@@ -41,19 +41,27 @@ struct x86_kernels {
 
   /// Scratch on the stack: programs run on the caller's threads and may not allocate.
   static constexpr std::size_t stack_bytes = std::size_t{96} * 1024;
-  /// Query rows served by one pass over the codes.
+  /// Query rows served by one pass over the codes. Keys before RoPE are decoded and turned once per pass, which pays for
+  /// more rows; tables and value sums gain nothing from more.
   static constexpr std::size_t rows_at_once = 8;
+  static constexpr std::size_t most_rotary_rows = 32;
 
   [[nodiscard]] static bool serves(const geometry& shape, codebook_storage storage) noexcept {
     return storage == codebook_storage::i8 && shape.code_bits() <= x86::widest_code<Ops>;
   }
-  [[nodiscard]] static bool serves_scores(const geometry& shape, codebook_storage storage, std::size_t rows,
-                                          const rope& rotation, score_precision precision) noexcept {
-    if (!serves(shape, storage) || precision == score_precision::f32) {
-      return false;
+  [[nodiscard]] static bool serves_scores(const geometry& shape, codebook_storage storage, const rope& rotation,
+                                          score_precision precision) noexcept {
+    return serves(shape, storage) && precision != score_precision::f32 &&
+           (!rotation.enabled() || rotary_rows(shape, rotation, 1) != 0);
+  }
+  /// Rows of one pass: a power of two whose scratch fits the stack, no more than needed; 0 when none fits.
+  [[nodiscard]] static std::size_t rotary_rows(const geometry& shape, const rope& rotation, std::size_t rows) noexcept {
+    std::size_t at_once = most_rotary_rows;
+    while (at_once != 0 && ((at_once > 1 && at_once / 2 >= rows) ||
+                            x86::rotary_scratch_bytes<Ops>(shape, rotation, at_once) > stack_bytes)) {
+      at_once /= 2;
     }
-    const std::size_t at_once = rows < rows_at_once ? rows : rows_at_once;
-    return !rotation.enabled() || x86::rotary_scratch_bytes<Ops>(shape, rotation, at_once) <= stack_bytes;
+    return at_once;
   }
 
   [[nodiscard]] static x86::byte_codebook bytes_of(const codebook& book) noexcept {
@@ -75,17 +83,18 @@ struct x86_kernels {
     if (rotation.enabled()) {
       const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
       return align_up(x86::rotary_book_bytes(shape, rotation)) + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)) +
-             row_batches(rows) * align_up(x86::rotary_query_bytes(pairs, rows_at_once));
+             query_bytes(pairs, rows, rotary_rows(shape, rotation, rows));
     }
-    return align_up(x86::score_table_bytes(shape, rows_at_once, width_of(precision))) * row_batches(rows) +
+    return align_up(x86::score_table_bytes(shape, rows_at_once, width_of(precision))) *
+               row_batches(rows, rows_at_once) +
            x86::score_table_scratch_bytes(shape);
   }
 
   static void prepare_tables(const query_rows& queries, const codebook& book, score_precision precision,
                              std::byte* memory) noexcept {
     const std::size_t step = align_up(x86::score_table_bytes(book.shape, rows_at_once, width_of(precision)));
-    std::byte* scratch = memory + step * row_batches(queries.rows);
-    for_each_batch(queries.rows, [&](std::size_t first, std::size_t rows) {
+    std::byte* scratch = memory + step * row_batches(queries.rows, rows_at_once);
+    for_each_batch(queries.rows, rows_at_once, [&](std::size_t first, std::size_t rows) {
       x86::build_score_tables<Ops>(book.shape, bytes_of(book), queries.row(first), rows, queries.stride,
                                    width_of(precision), memory + first / rows_at_once * step, scratch);
     });
@@ -95,7 +104,7 @@ struct x86_kernels {
                            const score_tile& tile) noexcept {
     alignas(64) std::byte scratch[x86::table_scratch_bytes(rows_at_once)];
     const std::size_t step = align_up(x86::score_table_bytes(codes.shape, rows_at_once, width_of(precision)));
-    for_each_batch(tile.rows, [&](std::size_t first, std::size_t rows) {
+    for_each_batch(tile.rows, rows_at_once, [&](std::size_t first, std::size_t rows) {
       const x86::score_tables tables =
           x86::score_tables_at(codes.shape, rows, width_of(precision), memory + first / rows_at_once * step);
       x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride, scratch);
@@ -109,37 +118,54 @@ struct x86_kernels {
     std::byte* turns;
     std::byte* queries;
     std::size_t query_step;
+    std::size_t at_once;  ///< rows of one pass
   };
-  [[nodiscard]] static rotary_memory carve_rotary(const geometry& shape, const rope& rotation,
+  [[nodiscard]] static rotary_memory carve_rotary(const geometry& shape, const rope& rotation, std::size_t rows,
                                                   std::byte* memory) noexcept {
     const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
     std::byte* turns = memory + align_up(x86::rotary_book_bytes(shape, rotation));
+    const std::size_t at_once = rotary_rows(shape, rotation, rows);
     return {memory, turns, turns + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)),
-            align_up(x86::rotary_query_bytes(pairs, rows_at_once))};
+            align_up(x86::rotary_query_bytes(pairs, at_once)), at_once};
+  }
+
+  /// Whether store_codebook rounded the book for this rotation.
+  [[nodiscard]] static bool stored_by_pairs(const codebook& book, const rope& rotation) noexcept {
+    return book.rotation.pairs == rotation.pairs && book.rotation.pairing == rotation.pairing;
+  }
+  [[nodiscard]] static x86::rotary_book rotary_book_of(const codebook& book, const rope& rotation,
+                                                       const std::byte* memory) noexcept {
+    return x86::rotary_book_at(book.shape, rotation, memory,
+                               stored_by_pairs(book, rotation) ? bytes_of(book).bytes : nullptr);
   }
 
   static void prepare_rotary(const query_rows& queries, const codebook& book, const rope& rotation,
                              std::byte* memory) noexcept {
-    const rotary_memory parts = carve_rotary(book.shape, rotation, memory);
-    x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), parts.book);
-    x86::fill_turn_table<Ops>(rotation, nullptr, parts.turns);
-    const x86::rotary_book by_pairs = x86::rotary_book_at(book.shape, rotation, parts.book);
-    for_each_batch(queries.rows, [&](std::size_t first, std::size_t rows) {
+    const rotary_memory parts = carve_rotary(book.shape, rotation, queries.rows, memory);
+    if (stored_by_pairs(book, rotation)) {
+      x86::list_rotary_pairs(book.shape, rotation, bytes_of(book), parts.book);
+    } else {
+      x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), parts.book);
+    }
+    x86::load_turn_table<Ops>(rotation, parts.turns);
+    const x86::rotary_book by_pairs = rotary_book_of(book, rotation, parts.book);
+    for_each_batch(queries.rows, parts.at_once, [&](std::size_t first, std::size_t rows) {
       x86::prepare_rotary_queries(by_pairs, queries.row(first), rows, queries.stride,
-                                  parts.queries + first / rows_at_once * parts.query_step);
+                                  parts.queries + first / parts.at_once * parts.query_step);
     });
   }
 
-  static void score_rotary(std::byte* memory, const rope& rotation, const slot_positions& positions,
-                           const span& codes, slot_range slots, const score_tile& tile) noexcept {
+  static void score_rotary(std::byte* memory, const codebook& book, const rope& rotation,
+                           const slot_positions& positions, const span& codes, slot_range slots,
+                           const score_tile& tile) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
-    const rotary_memory parts = carve_rotary(codes.shape, rotation, memory);
-    const x86::rotary_book book = x86::rotary_book_at(codes.shape, rotation, parts.book);
+    const rotary_memory parts = carve_rotary(codes.shape, rotation, tile.rows, memory);
+    const x86::rotary_book by_pairs = rotary_book_of(book, rotation, parts.book);
     const auto turns = x86::turn_table_at<Ops>(rotation.pairs, parts.turns);
-    for_each_batch(tile.rows, [&](std::size_t first, std::size_t rows) {
+    for_each_batch(tile.rows, parts.at_once, [&](std::size_t first, std::size_t rows) {
       const x86::rotary_queries queries =
-          x86::rotary_queries_at(book.count, rows, parts.queries + first / rows_at_once * parts.query_step);
-      x86::rotary_score<Ops>(book, rotation, turns, queries, run_of(codes, slots),
+          x86::rotary_queries_at(by_pairs.count, rows, parts.queries + first / parts.at_once * parts.query_step);
+      x86::rotary_score<Ops>(by_pairs, rotation, turns, queries, run_of(codes, slots),
                              [&](std::size_t slot) { return positions.at(slot); }, tile.row(first), tile.stride,
                              scratch);
     });
@@ -148,7 +174,7 @@ struct x86_kernels {
   // --- values ---
 
   static bool accumulate_values(const score_tile& tile, const codebook& book, const span& codes, slot_range slots,
-                                const float* skip_below, float* out, std::size_t stride) noexcept {
+                                const value_options& options, float* out, std::size_t stride) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
     std::size_t at_once = rows_at_once;
     while (at_once > 1 && x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
@@ -157,12 +183,17 @@ struct x86_kernels {
     if (!serves(book.shape, book.storage) || x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
       return false;
     }
-    std::size_t skipped = 0;
+    std::size_t skipped_by_all = blocks_for(slots.count);
     for (std::size_t first = 0; first < tile.rows; first += at_once) {
       const std::size_t rows = tile.rows - first < at_once ? tile.rows - first : at_once;
+      std::size_t skipped = 0;
       x86::value_sum<Ops>(book.shape, bytes_of(book), run_of(codes, slots), tile.row(first), tile.stride, rows,
-                          skip_below == nullptr ? nullptr : skip_below + first, out + first * stride, stride, skipped,
-                          scratch);
+                          options.skip_mass == nullptr ? nullptr : options.skip_mass + first, out + first * stride,
+                          stride, skipped, scratch);
+      skipped_by_all = skipped < skipped_by_all ? skipped : skipped_by_all;
+    }
+    if (options.skipped != nullptr && tile.rows != 0) {
+      *options.skipped += skipped_by_all;
     }
     return true;
   }
@@ -239,13 +270,16 @@ struct x86_kernels {
   }
 
  private:
-  [[nodiscard]] static constexpr std::size_t row_batches(std::size_t rows) noexcept {
-    return (rows + rows_at_once - 1) / rows_at_once;
+  [[nodiscard]] static constexpr std::size_t row_batches(std::size_t rows, std::size_t at_once) noexcept {
+    return (rows + at_once - 1) / at_once;
+  }
+  [[nodiscard]] static std::size_t query_bytes(std::size_t pairs, std::size_t rows, std::size_t at_once) noexcept {
+    return row_batches(rows, at_once) * align_up(x86::rotary_query_bytes(pairs, at_once));
   }
   template <class Body>
-  static void for_each_batch(std::size_t rows, const Body& body) noexcept {
-    for (std::size_t first = 0; first < rows; first += rows_at_once) {
-      body(first, rows - first < rows_at_once ? rows - first : rows_at_once);
+  static void for_each_batch(std::size_t rows, std::size_t at_once, const Body& body) noexcept {
+    for (std::size_t first = 0; first < rows; first += at_once) {
+      body(first, rows - first < at_once ? rows - first : at_once);
     }
   }
 };

@@ -109,7 +109,7 @@ class pim_bank {
     const code_placement p = programs_.placement(book.shape);
     for (std::int64_t stripe = 0; stripe < p.stripes(); ++stripe) {
       for (std::uint32_t group = 0; group < book.shape.groups(); ++group) {
-        write_group(book, group, resident.storage, group_memory(p, resident, group, stripe));
+        write_group(book, group, resident, group_memory(p, resident, group, stripe));
       }
     }
     return {};
@@ -470,8 +470,9 @@ class pim_bank {
                                     std::uint32_t group, std::int64_t stripe) const noexcept {
     return {group_memory(p, book, group, stripe), book.shape.width(group), book.shape.centroids, book.storage};
   }
-  static void write_group(const codebook_view& book, std::uint32_t group, codebook_storage storage,
+  static void write_group(const codebook_view& book, std::uint32_t group, const resident_codebook<address>& resident,
                           std::byte* target) noexcept {
+    const codebook_storage storage = resident.storage;
     const float* values = book.group(group);
     const std::uint32_t width = book.shape.width(group);
     const std::size_t count = std::size_t{book.shape.centroids} * width;
@@ -487,7 +488,7 @@ class pim_bank {
       return;
     }
     for (std::uint32_t c = 0; c < width; ++c) {
-      const channel_scale map = scale_of_channel(book, group, c);
+      const channel_scale map = scale_of_channel(book, group, c, resident.rotation);
       std::memcpy(target + count + c * sizeof map, &map, sizeof map);
       for (std::uint32_t k = 0; k < book.shape.centroids; ++k) {
         target[std::size_t{k} * width + c] = static_cast<std::byte>(map.quantize(values[std::size_t{k} * width + c]));

@@ -150,7 +150,8 @@ TEMPLATE_TEST_CASE("blocks of negligible mass are skipped and counted", "[x86]",
       }
     }
   }
-  const float below[2] = {64e-6f, 64e-6f};
+  // Light blocks add up to at most 64e-6 each.
+  const float below[2] = {64e-6f * static_cast<float>(expected), 64e-6f * static_cast<float>(expected)};
   std::vector<float> skipping(2 * 17, 0.0f);
   std::vector<float> plain(2 * 17, 0.0f);
   std::size_t skipped = 0;
@@ -159,6 +160,12 @@ TEMPLATE_TEST_CASE("blocks of negligible mass are skipped and counted", "[x86]",
   REQUIRE(sum_values<TestType>(data, 0, count, without, 2, nullptr, plain, none));
   CHECK(skipped == expected);
   CHECK(none == 0);
+  // A budget of less than they add up to, at least 32e-6 each, keeps some.
+  const float tight[2] = {below[0], 40e-6f};
+  std::vector<float> ignored(2 * 17, 0.0f);
+  std::size_t fewer = 0;
+  REQUIRE(sum_values<TestType>(data, 0, count, p, 2, tight, ignored, fewer));
+  CHECK(fewer <= 1);
   for (std::size_t i = 0; i < skipping.size(); ++i) {
     // Sets are cut differently, so rounding differs; a wrongly skipped block would change the sums by 48 * 0.5.
     CHECK(std::fabs(skipping[i] - plain[i]) <= 1.0f);

@@ -257,23 +257,12 @@ inline void score_exact_rows(const exact_rows<Element>& rows, const float* queri
                              std::size_t query_stride, float* out, std::size_t stride) noexcept {
   for (std::size_t tile = 0; tile < rows.count; tile += 64) {  // a tile of rows stays in cache for further queries
     const std::size_t end = tile + 64 < rows.count ? tile + 64 : rows.count;
-    std::size_t query = 0;
-    const auto run = [&]<std::size_t Rows>() noexcept {
+    for_rows<4>(query_rows, [&]<std::size_t Rows>(std::size_t query) noexcept {
       for (std::size_t first = tile; first < end; first += Isa::lanes / Rows) {
         detail::score_exact<Isa, Rows>(rows, first, queries + query * query_stride, query_stride, out + query * stride,
                                        stride);
       }
-      query += Rows;
-    };
-    while (query_rows - query >= 4) {
-      run.template operator()<4>();
-    }
-    if (query_rows - query >= 2) {
-      run.template operator()<2>();
-    }
-    if (query_rows - query >= 1) {
-      run.template operator()<1>();
-    }
+    });
   }
 }
 
@@ -284,21 +273,10 @@ inline void add_exact_rows(const exact_rows<Element>& rows, const float* probabi
                            std::size_t stride, float* out, std::size_t out_stride) noexcept {
   for (std::size_t tile = 0; tile < rows.count; tile += 64) {
     const std::size_t end = tile + 64 < rows.count ? tile + 64 : rows.count;
-    std::size_t query = 0;
-    const auto run = [&]<std::size_t Rows>() noexcept {
+    for_rows<4>(query_rows, [&]<std::size_t Rows>(std::size_t query) noexcept {
       detail::add_live_tile<Isa, Rows>(rows, tile, end, probabilities + query * stride, stride,
                                        out + query * out_stride, out_stride, query == 0);
-      query += Rows;
-    };
-    while (query_rows - query >= 4) {
-      run.template operator()<4>();
-    }
-    if (query_rows - query >= 2) {
-      run.template operator()<2>();
-    }
-    if (query_rows - query >= 1) {
-      run.template operator()<1>();
-    }
+    });
   }
 }
 

@@ -45,6 +45,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace pqattn {
 inline namespace v0 {
@@ -94,6 +95,15 @@ struct avx2 {
   /// Keeps a sign pattern; `negative` has bytes of 0 or 255.
   static PQATTN_ALWAYS_INLINE void store_signs(void* p, ints negative) noexcept {
     store(p, _mm256_or_si256(negative, _mm256_set1_epi8(1)));
+  }
+  /// One byte of 0 or 255 for each of `bytes` bits.
+  static PQATTN_ALWAYS_INLINE ints spread_bits(const void* p) noexcept {
+    std::int32_t word = 0;
+    std::memcpy(&word, p, 4);
+    const ints spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
+                                         3, 3, 3, 3, 3);
+    const ints pick = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), spread), pick), pick);
   }
   /// sum + four neighbouring products of bytes, unsigned (at most byte_limit) times signed.
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
@@ -195,6 +205,10 @@ struct avx2 {
   /// One bit per lane: value == wanted.
   static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, wanted, _CMP_EQ_OQ)));
+  }
+  /// One bit per lane: value <= bound.
+  static PQATTN_ALWAYS_INLINE std::uint32_t at_most_bits(floats value, floats bound) noexcept {
+    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, bound, _CMP_LE_OQ)));
   }
   /// 0, 1, 2, ...
   static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
@@ -299,6 +313,11 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE void store_signs(void* p, ints negative) noexcept {
     *static_cast<std::uint64_t*>(p) = _mm512_movepi8_mask(negative);
   }
+  static PQATTN_ALWAYS_INLINE ints spread_bits(const void* p) noexcept {
+    std::uint64_t word = 0;
+    std::memcpy(&word, p, 8);
+    return _mm512_movm_epi8(word);
+  }
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
   }
@@ -386,6 +405,9 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
     return _mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ);
   }
+  static PQATTN_ALWAYS_INLINE std::uint32_t at_most_bits(floats value, floats bound) noexcept {
+    return _mm512_cmp_ps_mask(value, bound, _CMP_LE_OQ);
+  }
   static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept {
     return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
@@ -448,6 +470,17 @@ struct avx512vbmi : avx512bw {
   static constexpr const char* name = "avx512vbmi";
   static constexpr float byte_limit = 255.0f;
 
+  /// 32768 + byte as f32 for 16 of 64 unsigned bytes, from number 16 * Part on: the byte goes into the mantissa, which
+  /// takes one instruction where widening and converting take two.
+  template <int Part>
+  static PQATTN_ALWAYS_INLINE floats spread_bytes(ints bytes) noexcept {
+    const ints lane = _mm512_setr_epi32(0, 1 << 8, 2 << 8, 3 << 8, 4 << 8, 5 << 8, 6 << 8, 7 << 8, 8 << 8, 9 << 8, 10 << 8,
+                                        11 << 8, 12 << 8, 13 << 8, 14 << 8, 15 << 8);
+    const ints from = _mm512_or_si512(lane, set32((16 * Part) << 8));
+    return _mm512_castsi512_ps(
+        _mm512_mask_permutexvar_epi8(set32(0x47000000), 0x2222222222222222ull, from, bytes));
+  }
+
   // Written as assembly because GCC 12 copies the sums to other registers and back in every round of a loop, which
   // costs a third of the value program's time.
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
@@ -461,8 +494,8 @@ struct avx512vbmi : avx512bw {
 };
 #endif
 
-/// Calls body<Count>(first) for rows [first, first + Count): as often as possible with Count = Most, then with the
-/// powers of two below.
+/// Calls body<Count>(first) for rows (or whatever is counted) [first, first + Count): as often as possible with
+/// Count = Most, a power of two, then with those below.
 template <std::size_t Most, class Body>
 PQATTN_ALWAYS_INLINE void for_rows(std::size_t rows, const Body& body, std::size_t first = 0) noexcept {
   for (; rows - first >= Most; first += Most) {

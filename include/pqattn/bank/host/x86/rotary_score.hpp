@@ -36,13 +36,14 @@ struct turned_pair {
   std::uint32_t turn = 0;       ///< index in the turn table
   std::uint16_t channel_x = 0;  ///< channel of the token row; no_channel when the component is padding
   std::uint16_t channel_y = 0;
-  float scale = 0.0f;  ///< value of one unit of x and y
-  std::uint32_t reserved = 0;
+  float scale = 0.0f;         ///< value of one unit of x and y
+  std::uint32_t table_x = 0;  ///< byte offsets of the tables of x and y
+  std::uint32_t table_y = 0;
 };
 inline constexpr std::uint16_t no_channel = 0xffff;
 
-/// A codebook as the rotary kernel reads it: per pair a record, the turn per position in units of 2^-64 of a full
-/// turn, and two byte tables (x, y) of table_bytes(code bits).
+/// A codebook as the rotary kernel reads it: per pair a record and the turn per position in units of 2^-64 of a full
+/// turn, and byte tables of table_bytes(code bits).
 struct rotary_book {
   const turned_pair* pairs = nullptr;
   const std::uint64_t* steps = nullptr;  ///< padded with zeros to a multiple of 16
@@ -133,11 +134,12 @@ inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, c
   return detail::carve_rotary_book(shape, rotation, nullptr).bytes;
 }
 
-/// The book that build_rotary_book left in `memory`.
-[[nodiscard]] inline rotary_book rotary_book_at(const geometry& shape, const rope& rotation,
-                                                const void* memory) noexcept {
+/// The book that build_rotary_book left in `memory`. `resident`: the tables list_rotary_pairs was for, or null.
+[[nodiscard]] inline rotary_book rotary_book_at(const geometry& shape, const rope& rotation, const void* memory,
+                                                const std::int8_t* resident = nullptr) noexcept {
   const auto parts = detail::carve_rotary_book(shape, rotation, const_cast<void*>(memory));
-  return {parts.pairs, parts.steps, parts.tables, detail::rotary_pairs(shape, rotation), shape.code_bits()};
+  return {parts.pairs, parts.steps, resident != nullptr ? resident : parts.tables,
+          detail::rotary_pairs(shape, rotation), shape.code_bits()};
 }
 
 /// Turns per position of a frequency in radians, in units of 2^-64 turns, modulo one turn.
@@ -145,14 +147,12 @@ inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, c
   constexpr double turns_per_radian = 0.15915494309189533577;
   const double turns = static_cast<double>(frequency) * turns_per_radian;
   const double fraction = turns - std::floor(turns);
-  return fraction >= 1.0 ? 0 : static_cast<std::uint64_t>(std::ldexp(fraction, 64));
+  return fraction >= 1.0 ? 0 : static_cast<std::uint64_t>(fraction * 0x1p64);
 }
 
-/// Lays a byte codebook out for the rotary kernel, in rotary_book_bytes bytes at `memory`.
-/// The two components of a pair get one scale: the longest pair becomes 127 long.
-/// O(stages * dim * 2^code_bits). rotation.pairs may be 0.
-template <class Isa>
-inline void build_rotary_book(const geometry& shape, const rope& rotation, const byte_codebook& book,
+/// Lists the pairs of a byte codebook whose maps are scale_of_channel's for this rotation: its tables are turned as they
+/// are. Writes the part of rotary_book_bytes in front of the tables. O(stages * dim).
+inline void list_rotary_pairs(const geometry& shape, const rope& rotation, const byte_codebook& book,
                               void* memory) noexcept {
   const auto parts = detail::carve_rotary_book(shape, rotation, memory);
   const std::size_t entries = table_bytes(shape.code_bits());
@@ -167,52 +167,63 @@ inline void build_rotary_book(const geometry& shape, const rope& rotation, const
   }
   const std::size_t total = detail::rotary_pairs(shape, rotation);
   const std::size_t per_stage = total / shape.stages;
-  for (std::size_t index = 0; index < total; ++index) {
-    const std::size_t stage = index / per_stage;
-    const auto local = static_cast<std::uint32_t>(index % per_stage);
-    const bool turns = local < rotation.pairs;
-    const std::uint32_t still = 2 * rotation.pairs + 2 * (local - rotation.pairs);
-    const std::uint32_t channels[2] = {turns ? rotation.first(local) : still,
-                                       turns ? rotation.second(local) : still + 1};
-    turned_pair& pair = parts.pairs[index];
-    pair = {};
-    pair.turn = turns ? local : rotation.pairs;
-    parts.steps[index] = turns ? turn_step(rotation.frequencies[local]) : 0;
-    const std::int8_t* planes[2] = {nullptr, nullptr};
-    float scales[2] = {};
-    float offsets[2] = {};
-    std::uint32_t runs[2] = {};
-    for (int side = 0; side < 2; ++side) {
-      const bool exists = channels[side] < shape.dim;
-      const std::uint32_t position = position_of[exists ? channels[side] : channels[0]];
-      const std::size_t at = stage * shape.dim + position;
-      runs[side] = run_of[position];
-      if (exists) {
-        planes[side] = book.bytes + at * entries;
-        scales[side] = book.scale[at];
-        offsets[side] = book.offset[at];
-      }
-    }
-    const float reach = detail::longest_pair<Isa>(planes[0], scales[0], offsets[0], planes[1], scales[1], offsets[1],
-                                                  runs[0] == runs[1], entries);
-    const float inverse = reach > 0.0f ? 127.0f / reach : 0.0f;
-    pair.scale = reach / 127.0f;
-    for (int side = 0; side < 2; ++side) {
-      std::int8_t* table = parts.tables + (2 * index + static_cast<std::size_t>(side)) * entries;
-      const auto code =
-          static_cast<std::uint32_t>((stage * shape.subvectors + runs[side]) * 8 * shape.code_bits());
-      (side == 0 ? pair.code_x : pair.code_y) = code;
-      (side == 0 ? pair.channel_x : pair.channel_y) =
-          planes[side] == nullptr ? no_channel : static_cast<std::uint16_t>(channels[side]);
-      if (planes[side] == nullptr) {
-        std::memset(table, 0, entries);
-      } else {
-        detail::requantize_table<Isa>(planes[side], scales[side], offsets[side], inverse, entries, table);
-      }
+  for (std::size_t stage = 0, index = 0; stage < shape.stages; ++stage) {
+    for (std::uint32_t local = 0; local < per_stage; ++local, ++index) {
+      const bool turns = local < rotation.pairs;
+      const std::uint32_t still = 2 * rotation.pairs + 2 * (local - rotation.pairs);
+      const std::uint32_t x = turns ? rotation.first(local) : still;
+      const std::uint32_t y = turns ? rotation.second(local) : still + 1;
+      const std::uint32_t at_x = position_of[x];
+      const std::uint32_t at_y = y < shape.dim ? position_of[y] : at_x;
+      const auto code_of = [&](std::uint32_t position) {
+        return static_cast<std::uint32_t>((stage * shape.subvectors + run_of[position]) * 8 * shape.code_bits());
+      };
+      turned_pair& pair = parts.pairs[index];
+      pair.code_x = code_of(at_x);
+      pair.code_y = code_of(at_y);
+      pair.turn = turns ? local : rotation.pairs;
+      pair.channel_x = static_cast<std::uint16_t>(x);
+      pair.channel_y = y < shape.dim ? static_cast<std::uint16_t>(y) : no_channel;
+      pair.scale = book.scale[stage * shape.dim + at_x];
+      pair.table_x = static_cast<std::uint32_t>((stage * shape.dim + at_x) * entries);
+      pair.table_y = static_cast<std::uint32_t>((stage * shape.dim + at_y) * entries);
+      parts.steps[index] = turns ? turn_step(rotation.frequencies[local]) : 0;
     }
   }
   for (std::size_t index = total; index < detail::pad16(total); ++index) {
     parts.steps[index] = 0;
+  }
+}
+
+/// The same for a byte codebook with any maps: tables of its own, in rotary_book_bytes bytes at `memory`. The two
+/// components of a pair get one scale: the longest pair becomes 127 long. O(stages * dim * 2^code_bits).
+template <class Isa>
+inline void build_rotary_book(const geometry& shape, const rope& rotation, const byte_codebook& book,
+                              void* memory) noexcept {
+  list_rotary_pairs(shape, rotation, book, memory);
+  const auto parts = detail::carve_rotary_book(shape, rotation, memory);
+  const std::size_t entries = table_bytes(shape.code_bits());
+  const std::size_t total = detail::rotary_pairs(shape, rotation);
+  for (std::size_t index = 0; index < total; ++index) {
+    turned_pair& pair = parts.pairs[index];
+    const std::size_t planes[2] = {pair.table_x / entries, pair.table_y / entries};
+    const bool exists[2] = {true, pair.channel_y != no_channel};
+    const float reach = detail::longest_pair<Isa>(
+        book.bytes + pair.table_x, book.scale[planes[0]], book.offset[planes[0]],
+        exists[1] ? book.bytes + pair.table_y : nullptr, book.scale[planes[1]], book.offset[planes[1]],
+        pair.code_x == pair.code_y, entries);
+    const float inverse = reach > 0.0f ? 127.0f / reach : 0.0f;
+    pair.scale = reach / 127.0f;
+    for (std::size_t side = 0; side < 2; ++side) {
+      const std::size_t at = (2 * index + side) * entries;
+      if (exists[side]) {
+        detail::requantize_table<Isa>(book.bytes + planes[side] * entries, book.scale[planes[side]],
+                                      book.offset[planes[side]], inverse, entries, parts.tables + at);
+      } else {
+        std::memset(parts.tables + at, 0, entries);
+      }
+      (side == 0 ? pair.table_x : pair.table_y) = static_cast<std::uint32_t>(at);
+    }
   }
 }
 
@@ -256,6 +267,21 @@ PQATTN_ALWAYS_INLINE void cosine_sine(typename Isa::ints phase, typename Isa::fl
   Isa::turn_quadrants(quadrant, cosine, sine);
 }
 
+/// One part of one pair: magnitudes and signs (bytes of 0 or 255) of cosines and sines as the kernel multiplies by them.
+template <class Isa>
+PQATTN_ALWAYS_INLINE void store_turns(typename Isa::ints c, typename Isa::ints s, typename Isa::ints c_sign,
+                                      typename Isa::ints s_sign, std::uint8_t* factor, std::byte* sign) noexcept {
+  const auto s_opposite = Isa::xor_(s_sign, Isa::set8(-1));
+  Isa::store(factor, Isa::low8(c, s));
+  Isa::store(factor + Isa::bytes, Isa::high8(c, s));
+  Isa::store(factor + 2 * Isa::bytes, Isa::low8(s, c));
+  Isa::store(factor + 3 * Isa::bytes, Isa::high8(s, c));
+  Isa::store_signs(sign, Isa::low8(c_sign, s_opposite));
+  Isa::store_signs(sign + Isa::sign_bytes, Isa::high8(c_sign, s_opposite));
+  Isa::store_signs(sign + 2 * Isa::sign_bytes, Isa::low8(s_sign, c_sign));
+  Isa::store_signs(sign + 3 * Isa::sign_bytes, Isa::high8(s_sign, c_sign));
+}
+
 }  // namespace detail
 
 /// Fills a turn table for slots at `offsets[0..64)` positions from the block's base, or 0..63 when null.
@@ -295,22 +321,33 @@ inline void fill_turn_table(const rope& rotation, const std::int64_t* offsets, v
       for (int kind = 0; kind < 4; ++kind) {
         Isa::store_low_bytes(planes[kind] + slot, values[kind][0], values[kind][1], values[kind][2], values[kind][3]);
       }
-      const ints c = Isa::load(planes[0] + slot);
-      const ints s = Isa::load(planes[1] + slot);
-      const ints c_sign = Isa::load(planes[2] + slot);
-      const ints s_sign = Isa::load(planes[3] + slot);
-      const ints s_opposite = Isa::xor_(s_sign, Isa::set8(-1));
       const std::size_t part = slot / Isa::bytes;
-      std::uint8_t* factor = factors + pair * 256 + part * 4 * Isa::bytes;
-      Isa::store(factor, Isa::low8(c, s));
-      Isa::store(factor + Isa::bytes, Isa::high8(c, s));
-      Isa::store(factor + 2 * Isa::bytes, Isa::low8(s, c));
-      Isa::store(factor + 3 * Isa::bytes, Isa::high8(s, c));
-      std::byte* sign = signs + pair * turn_table<Isa>::sign_stride + part * 4 * Isa::sign_bytes;
-      Isa::store_signs(sign, Isa::low8(c_sign, s_opposite));
-      Isa::store_signs(sign + Isa::sign_bytes, Isa::high8(c_sign, s_opposite));
-      Isa::store_signs(sign + 2 * Isa::sign_bytes, Isa::low8(s_sign, c_sign));
-      Isa::store_signs(sign + 3 * Isa::sign_bytes, Isa::high8(s_sign, c_sign));
+      detail::store_turns<Isa>(Isa::load(planes[0] + slot), Isa::load(planes[1] + slot), Isa::load(planes[2] + slot),
+                               Isa::load(planes[3] + slot), factors + pair * 256 + part * 4 * Isa::bytes,
+                               signs + pair * turn_table<Isa>::sign_stride + part * 4 * Isa::sign_bytes);
+    }
+  }
+}
+
+/// Fills the turn table of offsets 0..63 from the rotation's own bytes, or computes it where there are none. O(pairs).
+template <class Isa>
+inline void load_turn_table(const rope& rotation, void* memory) noexcept {
+  if (rotation.turns == nullptr) {
+    fill_turn_table<Isa>(rotation, nullptr, memory);
+    return;
+  }
+  alignas(64) std::uint8_t still[rope::turn_bytes] = {};
+  std::memset(still, 255, slots);
+  const turn_table<Isa> table = turn_table_at<Isa>(rotation.pairs, memory);
+  for (std::size_t pair = 0; pair <= rotation.pairs; ++pair) {
+    const std::uint8_t* turns = pair < rotation.pairs ? rotation.turns + pair * rope::turn_bytes : still;
+    auto* factor = const_cast<std::uint8_t*>(table.factors) + pair * 256;
+    auto* sign = const_cast<std::byte*>(table.signs) + pair * turn_table<Isa>::sign_stride;
+    for (std::size_t part = 0; part < parts<Isa>; ++part) {
+      detail::store_turns<Isa>(Isa::load(turns + part * Isa::bytes), Isa::load(turns + slots + part * Isa::bytes),
+                               Isa::spread_bits(turns + 2 * slots + part * Isa::bytes / 8),
+                               Isa::spread_bits(turns + 2 * slots + 8 + part * Isa::bytes / 8),
+                               factor + part * 4 * Isa::bytes, sign + part * 4 * Isa::sign_bytes);
     }
   }
 }
@@ -386,6 +423,9 @@ struct rotary_scratch {
   std::byte* keys;            // (batch, chunk, 256): turned keys
   std::int32_t* sums;         // (batch, rows, 64), in the order of the unpacking
   std::uint32_t* queries;     // (batch, rows, padded): 16-bit x and y, turned back by the block's base
+  float* angles;              // (2, padded): cosines and sines of position `angles_of`, if has_angles
+  std::int64_t angles_of;
+  bool has_angles;
   void* turns;                // a turn table for a block whose positions are not consecutive
   std::size_t bytes;
 };
@@ -396,26 +436,50 @@ inline rotary_scratch carve_rotary_scratch(std::size_t pairs, std::size_t turns,
   const std::size_t keys = rotary_batch * rotary_chunk * 256;
   const std::size_t sums = rotary_batch * rows * 256;
   const std::size_t queries = align_up(rotary_batch * rows * pad16(pairs) * 4);
+  const std::size_t angles = 2 * pad16(pairs) * sizeof(float);
   auto* base = static_cast<std::byte*>(memory);
   rotary_scratch parts{};
-  parts.bytes = keys + sums + queries + turn_table_bytes<Isa>(turns);
+  parts.bytes = keys + sums + queries + angles + turn_table_bytes<Isa>(turns);
   if (base != nullptr) {
     parts.keys = base;
     parts.sums = reinterpret_cast<std::int32_t*>(base + keys);
     parts.queries = reinterpret_cast<std::uint32_t*>(base + keys + sums);
-    parts.turns = base + keys + sums + queries;
+    parts.angles = reinterpret_cast<float*>(base + keys + sums + queries);
+    parts.turns = base + keys + sums + queries + angles;
   }
   return parts;
 }
 
-/// Turns every query back by `base` positions and rounds it to 16 bits.
+/// Turns every query back by `base` positions and rounds it to 16 bits. Where the rotation has tables that fit the pairs,
+/// the angle is that of base without its multiple of 64 below 4096, which blocks of 4096 positions share, plus that
+/// multiple's from the tables: the same numbers whatever was asked before.
 template <class Isa>
-inline void turn_queries(const rotary_book& book, const rotary_queries& queries, std::int64_t base,
-                         std::uint32_t* out) noexcept {
+inline void turn_queries(const rotary_book& book, const rope& rotation, const rotary_queries& queries,
+                         std::int64_t base, rotary_scratch& scratch, std::uint32_t* out) noexcept {
   using floats = typename Isa::floats;
+  const bool tabulated = rotation.angles != nullptr && book.count == rotation.pairs && rotation.pairs % 16 == 0;
+  const auto step = tabulated ? static_cast<std::uint32_t>(base >> 6) % rope::steps : 0;
+  const std::int64_t shared = base - 64 * static_cast<std::int64_t>(step);
+  if (!scratch.has_angles || scratch.angles_of != shared) {
+    for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
+      floats cosine, sine;
+      cosine_sine<Isa>(Isa::phases(book.steps + pair, static_cast<std::uint64_t>(shared)), cosine, sine);
+      Isa::storef(scratch.angles + pair, cosine);
+      Isa::storef(scratch.angles + queries.padded + pair, sine);
+    }
+    scratch.angles_of = shared;
+    scratch.has_angles = true;
+  }
   for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
-    floats cosine, sine;
-    cosine_sine<Isa>(Isa::phases(book.steps + pair, static_cast<std::uint64_t>(base)), cosine, sine);
+    floats cosine = Isa::loadf(scratch.angles + pair);
+    floats sine = Isa::loadf(scratch.angles + queries.padded + pair);
+    if (tabulated) {
+      const floats c = Isa::loadf(rotation.cosines(1, step) + pair);
+      const floats s = Isa::loadf(rotation.sines(1, step) + pair);
+      const floats sum = Isa::fnma(sine, s, Isa::mulf(cosine, c));
+      sine = Isa::fma(sine, c, Isa::mulf(cosine, s));
+      cosine = sum;
+    }
     for (std::size_t row = 0; row < queries.rows; ++row) {
       const std::size_t at = row * queries.padded + pair;
       const floats x = Isa::loadf(queries.x + at);
@@ -431,14 +495,13 @@ inline void turn_queries(const rotary_book& book, const rotary_queries& queries,
 template <class Isa, unsigned Bits>
 inline void turn_keys(const rotary_book& book, const turn_table<Isa>& turns, std::size_t first, std::size_t count,
                       const std::uint8_t* const* block, std::size_t blocks, std::byte* keys) noexcept {
-  using look = lookup<Isa, Bits>;
+  using look = lookup<Isa, Bits, false>;
   using ints = typename Isa::ints;
   constexpr std::size_t width = Isa::bytes;
   for (std::size_t i = 0; i < count; ++i) {
     const turned_pair& pair = book.pairs[first + i];
-    const std::int8_t* table = book.tables + 2 * (first + i) * table_bytes(Bits);
-    const auto table_x = look::load_table(table);
-    const auto table_y = look::load_table(table + table_bytes(Bits));
+    const auto table_x = look::load_table(book.tables + pair.table_x);
+    const auto table_y = look::load_table(book.tables + pair.table_y);
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
       const std::uint8_t* factor = turns.factors + std::size_t{pair.turn} * 256 + part * 4 * width;
       const ints x_low = Isa::load(factor);
@@ -551,14 +614,15 @@ inline void finish_block(const std::int32_t* sums, float factor, const slot_run&
 
 /// Scores of up to rotary_batch blocks that share a turn table.
 template <class Isa, unsigned Bits>
-inline void rotary_blocks(const rotary_book& book, const turn_table<Isa>& turns, const rotary_queries& queries,
-                          const slot_run& run, std::size_t block, const std::int64_t* bases, std::size_t blocks,
-                          const rotary_scratch& scratch, float* out, std::size_t stride) noexcept {
+inline void rotary_blocks(const rotary_book& book, const rope& rotation, const turn_table<Isa>& turns,
+                          const rotary_queries& queries, const slot_run& run, std::size_t block,
+                          const std::int64_t* bases, std::size_t blocks, rotary_scratch& scratch, float* out,
+                          std::size_t stride) noexcept {
   const std::uint8_t* codes[rotary_batch];
   const std::size_t query_block = queries.rows * queries.padded;
   for (std::size_t b = 0; b < blocks; ++b) {
     codes[b] = run.block(block + b);
-    turn_queries<Isa>(book, queries, bases[b], scratch.queries + b * query_block);
+    turn_queries<Isa>(book, rotation, queries, bases[b], scratch, scratch.queries + b * query_block);
   }
   const std::size_t end = run.end_block();
   const std::size_t after = block + blocks;
@@ -606,14 +670,14 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const tu
                          const rotary_queries& queries, const slot_run& run, const Position& position, float* out,
                          std::size_t stride, void* workspace) noexcept {
   return with_code_bits<Isa>(book.code_bits, [&]<unsigned Bits>() noexcept {
-    const auto scratch = detail::carve_rotary_scratch<Isa>(book.count, rotation.pairs, queries.rows, workspace);
+    auto scratch = detail::carve_rotary_scratch<Isa>(book.count, rotation.pairs, queries.rows, workspace);
     std::int64_t bases[rotary_batch];
     std::size_t pending = 0;
     std::size_t block = run.first_block();
     const auto flush = [&](std::size_t end) noexcept {
       if (pending != 0) {
-        detail::rotary_blocks<Isa, Bits>(book, turns, queries, run, end - pending, bases, pending, scratch, out,
-                                         stride);
+        detail::rotary_blocks<Isa, Bits>(book, rotation, turns, queries, run, end - pending, bases, pending, scratch,
+                                         out, stride);
         pending = 0;
       }
     };
@@ -636,8 +700,8 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const tu
       } else {
         flush(block);
         fill_turn_table<Isa>(rotation, offsets, scratch.turns);
-        detail::rotary_blocks<Isa, Bits>(book, turn_table_at<Isa>(rotation.pairs, scratch.turns), queries, run, block,
-                                         &base, 1, scratch, out, stride);
+        detail::rotary_blocks<Isa, Bits>(book, rotation, turn_table_at<Isa>(rotation.pairs, scratch.turns), queries,
+                                         run, block, &base, 1, scratch, out, stride);
       }
     }
     flush(block);

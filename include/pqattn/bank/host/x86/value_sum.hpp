@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Weighted sums of coded values: out(row, channel) += sum over slots of probability(row, slot) * value(slot, channel).
 //
-// Per component: the bytes of 64 slots are looked up once for all rows and multiplied with probabilities rounded to
-// bytes, four neighbouring slots at a time. Sums of up to value_set blocks are integers and exact; then they are
-// scaled to f32.
+// Per component: the bytes of 64 slots are looked up once for up to eight rows and multiplied with probabilities rounded
+// to bytes, four neighbouring slots at a time. Sums of a set of blocks are integers and exact; then they are scaled to f32.
 //
-// Rounding of probabilities: each row has one step per set of value_set blocks, their largest probability divided by
-// byte_limit, and what rounding leaves over is carried to the slot one block further, so that small probabilities are
-// merged with others instead of lost. That noise has a variance of at most step^2 / 6 per slot. When a
-// row's noise over the whole call exceeds value_noise times its energy (sum of p^2), the sets with more than an even
-// share of that bound get 16-bit probabilities (14 bits without VNNI), as a second set of low digits: few sets when
-// attention is peaked, none when it is flat. So the noise stays below value_noise of the energy, which is its share of
-// the squared output when values are independent with mean 0, and less when they have something in common. The constant
-// parts of the codebook (its offsets) use exact sums.
+// Rounding of probabilities: each row has one step per set of blocks, their largest probability divided by byte_limit,
+// and what rounding leaves over is carried to the slot one block further, so that small probabilities are merged with
+// others instead of lost. That noise has a variance of at most step^2 / 6 per slot. Sets have 16 blocks, or 8 or 4 where
+// a row's noise over the whole call would exceed value_noise times its energy (sum of p^2). Where it still does, the sets
+// with more than an even share of that bound get 16-bit probabilities (14 bits without VNNI), as a second set of low
+// digits: few sets when attention is peaked, none when it is flat. So the noise stays below value_noise of the energy,
+// which is its share of the squared output when values are independent with mean 0, and less when they have something in
+// common. The constant parts of the codebook (its offsets) use exact sums.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -41,6 +40,7 @@ struct value_scratch {
   float* sums;           // (stages * dim, rows, lanes)
   float* mass;           // (rows, lanes): sums of the probabilities used
   float* noise;          // (rows): what one set may add, huge when bytes will do everywhere
+  float* left;           // (2, rows): mass that may still be skipped; of one block
   float* steps;          // (sets of a batch, rows)
   std::uint8_t* bytes;   // (2 * batch, rows, 64)
   std::size_t size;
@@ -59,14 +59,15 @@ inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows
   const std::size_t steps = align_up(2 * value_batch / value_set * rows * sizeof(float));
   auto* base = static_cast<std::byte*>(memory);
   value_scratch out{};
-  out.size = align_up(sums) + mass + noise + steps + 2 * value_batch * rows * slots;
+  out.size = align_up(sums) + mass + 3 * noise + steps + 2 * value_batch * rows * slots;
   if (base != nullptr) {
     out.sums = reinterpret_cast<float*>(base);
     base += align_up(sums);
     out.mass = reinterpret_cast<float*>(base);
     out.noise = reinterpret_cast<float*>(base + mass);
-    out.steps = reinterpret_cast<float*>(base + mass + noise);
-    out.bytes = reinterpret_cast<std::uint8_t*>(base + mass + noise + steps);
+    out.left = reinterpret_cast<float*>(base + mass + noise);
+    out.steps = reinterpret_cast<float*>(base + mass + 3 * noise);
+    out.bytes = reinterpret_cast<std::uint8_t*>(base + mass + 3 * noise + steps);
   }
   return out;
 }
@@ -106,10 +107,10 @@ PQATTN_ALWAYS_INLINE void load_probabilities(const float* row, const slot_run& r
   }
 }
 
-/// Whether the block's mass is at most skip_below[row] in every row.
+/// Whether the block's mass is at most left[row] in every row; if so it is taken from there. `masses` has a float per row.
 template <class Isa>
 inline bool negligible(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
-                       std::size_t block, const float* skip_below) noexcept {
+                       std::size_t block, float* left, float* masses) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
     typename Isa::floats p[slots / Isa::lanes];
     load_probabilities<Isa>(probabilities + row * stride, run, block, p);
@@ -118,9 +119,13 @@ inline bool negligible(const float* probabilities, std::size_t stride, std::size
     for (std::size_t i = 1; i < slots / Isa::lanes; ++i) {
       total = Isa::addf(total, p[i]);
     }
-    if (!(Isa::sum(total) <= skip_below[row])) {
+    masses[row] = Isa::sum(total);
+    if (!(masses[row] <= left[row])) {
       return false;
     }
+  }
+  for (std::size_t row = 0; row < rows; ++row) {
+    left[row] -= masses[row];
   }
   return true;
 }
@@ -293,27 +298,16 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
 
 /// Components of one group that share a look at its codes: as many as registers hold sums for.
 template <class Isa, unsigned Bits, std::size_t Rows>
-inline constexpr std::size_t components_at_once = Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || Bits <= 4) && Rows <= 4 ? 4 : 2;
+inline constexpr std::size_t components_at_once =
+    Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || Bits <= 4) && Rows <= 4 ? 4 : 2;
 
 template <class Isa, unsigned Bits, std::size_t Rows>
 inline void sum_group(const std::int8_t* tables, std::size_t width, const value_sets& sets, std::size_t code_at,
                       const std::uint8_t* bytes, std::size_t rows, const float* steps, float* sums) noexcept {
-  constexpr std::size_t most = components_at_once<Isa, Bits, Rows>;
-  std::size_t i = 0;
-  const auto run = [&]<std::size_t Count>() noexcept {
+  for_rows<components_at_once<Isa, Bits, Rows>>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
     sum_components<Isa, Bits, Count, Rows>(tables + i * table_bytes(Bits), sets, code_at, bytes, rows, steps,
                                            sums + i * rows * Isa::lanes);
-    i += Count;
-  };
-  while (width - i >= most) {
-    run.template operator()<most>();
-  }
-  if (most > 2 && width - i >= 2) {
-    run.template operator()<2>();
-  }
-  if (width - i >= 1) {
-    run.template operator()<1>();
-  }
+  });
 }
 
 /// Adds a batch of blocks to the sums. `next`: blocks to prefetch meanwhile.
@@ -437,21 +431,25 @@ template <class Isa>
 }
 
 /// out(row, channel) += sum over the run's slots of probabilities[row * stride + slot - run.first] * value.
-/// Probabilities are at least 0. `skip_below`: null, or per row a mass; blocks at or below it in every row are left
-/// out and counted in `skipped`. Any number of rows; look-ups are shared by four.
+/// Probabilities are at least 0. `skip_mass`: null, or per row a mass; blocks are left out, from the first on, while
+/// their masses add up to at most that in every row, and counted in `skipped`. Any number of rows; look-ups are shared
+/// by eight.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
 inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run,
-                      const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_below,
+                      const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_mass,
                       float* out, std::size_t out_stride, std::size_t& skipped, void* workspace) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_value_scratch<Isa>(shape, rows, workspace);
     const std::size_t end = run.end_block();
     const auto collect = [&](std::size_t& block, detail::value_blocks& list) noexcept {
       list.count = 0;
+      if (block == run.first_block() && skip_mass != nullptr) {
+        std::memcpy(scratch.left, skip_mass, rows * sizeof(float));
+      }
       for (; block < end && list.count < value_batch; ++block) {
-        if (skip_below == nullptr ||
-            !detail::negligible<Isa>(probabilities, stride, rows, run, block, skip_below)) {
+        if (skip_mass == nullptr || !detail::negligible<Isa>(probabilities, stride, rows, run, block, scratch.left,
+                                                             scratch.left + rows)) {
           list.index[list.count] = block;
           list.codes[list.count++] = run.block(block);
         }
