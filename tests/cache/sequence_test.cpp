@@ -74,9 +74,9 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
   };
   const std::vector<fallible_edit> edits = {
       append_both(1, true),
-      append_both(300, true),
+      append_both(90, true),
       append_both(30, false),
-      append_both(200, false),  // trains
+      append_both(70, false),  // trains
       {"fork", true,
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
        [](sequence_world&, std::vector<model_sequence>& models) { models[2] = models[0]; }},
