@@ -33,7 +33,7 @@ Methods of this library:
   pq         the same with k-means weighted by attention
   pq_shared  one codebook for all KV heads, trained on --calibration-keys and --calibration-values, or without them on
              the first n tokens of all heads
-  pq_best    --target-bits B: shapes from choose_preset, keys trained and coded in the metric of the queries before
+  pq_best    --target-bits B: shapes from choose_preset (or --subvectors, --stages, --bits, or --policy), keys trained and coded in the metric of the queries before
              position n, values rotated onto principal components, additive stages refined together
 
 Examples:
@@ -45,6 +45,11 @@ Examples:
   The best attention at 2 bits of codes:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
       --method pq_best --target-bits 2
+  The same bits spread by measured need over heads, keys and values; then a run with that policy:
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy \
+      --method pq_best --target-bits 2 --suggest policy.json
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy \
+      --method pq_best --policy policy.json
   A 4-bit block format for comparison:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy --method q4_0
   Exit codes: 0 done, 2 wrong usage, unreadable input or a method that cannot run.)";
@@ -71,9 +76,9 @@ parsed_options parse_options(int argc, const char* const* argv) {
 
   const CLI::Range count(0.0, 1e15, "COUNT");  // CLI11 would read -1 as the largest unsigned number
 
-  app.add_option("--keys", chosen.keys, "keys .npy, after RoPE")->required();
-  app.add_option("--values", chosen.values, "values .npy; d may differ from the keys'")->required();
-  app.add_option("--queries", chosen.queries, "queries .npy, after RoPE")->required();
+  app.add_option("--keys", chosen.keys, "keys .npy, after RoPE");
+  app.add_option("--values", chosen.values, "values .npy; d may differ from the keys'");
+  app.add_option("--queries", chosen.queries, "queries .npy, after RoPE");
   app.add_option("--kv-heads", chosen.kv_heads, "KV heads the files must have (default: as in the keys file)")
       ->check(count);
 
@@ -88,6 +93,10 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--value-subvectors", chosen.value_subvectors, "sub-vectors of a value (default: the keys' m / d)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--value-bits", chosen.value_bits, "bits of a value code (default: --bits)")->check(CLI::Range(1, 16));
+  app.add_option("--stages", chosen.stages, "additive stages of a key, with --subvectors (default: 1)")
+      ->check(CLI::Range(1, 8));
+  app.add_option("--value-stages", chosen.value_stages, "additive stages of a value (default: --stages)")
+      ->check(CLI::Range(1, 8));
   app.add_option("--target-bits", chosen.target_bits, "pq_best: mean code bits per element of K and V")
       ->check(CLI::Range(1.0, 6.0));
   app.add_option("--train-tokens", chosen.train_tokens,
@@ -107,10 +116,11 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--weight-floor", chosen.weight_floor, "see --weight-exponent")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
-  app.add_option("--rope", chosen.rope, "code keys before RoPE: how the model pairs channels")
-      ->check(CLI::IsMember({"none", "half", "interleaved"}))
-      ->capture_default_str();
-  app.add_option("--rope-theta", chosen.rope_theta, "base of the RoPE frequencies")
+  app.add_option("--rope", chosen.rope,
+                 "code keys before RoPE: how the model pairs channels; auto finds pairing and base from the keys before "
+                 "position n (default: auto for pq_best, else none)")
+      ->check(CLI::IsMember({"none", "half", "interleaved", "auto"}));
+  app.add_option("--rope-theta", chosen.rope_theta, "base of the RoPE frequencies; auto tries 5e5 and 1e6 too")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->check(count)->capture_default_str();
@@ -133,18 +143,45 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--sweeps", chosen.sweeps, "pq_best: sweeps over the groups when coding")
       ->check(CLI::Range(0, 1000))
       ->capture_default_str();
+  app.add_option("--beam", chosen.beam, "pq_best: candidates kept from stage to stage when coding")
+      ->check(CLI::Range(1, 8))
+      ->capture_default_str();
+  app.add_flag("!--no-smoothing", chosen.smooth, "pq_best: no made-up rows where few rows teach a codebook");
+  app.add_option("--outlier-share", chosen.outlier_share,
+                 "pq_best: share of the coded rows kept exact, those with the largest error")
+      ->check(CLI::Range(0.0, 0.5))
+      ->capture_default_str();
   app.add_option("--value-rotation", chosen.value_rotation, "pq_best: rotation of values before coding")
       ->check(CLI::IsMember({"pca", "none"}))
+      ->capture_default_str();
+  app.add_option("--channel-order", chosen.channel_order,
+                 "channels of a sub-vector: as they come, rotation pairs of keys side by side (pq_best), or the paper's "
+                 "sorting by cosine similarity from the training rows")
+      ->check(CLI::IsMember({"none", "pairs", "cosine"}))
       ->capture_default_str();
   const std::map<std::string, coded_sides> sides = {
       {"keys", coded_sides::keys}, {"values", coded_sides::values}, {"both", coded_sides::both}};
   app.add_option("--code", chosen.sides, "what to code; the rest stays exact: keys, values or both (default: both)")
       ->transform(CLI::Transformer(sides))
       ->option_text("TEXT");
+  app.add_option("--policy", chosen.policy, "pq_best: JSON file that says how each KV head's keys and values are coded");
+  app.add_option("--suggest", chosen.suggest,
+                 "pq_best: find such a policy for --target-bits or --target-error from the tokens before position n, "
+                 "write it to this file and print why");
+  app.add_option("--target-error", chosen.target_error, "--suggest: output NMSE wanted, with the fewest bits")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--layer", chosen.layer, "index of this layer in a policy file")->check(count)->capture_default_str();
+  app.add_flag("--core-speed", chosen.core_speed,
+               "only print how fast one core multiplies f32 matrices (Eigen), to compare training with a prefill");
   app.add_flag("--json", chosen.json, "print one JSON object instead of a table");
 
   try {
     app.parse(argc, argv);
+    for (const char* name : {"--keys", "--values", "--queries"}) {
+      if (!chosen.core_speed && app.count(name) == 0) {
+        throw CLI::RequiredError(name);
+      }
+    }
     parsed.run = true;
   } catch (const CLI::Success& message) {
     parsed.exit_code = app.exit(message);

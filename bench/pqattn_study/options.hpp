@@ -22,6 +22,8 @@ struct options {
   std::size_t bits = 8;
   std::optional<std::size_t> value_subvectors;
   std::optional<std::size_t> value_bits;
+  std::optional<std::size_t> stages;
+  std::optional<std::size_t> value_stages;
   std::string method = "pq";
   std::optional<double> target_bits;
   std::optional<std::size_t> train_tokens;
@@ -30,7 +32,7 @@ struct options {
   std::optional<std::string> weights;  ///< "attention" or "none"; the default depends on the method
   double weight_exponent = 1.0;
   double weight_floor = 1.0;
-  std::string rope = "none";
+  std::optional<std::string> rope;  ///< the default depends on the method
   double rope_theta = 10000.0;
   std::uint64_t seed = 1;
   std::optional<std::size_t> iterations;
@@ -41,8 +43,17 @@ struct options {
   std::size_t metric_rows = 256;
   std::size_t joint_passes = 4;
   std::size_t sweeps = 2;
+  std::size_t beam = 4;
+  bool smooth = true;
+  double outlier_share = 0.0;
   std::string value_rotation = "pca";
+  std::string channel_order = "pairs";
   coded_sides sides = coded_sides::both;
+  std::string policy;          ///< JSON file to follow
+  std::string suggest;         ///< JSON file to write
+  std::size_t layer = 0;       ///< what the policy calls this layer
+  std::optional<double> target_error;
+  bool core_speed = false;
   bool json = false;
 
   [[nodiscard]] bool codes_keys() const noexcept { return sides != coded_sides::values; }

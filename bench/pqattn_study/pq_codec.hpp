@@ -4,6 +4,7 @@
 
 #include <pqattn/quant/codebook_rounding.hpp>
 #include <pqattn/quant/geometry.hpp>
+#include <pqattn/study/pq_reconstruction.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -20,14 +21,6 @@ struct pq_settings {
   pqattn::codebook_storage storage = pqattn::codebook_storage::f16;
 };
 
-/// Rows [train_first, train_last) teach the codebook, rows [coded_first, coded_last) are coded with it.
-struct pq_ranges {
-  std::size_t train_first = 0;
-  std::size_t train_last = 0;
-  std::size_t coded_first = 0;
-  std::size_t coded_last = 0;
-};
-
 /// A codebook trained on `samples` by k-means per sub-vector; `weights` has one number per row, or is null.
 /// Throws study_error.
 [[nodiscard]] std::vector<float> train_pq(const pq_settings& settings, const pqattn::rows_view& samples,
@@ -38,18 +31,9 @@ struct pq_ranges {
 void code_with_pq(const pq_settings& settings, const std::vector<float>& centroids, std::size_t first, std::size_t last,
                   std::vector<float>& rows, side_result& cost);
 
-/// What pq_best adds to pq_settings.
-struct joint_settings {
-  pq_settings pq;
-  std::size_t passes = 4;
-  std::size_t sweeps = 2;
-  bool rotate = false;           ///< rotate onto principal components first (values)
-  const float* metric = nullptr;  ///< (dim, dim), or null for the identity
-};
-
-/// Trains jointly on the train rows, codes the coded rows with sweeps and replaces them by what their codes read back
-/// as; adds all bits to `cost`. `weights` is empty or has one number per row before train_last. Throws study_error.
-void code_jointly(const joint_settings& settings, const pq_ranges& ranges, const std::vector<float>& weights,
+/// Trains jointly on the taught rows and replaces the coded rows by what their codes read back as; adds all bits to
+/// `cost`. `weights` is empty or has one number per row before ranges.taught_last. Throws study_error.
+void code_jointly(const pqattn::pq_recipe& recipe, const pqattn::pq_ranges& ranges, const std::vector<float>& weights,
                   std::vector<float>& rows, side_result& cost);
 
 /// Bits of a codebook as `settings` stores it.

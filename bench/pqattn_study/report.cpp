@@ -75,8 +75,13 @@ std::string as_json(const study_result& result, const options& chosen) {
   json["exact_tokens"] = result.exact_tokens;
   json["kv_heads"] = result.kv_heads;
   json["q_heads"] = result.query_heads;
+  json["key_dim"] = result.key_dim;
+  json["value_dim"] = result.value_dim;
   json["code"] = name_of(chosen.sides);
-  json["rope"] = result.method == "exact" ? "none" : chosen.rope;
+  json["rope"] = result.rope;
+  if (result.rope != "none") {
+    json["rope_theta"] = result.rope_theta;
+  }
   if (result.key_shape.dim != 0) {
     json["weights"] = result.weights;
     json["codebooks"] = result.codebooks;
@@ -99,7 +104,7 @@ std::string as_json(const study_result& result, const options& chosen) {
 
 std::string as_table(const study_result& result, const options& chosen) {
   std::string text;
-  append(text, "method %s, coding %s, rope %s\n", result.method.c_str(), name_of(chosen.sides), chosen.rope.c_str());
+  append(text, "method %s, coding %s, rope %s\n", result.method.c_str(), name_of(chosen.sides), result.rope.c_str());
   append(text, "%zu tokens, %zu KV heads, %zu query heads, d %zu / %zu\n", result.tokens, result.kv_heads,
          result.query_heads, result.key_dim, result.value_dim);
   if (result.key_shape.dim != 0) {
@@ -126,6 +131,30 @@ std::string as_table(const study_result& result, const options& chosen) {
   }
   row("all", result.total);
   append(text, "\ncoded in %.2f s, judged in %.2f s\n", result.code_seconds, result.judge_seconds);
+  return text;
+}
+
+std::string as_table(const suggestion& found) {
+  std::string text;
+  append(text, "%-18s %-22s %8s %12s %14s %14s\n", "", "coded as", "bits", "output NMSE", "a step down", "a step up");
+  for (const pqattn::policy_reason& reason : found.reasons) {
+    const pqattn::head_policy& rule = found.policy[reason.head];
+    const pqattn::side_policy& side = reason.keys ? rule.keys : rule.values;
+    char name[64];
+    char how[64];
+    std::snprintf(name, sizeof(name), "layer %u kv %u %s", rule.layer, rule.kv_head, reason.keys ? "K" : "V");
+    if (side.exact) {
+      std::snprintf(how, sizeof(how), "exact");
+    } else {
+      std::snprintf(how, sizeof(how), "%u x %u bits x %u", side.subvectors, side.bits, side.stages);
+    }
+    append(text, "%-18s %-22s %8.3f %12.3e %14.3e %14.3e\n", name, how, reason.bits, reason.error, reason.error_below,
+           reason.error_above);
+  }
+  append(text, "\noutput NMSE: of this side alone, on calibration queries; a step: the next cheaper and dearer choice on\n"
+               "this side's convex hull (0: there is none)\n");
+  append(text, "code bits per element %.3f, expected output NMSE %.3e; one shape for all heads at these bits %.3e\n",
+         found.summary.code_bits, found.summary.expected_error, found.summary.uniform_error);
   return text;
 }
 

@@ -7,14 +7,17 @@
 #include <pqattn/quant/codebook_rounding.hpp>
 #include <pqattn/quant/rope.hpp>
 #include <pqattn/study/baseline.hpp>
+#include <pqattn/study/policy_json.hpp>
+#include <pqattn/study/rope_detection.hpp>
 #include <pqattn/train/channel_order.hpp>
 #include <pqattn/train/importance.hpp>
-#include <pqattn/train/query_metric.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <numeric>
+#include <sstream>
 
 #include "pq_codec.hpp"
 
@@ -45,9 +48,12 @@ struct plan {
   plan() = default;
   plan(const plan&) = delete;  // rotation points into rope_tables
   plan& operator=(const plan&) = delete;
+  std::string rope = "none";
+  double rope_theta = 0.0;
   std::vector<float> rope_tables;
   pqattn::rope rotation;
   std::vector<std::uint16_t> key_order;
+  std::vector<pqattn::head_policy> policy;  ///< per KV head; empty without --policy
   std::vector<float> shared_keys;  ///< pq_shared: centroids for all heads
   std::vector<float> shared_values;
 };
@@ -62,16 +68,29 @@ class stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-pqattn::geometry make_shape(std::size_t dim, std::size_t subvectors, std::size_t bits, const char* context) {
+pqattn::geometry make_shape(std::size_t dim, std::size_t subvectors, std::size_t bits, std::size_t stages,
+                            const char* context) {
   pqattn::geometry shape;
   shape.dim = static_cast<std::uint32_t>(dim);
   shape.subvectors = static_cast<std::uint32_t>(subvectors);
   shape.centroids = std::uint32_t{1} << bits;
+  shape.stages = static_cast<std::uint32_t>(stages);
   require(check_geometry(shape), context);
   return shape;
 }
 
-/// pq_best: shapes for the target, rotation pairs of keys side by side.
+void plan_shapes(const inputs& layer, const options& chosen, plan& made) {
+  const std::size_t key_subvectors = chosen.subvectors.value_or((layer.key_dim + 3) / 4);
+  const std::size_t same_width =
+      std::max<std::size_t>(1, (key_subvectors * layer.value_dim + layer.key_dim / 2) / layer.key_dim);
+  const std::size_t stages = chosen.stages.value_or(1);
+  made.key_shape = make_shape(layer.key_dim, key_subvectors, chosen.bits, stages, "--subvectors");
+  made.value_shape =
+      make_shape(layer.value_dim, chosen.value_subvectors.value_or(std::min(same_width, layer.value_dim)),
+                 chosen.value_bits.value_or(chosen.bits), chosen.value_stages.value_or(stages), "--value-subvectors");
+}
+
+/// pq_best: shapes for the target unless the command line names them, rotation pairs of keys side by side.
 void plan_best(const inputs& layer, const options& chosen, plan& made) {
   const std::size_t end = made.window.first_query;
   std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
@@ -80,42 +99,101 @@ void plan_best(const inputs& layer, const options& chosen, plan& made) {
                         chosen.target_bits.value_or(2.0), end - std::min(made.coded_first, end), workspace.data(),
                         workspace.size(), preset),
           "--target-bits");
-  made.key_shape = preset.keys;
-  made.value_shape = preset.values;
+  if (chosen.subvectors) {
+    plan_shapes(layer, chosen, made);
+  } else {
+    made.key_shape = preset.keys;
+    made.value_shape = preset.values;
+  }
+  if (chosen.channel_order != "pairs") {
+    return;
+  }
   made.key_order.resize(layer.key_dim);
-  pqattn::fill_pair_order(made.rotation, preset.keys.dim, made.key_order.data());
+  pqattn::fill_pair_order(made.rotation, made.key_shape.dim, made.key_order.data());
   made.key_shape.channel_order = made.key_order.data();
 }
 
-void plan_shapes(const inputs& layer, const options& chosen, plan& made) {
-  const std::size_t key_subvectors = chosen.subvectors.value_or((layer.key_dim + 3) / 4);
-  const std::size_t same_width =
-      std::max<std::size_t>(1, (key_subvectors * layer.value_dim + layer.key_dim / 2) / layer.key_dim);
-  made.key_shape = make_shape(layer.key_dim, key_subvectors, chosen.bits, "--subvectors");
-  made.value_shape =
-      make_shape(layer.value_dim, chosen.value_subvectors.value_or(std::min(same_width, layer.value_dim)),
-                 chosen.value_bits.value_or(chosen.bits), "--value-subvectors");
+/// A rotation with tables of its own.
+struct rotation_tables {
+  std::vector<float> angles;
+  pqattn::rope rotation;
+
+  rotation_tables(std::size_t dim, const std::string& pairing, double theta)
+      : angles(pqattn::rope_floats(static_cast<std::uint32_t>(dim / 2))) {
+    std::vector<float> frequencies(dim / 2);
+    pqattn::fill_rope_frequencies(frequencies.data(), static_cast<std::uint32_t>(dim), theta);
+    require(build_rope(frequencies.data(), static_cast<std::uint32_t>(dim / 2),
+                       pairing == "half" ? pqattn::rope_pairing::half_split : pqattn::rope_pairing::interleaved,
+                       angles.data(), rotation),
+            "--rope");
+  }
+};
+
+/// The rotation whose undoing lets the keys before the training boundary drift least, over all KV heads; none unless
+/// one is clearly better.
+void detect_rope(const inputs& layer, const options& chosen, plan& made) {
+  constexpr std::size_t most_rows = 1024;
+  constexpr double least_gain = 0.02;  // nats a channel
+  if (layer.key_dim % 2 != 0) {
+    return;
+  }
+  const std::size_t first = std::min(chosen.sinks, made.window.first_query);
+  const std::size_t rows = std::min(made.window.first_query - first, most_rows);
+  const auto drift = [&](const pqattn::rope& rotation) {
+    double sum = 0.0;
+    for (std::size_t head = 0; head < layer.kv_heads; ++head) {
+      sum += pqattn::drift_of_keys(layer.keys(head).slice(first, rows), rotation, first);
+    }
+    return sum / static_cast<double>(layer.kv_heads * layer.key_dim);
+  };
+  double best = drift({}) - least_gain;
+  std::vector<double> thetas = {chosen.rope_theta};
+  for (const double theta : {1.0e4, 5.0e5, 1.0e6}) {
+    if (theta != chosen.rope_theta) {
+      thetas.push_back(theta);
+    }
+  }
+  for (const char* pairing : {"half", "interleaved"}) {
+    for (const double theta : thetas) {
+      const double found = drift(rotation_tables(layer.key_dim, pairing, theta).rotation);
+      if (found < best) {
+        best = found;
+        made.rope = pairing;
+        made.rope_theta = theta;
+      }
+    }
+  }
 }
 
 void plan_rope(const inputs& layer, const options& chosen, plan& made) {
-  if (chosen.rope == "none" || chosen.method == "exact") {
+  const std::string wanted = chosen.rope.value_or(made.is_best ? "auto" : "none");
+  if (wanted == "none" || chosen.method == "exact") {
+    return;
+  }
+  if (wanted == "auto") {
+    detect_rope(layer, chosen, made);
+  } else {
+    made.rope = wanted;
+    made.rope_theta = chosen.rope_theta;
+  }
+  if (made.rope == "none") {
     return;
   }
   if (layer.key_dim % 2 != 0) {
     throw study_error("--rope: needs an even number of channels, keys have " + std::to_string(layer.key_dim));
   }
-  const auto dim = static_cast<std::uint32_t>(layer.key_dim);
-  std::vector<float> frequencies(dim / 2);
-  pqattn::fill_rope_frequencies(frequencies.data(), dim, chosen.rope_theta);
-  made.rope_tables.resize(pqattn::rope_floats(dim / 2));
-  const auto pairing = chosen.rope == "half" ? pqattn::rope_pairing::half_split : pqattn::rope_pairing::interleaved;
-  require(build_rope(frequencies.data(), dim / 2, pairing, made.rope_tables.data(), made.rotation), "--rope");
+  rotation_tables tables(layer.key_dim, made.rope, made.rope_theta);
+  made.rotation = tables.rotation;
+  made.rope_tables = std::move(tables.angles);  // what the rotation points to
 }
 
 void plan_method(const options& chosen, plan& made) {
   made.is_pq = !pqattn::find_baseline(chosen.method, made.format);
   made.is_best = chosen.method == "pq_best";
   made.is_shared = chosen.method == "pq_shared";
+  if (!chosen.policy.empty() && !made.is_best) {
+    throw study_error("--policy: belongs to --method pq_best");
+  }
   if (chosen.target_bits && !made.is_best) {
     throw study_error("--target-bits: belongs to --method pq_best");
   }
@@ -134,6 +212,36 @@ void plan_method(const options& chosen, plan& made) {
                                     : pqattn::codebook_storage::i8;
   made.weighted = made.is_best ? chosen.weights.value_or("none") == "attention"
                                : chosen.method == "pq" && chosen.weights.value_or("attention") == "attention";
+}
+
+/// The rules of a policy file for the KV heads of this layer.
+std::vector<pqattn::head_policy> read_policy(const std::string& path, std::size_t layer_index, const inputs& layer) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) {
+    throw study_error(path + ": cannot be read");
+  }
+  std::vector<pqattn::head_policy> all;
+  require(pqattn::policy_from_json(text.str(), all), path);
+  std::vector<pqattn::head_policy> found;
+  for (std::size_t head = 0; head < layer.kv_heads; ++head) {
+    const auto entry = std::find_if(all.begin(), all.end(), [&](const pqattn::head_policy& rule) {
+      return rule.layer == layer_index && rule.kv_head == head;
+    });
+    if (entry == all.end()) {
+      throw study_error(path + ": says nothing of layer " + std::to_string(layer_index) + ", KV head " +
+                        std::to_string(head));
+    }
+    found.push_back(*entry);
+    if (!entry->keys.exact) {
+      require(check_geometry(entry->keys.shape(static_cast<std::uint32_t>(layer.key_dim))), path);
+    }
+    if (!entry->values.exact) {
+      require(check_geometry(entry->values.shape(static_cast<std::uint32_t>(layer.value_dim))), path);
+    }
+  }
+  return found;
 }
 
 void make_plan(const inputs& layer, const options& chosen, plan& made) {
@@ -158,6 +266,9 @@ void make_plan(const inputs& layer, const options& chosen, plan& made) {
   plan_rope(layer, chosen, made);
   if (made.is_best) {
     plan_best(layer, chosen, made);
+    if (!chosen.policy.empty()) {
+      made.policy = read_policy(chosen.policy, chosen.layer, layer);
+    }
   } else if (made.is_pq) {
     plan_shapes(layer, chosen, made);
   }
@@ -203,32 +314,21 @@ std::vector<float> importance(const inputs& layer, const options& chosen, const 
 /// Metric of one KV head's keys from query rows spread over the training range, of every head of the group.
 std::vector<float> key_metric(const inputs& layer, const options& chosen, const plan& made, std::size_t kv_head) {
   const std::size_t end = made.window.first_query;
-  const std::size_t dim = layer.key_dim;
-  const std::size_t first = std::min(chosen.sinks + chosen.recent, end / 2);
-  const std::size_t rows = std::min(chosen.metric_rows, end - first);
   pqattn::query_metric_params params;
   params.scale = static_cast<float>(made.scale);
   params.sinks = chosen.sinks;
   params.recent = chosen.recent;
   params.samples = chosen.metric == "exact" ? 0 : params.samples;
-  std::vector<double> sum(dim * dim);
-  std::vector<std::byte> workspace(pqattn::query_metric_workspace_bytes(end, dim));
-  const pqattn::rows_view keys = layer.keys(kv_head).slice(0, end);
-  std::vector<float> queries(rows * dim);
-  std::vector<std::int64_t> positions(rows);
-  for (std::size_t head = kv_head * layer.group(); head < (kv_head + 1) * layer.group(); ++head) {
-    for (std::size_t r = 0; r < rows; ++r) {
-      const std::size_t position = rows == 1 ? end - 1 : first + r * (end - 1 - first) / (rows - 1);
-      positions[r] = static_cast<std::int64_t>(position);
-      load_row(layer.queries(head), position, queries.data() + r * dim);
-    }
-    params.seed = pqattn::mix_seed(chosen.seed, 1000 + head);
-    require(add_query_metric(pqattn::view_rows(queries.data(), rows, dim), positions.data(), keys, made.rotation,
-                             params, workspace.data(), workspace.size(), sum.data()),
-            "query metric");
+  params.seed = pqattn::mix_seed(chosen.seed, 1000 + kv_head);
+  std::vector<pqattn::rows_view> queries;
+  for (std::size_t i = 0; i < layer.group(); ++i) {
+    queries.push_back(layer.queries(kv_head * layer.group() + i));
   }
-  std::vector<float> metric(dim * dim);
-  pqattn::finish_query_metric(sum.data(), dim, metric_ridge, metric.data());
+  std::vector<float> metric(layer.key_dim * layer.key_dim);
+  require(spread_query_metric(queries.data(), queries.size(), layer.keys(kv_head).slice(0, end), made.rotation, params,
+                              std::min(chosen.sinks + chosen.recent, end / 2), chosen.metric_rows, metric_ridge,
+                              metric.data()),
+          "query metric");
   return metric;
 }
 
@@ -292,6 +392,15 @@ struct side_job {
   [[nodiscard]] bool keys() const { return side == pqattn::cache_side::keys; }
 };
 
+/// The paper's channel sorting, from the rows that train.
+std::vector<std::uint16_t> cosine_order(const pqattn::rows_view& samples, std::uint32_t subvectors) {
+  const auto dim = static_cast<std::uint32_t>(samples.cols);
+  std::vector<std::uint16_t> order(dim);
+  std::vector<std::byte> workspace(pqattn::cosine_order_workspace_bytes(dim));
+  require(fill_cosine_order(samples, subvectors, workspace.data(), workspace.size(), order.data()), "channel order");
+  return order;
+}
+
 void code_rows(const side_job& job, const plan& made, const options& chosen, std::vector<float>& rows,
                side_result& result) {
   const std::size_t count = made.coded_last - made.coded_first;
@@ -307,7 +416,20 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     result.code_bits += static_cast<double>(bits);
     return;
   }
-  const pq_settings settings = settings_of(chosen, made, job.keys(), 2 * job.kv_head + (job.keys() ? 0 : 1));
+  pq_settings settings = settings_of(chosen, made, job.keys(), 2 * job.kv_head + (job.keys() ? 0 : 1));
+  double outlier_share = chosen.outlier_share;
+  if (!made.policy.empty()) {
+    const pqattn::side_policy& side = job.keys() ? made.policy[job.kv_head].keys : made.policy[job.kv_head].values;
+    if (side.exact) {
+      result.code_bits += 16.0 * static_cast<double>(count * job.dim);
+      return;
+    }
+    const std::uint16_t* order = settings.shape.channel_order;
+    settings.shape = side.shape(static_cast<std::uint32_t>(job.dim));
+    settings.shape.channel_order = order;
+    settings.storage = side.storage;
+    outlier_share = static_cast<double>(side.outlier_share);
+  }
   if (made.is_shared) {
     code_with_pq(settings, job.keys() ? made.shared_keys : made.shared_values, made.coded_first, made.coded_last, rows,
                  result);
@@ -316,11 +438,27 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
   // Sinks are never coded, so they do not teach either: their keys and their weights are unlike all others.
   const std::size_t train_last = made.window.first_query;
   const std::size_t train_first = std::min(made.coded_first, train_last);
+  std::vector<std::uint16_t> order;
+  if (chosen.channel_order == "cosine") {
+    order = cosine_order(pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim),
+                         settings.shape.subvectors);
+    settings.shape.channel_order = order.data();
+    result.transform_bits += 16.0 * static_cast<double>(job.dim);
+  }
   if (made.is_best) {
-    const joint_settings joint{settings, chosen.joint_passes, chosen.sweeps,
-                               !job.keys() && chosen.value_rotation == "pca",
-                               job.metric->empty() ? nullptr : job.metric->data()};
-    code_jointly(joint, {train_first, train_last, made.coded_first, made.coded_last}, *job.weights, rows, result);
+    pqattn::pq_recipe recipe;
+    recipe.shape = settings.shape;
+    recipe.training.kmeans.iterations = static_cast<std::uint32_t>(settings.iterations);
+    recipe.training.kmeans.seed = settings.seed;
+    recipe.training.passes = static_cast<std::uint32_t>(chosen.joint_passes);
+    recipe.training.storage = settings.storage;
+    recipe.sweeps = static_cast<std::uint32_t>(chosen.sweeps);
+    recipe.beam = static_cast<std::uint32_t>(chosen.beam);
+    recipe.rotate = !job.keys() && chosen.value_rotation == "pca";
+    recipe.smooth = chosen.smooth;
+    recipe.outlier_share = outlier_share;
+    recipe.metric = job.metric->empty() ? nullptr : job.metric->data();
+    code_jointly(recipe, {train_first, train_last, made.coded_first, made.coded_last}, *job.weights, rows, result);
     return;
   }
   const pqattn::rows_view samples =
@@ -431,6 +569,39 @@ double study_result::codebook_mse() const noexcept {
   return elements == 0 ? 0.0 : (keys.error.error + values.error.error) / static_cast<double>(elements);
 }
 
+suggestion suggest(const inputs& layer, const options& chosen) {
+  plan made;
+  make_plan(layer, chosen, made);
+  if (!made.is_best) {
+    throw study_error("--suggest: belongs to --method pq_best");
+  }
+  suggestion result;
+  std::vector<std::vector<pqattn::rows_view>> queries(layer.kv_heads);
+  std::vector<pqattn::calibration_head> heads(layer.kv_heads);
+  for (std::size_t head = 0; head < layer.kv_heads; ++head) {
+    for (std::size_t i = 0; i < layer.group(); ++i) {
+      queries[head].push_back(layer.queries(head * layer.group() + i).slice(0, made.window.first_query));
+    }
+    heads[head] = {static_cast<std::uint32_t>(chosen.layer), static_cast<std::uint32_t>(head),
+                   layer.keys(head).slice(0, made.window.first_query),
+                   layer.values(head).slice(0, made.window.first_query), queries[head].data(), queries[head].size()};
+  }
+  pqattn::suggest_params params;
+  params.target_bits = chosen.target_error ? 0.0 : chosen.target_bits.value_or(2.0);
+  params.target_error = chosen.target_error.value_or(0.0);
+  params.sinks = static_cast<std::uint32_t>(chosen.sinks);
+  params.recent = static_cast<std::uint32_t>(chosen.recent);
+  params.rotation = made.rotation;
+  params.seed = chosen.seed;
+  result.policy.resize(heads.size());
+  result.reasons.resize(2 * heads.size());
+  pqattn::host_bank<> bank;
+  require(suggest_policy(bank, heads.data(), heads.size(), params, result.policy.data(), result.reasons.data(),
+                         result.summary),
+          "suggestion");
+  return result;
+}
+
 study_result run_study(const inputs& layer, const options& chosen) {
   plan made;
   make_plan(layer, chosen, made);
@@ -454,6 +625,8 @@ study_result run_study(const inputs& layer, const options& chosen) {
     // Their orders belong to this call's plan.
     result.key_shape.channel_order = nullptr;
   }
+  result.rope = made.rope;
+  result.rope_theta = made.rope_theta;
   result.exact_bits = exact_bits(layer, chosen, made);
   if (made.is_shared) {
     const stopwatch training;

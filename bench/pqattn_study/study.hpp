@@ -4,6 +4,7 @@
 
 #include <pqattn/quant/geometry.hpp>
 #include <pqattn/study/attention_error.hpp>
+#include <pqattn/study/suggest_policy.hpp>
 
 #include <cstddef>
 #include <string>
@@ -42,6 +43,8 @@ struct study_result {
   pqattn::geometry key_shape;  ///< dim 0 for methods without codebooks
   pqattn::geometry value_shape;
   std::size_t iterations = 0;  ///< of k-means
+  std::string rope = "none";  ///< keys were coded before this rotation
+  double rope_theta = 0.0;
   std::string weights;    ///< as used; empty for methods without codebooks
   std::string codebooks;  ///< as used; empty for methods without codebooks
   side_result keys;
@@ -60,6 +63,16 @@ struct study_result {
   /// Codes alone, per element that was coded.
   [[nodiscard]] double bits_per_element_codes() const noexcept;
 };
+
+/// What --suggest finds from the tokens before the training boundary.
+struct suggestion {
+  std::vector<pqattn::head_policy> policy;
+  std::vector<pqattn::policy_reason> reasons;  ///< keys and values of each KV head
+  pqattn::policy_summary summary;
+};
+
+/// Throws study_error.
+[[nodiscard]] suggestion suggest(const inputs& layer, const options& chosen);
 
 /// Throws study_error when the options do not fit the inputs or the method cannot run.
 [[nodiscard]] study_result run_study(const inputs& layer, const options& chosen);

@@ -387,3 +387,39 @@ TEST_CASE("pqattn-study refuses bad files in one line", "[study][program]") {
   std::filesystem::remove(folder.file("queries.npy"));
   require_refused(folder, files, "queries.npy: file cannot be opened");
 }
+
+TEST_CASE("pqattn-study finds the rotation of the keys by itself for pq_best", "[study][program]") {
+  const scratch_folder folder;
+  const std::string arguments = shipped() + "--method pq_best --target-bits 1 --joint-passes 0 --code keys ";
+  const json found = run_json(folder, arguments);
+  CHECK(found.at("rope") == "half");
+  CHECK(found.at("rope_theta") == 10000.0);
+  CHECK(found.at("attention_kl") == run_json(folder, arguments + "--rope half").at("attention_kl"));
+  pqattn_test::random_data random(81);
+  write_layer(folder, random);
+  CHECK(run_json(folder, layer(folder) + "--method pq_best --target-bits 1").at("rope") == "none");
+}
+
+TEST_CASE("pqattn-study suggests a policy and follows it", "[study][program]") {
+  const scratch_folder folder;
+  pqattn_test::random_data random(82);
+  CAPTURE(random.seed());
+  write_layer(folder, random);
+  const std::string files = layer(folder) + "--method pq_best ";
+  const std::string policy = folder.file("policy.json");
+  const outcome done = run(folder, files + "--target-bits 2 --layer 5 --suggest '" + policy + "'");
+  INFO(done.err);
+  REQUIRE(done.exit_code == 0);
+  CHECK(done.out.find("layer 5 kv 1 V") != std::string::npos);
+  CHECK(done.out.find("code bits per element") != std::string::npos);
+  const json written = json::parse(read_all(policy));
+  CHECK(written.at("heads").size() == 2);
+  const json followed = run_json(folder, files + "--layer 5 --policy '" + policy + "'");
+  CHECK(followed.at("bits_per_element_codes").get<double>() <= 2.1);
+  require_refused(folder, files + "--policy '" + policy + "'", "says nothing of layer 0");
+  require_refused(folder, files + "--policy '" + folder.file("none.json") + "'", "cannot be read");
+  write_file(folder.file("bad.json"), "{}");
+  require_refused(folder, files + "--policy '" + folder.file("bad.json") + "'", "corrupt_data");
+  require_refused(folder, layer(folder) + "--method pq --policy '" + policy + "'", "--policy");
+  require_refused(folder, layer(folder) + "--method pq --suggest '" + policy + "'", "--suggest");
+}

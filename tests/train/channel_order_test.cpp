@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cmath>
 #include <vector>
 
 #include "support/random_data.hpp"
@@ -56,4 +57,42 @@ TEST_CASE("cosine order gathers similar channels", "[train][channel_order]") {
   CHECK(fill_cosine_order(view, 8, workspace.data(), workspace.size(), order.data()).code ==
         pqattn::status_code::invalid_argument);
   CHECK(fill_cosine_order(view, 3, workspace.data(), 100, order.data()).code == pqattn::status_code::capacity);
+}
+
+TEST_CASE("folding an order of values into the projections leaves the model as it was", "[train][channel_order]") {
+  pqattn_test::random_data random(12);
+  CAPTURE(random.seed());
+  const std::uint32_t dim = 5;
+  const std::size_t hidden = 7;
+  const std::size_t stride = 9;  // the head's columns are part of a wider matrix
+  const std::vector<std::uint16_t> order = random.permutation<std::uint16_t>(dim);
+  const std::vector<float> w_v = random.normals(dim * hidden);
+  const std::vector<float> b_v = random.normals(dim);
+  const std::vector<float> w_o = random.normals(hidden * stride);
+  std::vector<float> folded_v = w_v, folded_b = b_v, folded_o = w_o, scratch(dim);
+  pqattn::fold_order_into_value_projection(order.data(), dim, folded_v.data(), hidden, folded_b.data(),
+                                           scratch.data());
+  pqattn::fold_order_into_output_projection(order.data(), dim, folded_o.data() + 2, hidden, stride, scratch.data());
+  const std::vector<float> x = random.normals(hidden);
+  const auto value = [&](const std::vector<float>& w, const std::vector<float>& b, std::size_t row) {
+    double sum = static_cast<double>(b[row]);
+    for (std::size_t h = 0; h < hidden; ++h) {
+      sum += static_cast<double>(w[row * hidden + h]) * static_cast<double>(x[h]);
+    }
+    return sum;
+  };
+  for (std::uint32_t p = 0; p < dim; ++p) {
+    CHECK(value(folded_v, folded_b, p) == value(w_v, b_v, order[p]));
+  }
+  for (std::size_t h = 0; h < hidden; ++h) {
+    double plain = 0.0;
+    double folded = 0.0;
+    for (std::uint32_t c = 0; c < dim; ++c) {
+      plain += static_cast<double>(w_o[h * stride + 2 + c]) * value(w_v, b_v, c);
+      folded += static_cast<double>(folded_o[h * stride + 2 + c]) * value(folded_v, folded_b, c);
+    }
+    CHECK(std::abs(plain - folded) < 1e-9);
+    CHECK(folded_o[h * stride] == w_o[h * stride]);
+    CHECK(folded_o[h * stride + 8] == w_o[h * stride + 8]);
+  }
 }

@@ -8,10 +8,39 @@
 
 #include "../config.hpp"
 #include "../core/status.hpp"
+#include "../quant/codebook_rounding.hpp"
 #include "../quant/geometry.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+
+/// How the keys or the values of one KV head are kept: plain data, without channel order.
+struct side_policy {
+  bool exact = false;  ///< every token as it is; what follows is then ignored
+  std::uint32_t subvectors = 0;
+  std::uint32_t bits = 8;    ///< of a code
+  std::uint32_t stages = 1;  ///< additive
+  codebook_storage storage = codebook_storage::i8;
+  float outlier_share = 0.0f;  ///< of the coded tokens that may stay exact
+
+  [[nodiscard]] constexpr geometry shape(std::uint32_t dim) const noexcept {
+    return {dim, subvectors, bits < 1 || bits > 16 ? 0 : std::uint32_t{1} << bits, stages, nullptr};
+  }
+  friend constexpr bool operator==(const side_policy&, const side_policy&) noexcept = default;
+};
+
+/// How one KV head of one layer is kept.
+struct head_policy {
+  std::uint32_t layer = 0;
+  std::uint32_t kv_head = 0;
+  std::uint32_t sinks = 8;          ///< first tokens kept exact
+  std::uint32_t recent = 32;        ///< latest tokens kept exact
+  std::uint32_t window_tokens = 0;  ///< tokens a codebook serves before the next one; 0 means all
+  side_policy keys;
+  side_policy values;
+
+  friend constexpr bool operator==(const head_policy&, const head_policy&) noexcept = default;
+};
 
 /// Quantizers for the keys and values of one KV head.
 struct pq_preset {
@@ -33,7 +62,9 @@ inline namespace PQATTN_ISA_UNIT {
 /// per bit, and what fewer bits per code and another number of stages than preferred cost at the same rate.
 [[nodiscard]] inline double expected_error(bool keys, double rate, std::uint32_t stages, std::uint32_t bits,
                                            std::uint32_t top_bits) noexcept {
-  const double stage_gap = (std::abs)(std::log2(static_cast<double>(stages) / preferred_stages(keys, rate)));
+  // Short codes take more stages for the same bits of a run.
+  const double preferred = preferred_stages(keys, rate) * 8.0 / static_cast<double>(top_bits);
+  const double stage_gap = (std::abs)(std::log2(static_cast<double>(stages) / preferred));
   const double penalty = 0.4 * stage_gap + 0.25 * static_cast<double>(top_bits - bits);
   return (keys ? 1.5 : 1.0) * std::exp2(penalty - 1.7 * rate);
 }

@@ -101,5 +101,42 @@ inline status fill_cosine_order(const rows_view& samples, std::uint32_t subvecto
 
 }  // namespace PQATTN_ISA_UNIT
 
+/// Absorbs an order of value channels in one KV head's value projection, in place, so that the model produces values in
+/// coded order: row p of W_v becomes row order[p]. `weights` (d_v, hidden) row-major, y = W x + b; `bias` (d_v) or
+/// null; `column` has d_v floats of scratch.
+inline void fold_order_into_value_projection(const std::uint16_t* order, std::uint32_t dim, float* weights,
+                                             std::size_t hidden, float* bias, float* column) noexcept {
+  const auto reorder = [&](float* numbers, std::size_t stride) noexcept {
+    for (std::uint32_t p = 0; p < dim; ++p) {
+      column[p] = numbers[order[p] * stride];
+    }
+    for (std::uint32_t p = 0; p < dim; ++p) {
+      numbers[p * stride] = column[p];
+    }
+  };
+  for (std::size_t h = 0; h < hidden; ++h) {
+    reorder(weights + h, hidden);
+  }
+  if (bias != nullptr) {
+    reorder(bias, 1);
+  }
+}
+
+/// The other half, for each query head that reads the KV head: column p of the head's part of W_o becomes column
+/// order[p]. `weights` points at the head's first column of the (hidden, stride) row-major output projection; `scratch`
+/// has d_v floats.
+inline void fold_order_into_output_projection(const std::uint16_t* order, std::uint32_t dim, float* weights,
+                                              std::size_t hidden, std::size_t stride, float* scratch) noexcept {
+  for (std::size_t h = 0; h < hidden; ++h) {
+    float* row = weights + h * stride;
+    for (std::uint32_t p = 0; p < dim; ++p) {
+      scratch[p] = row[order[p]];
+    }
+    for (std::uint32_t p = 0; p < dim; ++p) {
+      row[p] = scratch[p];
+    }
+  }
+}
+
 }  // namespace v0
 }  // namespace pqattn
