@@ -133,12 +133,13 @@ struct rotation_tables {
 /// one is clearly better.
 void detect_rope(const inputs& layer, const options& chosen, plan& made) {
   constexpr std::size_t most_rows = 1024;
-  constexpr double least_gain = 0.02;  // nats a channel
-  if (layer.key_dim % 2 != 0) {
-    return;
-  }
   const std::size_t first = std::min(chosen.sinks, made.window.first_query);
   const std::size_t rows = std::min(made.window.first_query - first, most_rows);
+  if (layer.key_dim % 2 != 0 || rows < 2 * layer.key_dim) {
+    return;
+  }
+  // Nats a channel; few rows fit by chance.
+  const double least_gain = 0.02 + 2.0 / std::sqrt(static_cast<double>(rows * layer.kv_heads));
   const auto drift = [&](const pqattn::rope& rotation) {
     double sum = 0.0;
     for (std::size_t head = 0; head < layer.kv_heads; ++head) {
