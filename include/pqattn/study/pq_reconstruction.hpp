@@ -203,8 +203,6 @@ status reconstruct_rows(Bank& bank, const pq_recipe& recipe, const pq_ranges& ra
   return {};
 }
 
-}  // namespace PQATTN_ISA_UNIT
-
 /// Metric of one KV head's keys from about `rows` queries of each of its query heads, spread over [first, keys.rows).
 /// `queries` are (tokens, d_k) at positions 0, 1, ..., `keys` as attention meets them. `metric` (d_k, d_k).
 inline status spread_query_metric(const rows_view* queries, std::size_t query_heads, const rows_view& keys,
@@ -244,5 +242,6 @@ inline status spread_query_metric(const rows_view* queries, std::size_t query_he
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,8 @@
 // hulls of the measured curves, always taking the step with the largest gain per bit (Lagrangian bit allocation).
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 

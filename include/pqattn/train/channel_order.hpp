@@ -99,8 +99,6 @@ inline status fill_cosine_order(const rows_view& samples, std::uint32_t subvecto
   return {};
 }
 
-}  // namespace PQATTN_ISA_UNIT
-
 /// Absorbs an order of value channels in one KV head's value projection, in place, so that the model produces values in
 /// coded order: row p of W_v becomes row order[p]. `weights` (d_v, hidden) row-major, y = W x + b; `bias` (d_v) or
 /// null; `column` has d_v floats of scratch.
@@ -138,5 +136,6 @@ inline void fold_order_into_output_projection(const std::uint16_t* order, std::u
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/random.hpp"
 #include "../core/status.hpp"
 #include "../core/view.hpp"
@@ -29,6 +30,8 @@ struct smoothing_params {
 [[nodiscard]] constexpr std::size_t smoothed_rows(std::size_t count, const smoothing_params& params) noexcept {
   return count < params.rows ? params.rows : count;
 }
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Copies `samples` (tokens, dim) and fills up with made-up rows: `rows` (smoothed_rows, dim) dense, `row_weights`
 /// (smoothed_rows) ready for training. `weights` are importance weights of the samples, or null for all 1; a made-up
@@ -75,5 +78,6 @@ inline status smooth_samples(const rows_view& samples, const float* weights, con
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn
