@@ -206,10 +206,6 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
     return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, wanted, _CMP_EQ_OQ)));
   }
-  /// One bit per lane: value <= bound.
-  static PQATTN_ALWAYS_INLINE std::uint32_t at_most_bits(floats value, floats bound) noexcept {
-    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, bound, _CMP_LE_OQ)));
-  }
   /// 0, 1, 2, ...
   static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
   /// The `lanes` floats at p whose index lies in [first, last); others 0. Reads nothing else.
@@ -405,9 +401,6 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE std::uint32_t equal_bits(floats value, floats wanted) noexcept {
     return _mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ);
   }
-  static PQATTN_ALWAYS_INLINE std::uint32_t at_most_bits(floats value, floats bound) noexcept {
-    return _mm512_cmp_ps_mask(value, bound, _CMP_LE_OQ);
-  }
   static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept {
     return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
@@ -469,17 +462,6 @@ struct avx512bw {
 struct avx512vbmi : avx512bw {
   static constexpr const char* name = "avx512vbmi";
   static constexpr float byte_limit = 255.0f;
-
-  /// 32768 + byte as f32 for 16 of 64 unsigned bytes, from number 16 * Part on: the byte goes into the mantissa, which
-  /// takes one instruction where widening and converting take two.
-  template <int Part>
-  static PQATTN_ALWAYS_INLINE floats spread_bytes(ints bytes) noexcept {
-    const ints lane = _mm512_setr_epi32(0, 1 << 8, 2 << 8, 3 << 8, 4 << 8, 5 << 8, 6 << 8, 7 << 8, 8 << 8, 9 << 8, 10 << 8,
-                                        11 << 8, 12 << 8, 13 << 8, 14 << 8, 15 << 8);
-    const ints from = _mm512_or_si512(lane, set32((16 * Part) << 8));
-    return _mm512_castsi512_ps(
-        _mm512_mask_permutexvar_epi8(set32(0x47000000), 0x2222222222222222ull, from, bytes));
-  }
 
   // Written as assembly because GCC 12 copies the sums to other registers and back in every round of a loop, which
   // costs a third of the value program's time.

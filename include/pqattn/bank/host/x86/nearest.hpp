@@ -11,7 +11,6 @@
 #if PQATTN_X86_AVX2
 
 #include <bit>
-#include <cmath>
 #include <limits>
 
 namespace pqattn {
@@ -166,9 +165,7 @@ struct number_planes {
       return Isa::load_half(numbers + plane * entries + k);
     }
   }
-  template <class Isa>
-  static constexpr float spread_by = 0.0f;
-  [[nodiscard]] float relative(float x, std::size_t, float) const noexcept { return x; }
+  [[nodiscard]] float relative(float x, std::size_t) const noexcept { return x; }
   template <class Isa>
   PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
                                                        std::size_t k) const noexcept {
@@ -189,75 +186,17 @@ struct byte_planes {
     return Isa::fma(Isa::to_floats(Isa::widen_signed_bytes(numbers + plane * entries + k)), Isa::setf(scale[plane]),
                     Isa::setf(offset[plane]));
   }
-  /// What spread_bytes adds to a byte; 0 where bytes are widened and converted.
-  template <class Isa>
-  static constexpr float spread_by = requires(typename Isa::ints bytes) { Isa::template spread_bytes<0>(bytes); }
-                                         ? 32768.0f + 128.0f
-                                         : 0.0f;
   /// One vector saves the addition of the offset: x - offset, then minus scale * byte.
-  [[nodiscard]] float relative(float x, std::size_t plane, float added) const noexcept {
-    return x - offset[plane] + scale[plane] * added;
-  }
+  [[nodiscard]] float relative(float x, std::size_t plane) const noexcept { return x - offset[plane]; }
   template <class Isa>
   PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
                                                        std::size_t k) const noexcept {
     return Isa::fnma(Isa::to_floats(Isa::widen_signed_bytes(numbers + plane * entries + k)), Isa::setf(scale[plane]),
                      relative_x);
   }
-  /// Four registers of differences, from relative(x, plane, spread_by).
-  template <class Isa>
-  PQATTN_ALWAYS_INLINE void spread_differences(typename Isa::floats relative_x, std::size_t plane, std::size_t k,
-                                               typename Isa::floats* out) const noexcept {
-    const auto bytes = Isa::xor_(Isa::load(numbers + plane * entries + k), Isa::set8(-128));
-    const auto step = Isa::setf(scale[plane]);
-    out[0] = Isa::fnma(Isa::template spread_bytes<0>(bytes), step, relative_x);
-    out[1] = Isa::fnma(Isa::template spread_bytes<1>(bytes), step, relative_x);
-    out[2] = Isa::fnma(Isa::template spread_bytes<2>(bytes), step, relative_x);
-    out[3] = Isa::fnma(Isa::template spread_bytes<3>(bytes), step, relative_x);
-  }
 };
 
 namespace detail {
-
-/// How far the rounding of relative(x, plane, added) may move a sub-vector.
-template <class Planes>
-inline float spread_error(const Planes& planes, std::size_t plane, std::size_t width, const float* x,
-                          float added) noexcept {
-  float squares = 0.0f;
-  for (std::size_t c = 0; c < width; ++c) {
-    // Three roundings of numbers below this, half a unit of 2^-23 each.
-    const float largest = __builtin_fabsf(x[c]) + __builtin_fabsf(planes.offset[plane + c]) + planes.scale[plane + c] * added;
-    const float error = 1.5f * 1.1920929e-7f * largest;
-    squares += error * error;
-  }
-  return std::sqrt(squares);
-}
-
-/// The nearest of the centroids whose bits are set, of 64 from k on in each word, the lowest of equals; the first
-/// of all when there is none, as for NaN.
-template <class Planes>
-inline float nearest_of_few(const Planes& planes, std::size_t plane, std::size_t width, std::size_t k, const float* x,
-                            const std::uint64_t* words, std::size_t count, std::uint32_t& code) noexcept {
-  float best = (std::numeric_limits<float>::max)();
-  code = static_cast<std::uint32_t>(k);
-  for (std::size_t word = 0; word < count; ++word) {
-    for (std::uint64_t left = words[word]; left != 0; left &= left - 1) {
-      const std::size_t entry = k + 64 * word + static_cast<std::size_t>(std::countr_zero(left));
-      float sum = 0.0f;
-      for (std::size_t c = 0; c < width; ++c) {
-        const auto number = static_cast<float>(planes.numbers[(plane + c) * planes.entries + entry]);
-        const float difference =
-            __builtin_fmaf(-number, planes.scale[plane + c], planes.relative(x[c], plane + c, 0.0f));
-        sum = __builtin_fmaf(difference, difference, sum);
-      }
-      if (sum < best) {
-        best = sum;
-        code = static_cast<std::uint32_t>(entry);
-      }
-    }
-  }
-  return best;
-}
 
 /// Least distance from one sub-vector to Registers * lanes centroids from k on, all distances kept in registers, and
 /// the lowest index that has it.
@@ -265,25 +204,13 @@ template <class Isa, std::size_t Registers, std::size_t Width, class Planes>
 PQATTN_ALWAYS_INLINE float nearest_in_chunk(const Planes& planes, std::size_t plane, std::size_t width, std::size_t k,
                                             const float* x, std::uint32_t& code) noexcept {
   using floats = typename Isa::floats;
-  constexpr float spread_by = Planes::template spread_by<Isa>;
   floats sum[Registers];
   const auto channel = [&](std::size_t c) PQATTN_X86_INLINE_LAMBDA {
-    const floats value = Isa::setf(planes.relative(x[c], plane + c, spread_by));
+    const floats value = Isa::setf(planes.relative(x[c], plane + c));
     PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < Registers; i += 4) {
-      floats difference[4];
-      if constexpr (spread_by != 0.0f) {
-        planes.template spread_differences<Isa>(value, plane + c, k + i * Isa::lanes, difference);
-      } else {
-        PQATTN_X86_UNROLL
-        for (std::size_t j = 0; j < 4; ++j) {
-          difference[j] = planes.template difference<Isa>(value, plane + c, k + (i + j) * Isa::lanes);
-        }
-      }
-      PQATTN_X86_UNROLL
-      for (std::size_t j = 0; j < 4; ++j) {
-        sum[i + j] = c == 0 ? Isa::mulf(difference[j], difference[j]) : Isa::fma(difference[j], difference[j], sum[i + j]);
-      }
+    for (std::size_t i = 0; i < Registers; ++i) {
+      const floats difference = planes.template difference<Isa>(value, plane + c, k + i * Isa::lanes);
+      sum[i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[i]);
     }
   };
   channel(0);
@@ -303,19 +230,9 @@ PQATTN_ALWAYS_INLINE float nearest_in_chunk(const Planes& planes, std::size_t pl
     low[i % 4] = Isa::minf(low[i % 4], sum[i]);
   }
   const float least = Isa::smallest(Isa::minf(Isa::minf(low[0], low[1]), Isa::minf(low[2], low[3])));
+  const floats wanted = Isa::setf(least);
   constexpr std::size_t per_word = 64 / Isa::lanes;
   std::uint64_t words[Registers / per_word] = {};
-  if constexpr (spread_by != 0.0f) {
-    // Distances were measured from a point up to `reach` away from x: all that may be nearest are measured again.
-    const float reach = spread_error(planes, plane, width, x, spread_by);
-    const float bound = least + 4.0f * reach * std::sqrt(least) + 4.0f * reach * reach + 4e-6f * least;
-    PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < Registers; ++i) {
-      words[i / per_word] |= std::uint64_t{Isa::at_most_bits(sum[i], Isa::setf(bound))} << (i % per_word * Isa::lanes);
-    }
-    return nearest_of_few(planes, plane, width, k, x, words, Registers / per_word, code);
-  }
-  const floats wanted = Isa::setf(least);
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < Registers; ++i) {
     words[i / per_word] |= std::uint64_t{Isa::equal_bits(sum[i], wanted)} << (i % per_word * Isa::lanes);
