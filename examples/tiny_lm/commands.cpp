@@ -2,8 +2,8 @@
 #include "commands.hpp"
 
 #include "caches.hpp"
+#include "comparison.hpp"
 #include "evaluate.hpp"
-#include "progress.hpp"
 #include "report.hpp"
 
 #include <algorithm>
@@ -14,27 +14,6 @@
 
 namespace tiny_lm {
 namespace {
-
-/// Runs caches over one text; the first must be the exact one, which the others are compared with.
-class comparison {
- public:
-  comparison(const engine& loaded, std::span<const token_id> tokens) : loaded_(loaded), tokens_(tokens) {}
-
-  outcome run(const std::string& name, evaluation& result) {
-    std::unique_ptr<kv_cache> cache;
-    TINY_LM_TRY(make_cache(name, loaded_.weights.config.shape(tokens_.size()), cache));
-    progress_bar bar(name, tokens_.size());
-    const auto progress = [&](std::size_t done, double mean_loss) { bar.update(done, mean_loss); };
-    const bool is_reference = reference_.size() == 0;
-    return is_reference ? evaluate_reference(loaded_.weights, *cache, tokens_, progress, reference_, result)
-                        : evaluate_against(reference_, loaded_.weights, *cache, tokens_, progress, result);
-  }
-
- private:
-  const engine& loaded_;
-  std::span<const token_id> tokens_;
-  log_probabilities reference_;
-};
 
 void write_out(std::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
@@ -80,20 +59,77 @@ void print_samples(const demo_report& report, const engine& loaded, std::span<co
   }
 }
 
-outcome evaluation_tokens(const evaluate_options& options, const engine& loaded, std::vector<token_id>& tokens) {
+outcome text_tokens(const std::filesystem::path& file, const engine& loaded, std::vector<token_id>& tokens) {
   constexpr std::size_t max_text_bytes = std::size_t{1} << 26;
+  std::string text;
+  TINY_LM_TRY(read_text(file, max_text_bytes, text));
+  tokens = loaded.words.encode(text);
+  return {};
+}
+
+outcome evaluation_tokens(const evaluate_options& options, const engine& loaded, std::vector<token_id>& tokens) {
   if (!options.tokens.empty()) {
     TINY_LM_TRY(read_tokens(options.tokens, tokens));
   } else if (!options.text.empty()) {
-    std::string text;
-    TINY_LM_TRY(read_text(options.text, max_text_bytes, text));
-    tokens = loaded.words.encode(text);
+    TINY_LM_TRY(text_tokens(options.text, loaded, tokens));
     tokens.insert(tokens.begin(), tokenizer::bos);
   } else {
     TINY_LM_TRY(load_context(options.data, options.context, tokens));
   }
-  tokens.resize(std::min(tokens.size(), loaded.weights.config.context));
+  tokens.resize(std::min(tokens.size(), options.length));
   return {};
+}
+
+/// `options.excerpts` pieces of one length: spread over the text, or the beginnings of the built-in contexts.
+outcome excerpts_of(const evaluate_options& options, const engine& loaded,
+                    std::vector<std::vector<token_id>>& excerpts) {
+  if (options.text.empty()) {
+    const int contexts = options.tokens.empty() ? 2 : 1;
+    for (int context = 0; context < contexts; ++context) {
+      evaluate_options one = options;
+      one.context = context;
+      excerpts.emplace_back();
+      TINY_LM_TRY(evaluation_tokens(one, loaded, excerpts.back()));
+    }
+  } else {
+    std::vector<token_id> tokens;
+    TINY_LM_TRY(text_tokens(options.text, loaded, tokens));
+    const std::size_t words = options.length - 1;
+    if (tokens.size() < words) {
+      return expected_got("tokens of the text", std::to_string(words) + " or more", tokens.size());
+    }
+    for (std::size_t i = 0; i < options.excerpts; ++i) {
+      const std::size_t first = (tokens.size() - words) * (2 * i + 1) / (2 * options.excerpts);
+      excerpts.emplace_back(tokens.begin() + static_cast<std::ptrdiff_t>(first),
+                            tokens.begin() + static_cast<std::ptrdiff_t>(first + words));
+      excerpts.back().insert(excerpts.back().begin(), tokenizer::bos);
+    }
+  }
+  for (const std::vector<token_id>& excerpt : excerpts) {
+    if (excerpt.size() != excerpts.front().size() || excerpt.size() < 2) {
+      return expected_got("tokens of an excerpt", excerpts.front().size(), excerpt.size());
+    }
+  }
+  return {};
+}
+
+outcome run_methods(const evaluate_options& options, const engine& loaded) {
+  std::vector<std::vector<token_id>> excerpts;
+  TINY_LM_TRY(excerpts_of(options, loaded, excerpts));
+  std::vector<std::string> methods;
+  for (const std::string& method : options.methods) {
+    const std::vector<std::string> all = study_methods();
+    if (method == "all") {
+      methods.insert(methods.end(), all.begin(), all.end());
+    } else {
+      methods.push_back(method);
+    }
+  }
+  const std::size_t start = options.coding_start != 0 ? options.coding_start : excerpts.front().size() * 3 / 4;
+  method_table table;
+  TINY_LM_TRY(compare_methods(loaded, excerpts, order_of_runs(methods), start, table));
+  write_out(format_methods(table));
+  return options.json.empty() ? outcome{} : write_methods(table, options.json);
 }
 
 outcome check_range(target_range range, std::size_t tokens) {
@@ -126,7 +162,7 @@ outcome run_demo(const demo_options& options) {
   report.tokens = tokens.size();
   report.elements = loaded.weights.config.shape(tokens.size()).elements(tokens.size());
   report.late = {3 * tokens.size() / 4, tokens.size() - 1};
-  comparison runs(loaded, tokens);
+  comparison runs(loaded, tokens, default_coding_start);
   for (const std::string& name : order_of_runs(options.caches)) {
     setting_result setting;
     setting.name = name;
@@ -157,9 +193,15 @@ outcome run_generate(const generate_options& options) {
   return {};
 }
 
-outcome run_evaluate(const evaluate_options& options) {
+outcome run_evaluate(const evaluate_options& asked) {
   engine loaded;
-  TINY_LM_TRY(load_engine(options.data, loaded));
+  TINY_LM_TRY(load_engine(asked.data, loaded));
+  evaluate_options options = asked;
+  const std::size_t context = loaded.weights.config.context;
+  options.length = options.length == 0 ? context : std::min(options.length, context);
+  if (!options.methods.empty()) {
+    return run_methods(options, loaded);
+  }
   std::vector<token_id> tokens;
   TINY_LM_TRY(evaluation_tokens(options, loaded, tokens));
   if (tokens.size() < 2) {
@@ -168,7 +210,7 @@ outcome run_evaluate(const evaluate_options& options) {
   const bool all = options.targets.first == 0 && options.targets.last == 0;
   const target_range range = all ? target_range{1, tokens.size() - 1} : options.targets;
   TINY_LM_TRY(check_range(range, tokens.size()));
-  comparison runs(loaded, tokens);
+  comparison runs(loaded, tokens, options.coding_start != 0 ? options.coding_start : default_coding_start);
   for (const std::string& name : order_of_runs({options.cache})) {
     evaluation run;
     TINY_LM_TRY(runs.run(name, run));

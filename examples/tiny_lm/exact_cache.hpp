@@ -27,6 +27,14 @@ class exact_cache final : public kv_cache {
   void reset() override { tokens_ = 0; }
   [[nodiscard]] cache_memory memory() const override;
 
+  /// Keys or values of positions [first, last) of a cache that keeps every token, row after row: whoever changes them
+  /// shows what another format would make of them.
+  [[nodiscard]] std::span<float> rows_of(std::size_t layer, std::size_t kv_head, bool keys, std::size_t first,
+                                         std::size_t last) {
+    matrix& kept = keys ? rows(layer, kv_head).keys : rows(layer, kv_head).values;
+    return {kept.data() + first * shape_.head_dim, (last - first) * shape_.head_dim};
+  }
+
  private:
   /// Rows of one KV head of one layer: [slots][head_dim].
   struct head_rows {

@@ -33,6 +33,7 @@ struct cache_shape {
 struct cache_memory {
   std::size_t bytes = 0;   ///< everything held: rows or codes, codebooks, exact windows, workspace
   std::size_t tokens = 0;  ///< tokens appended since the last reset
+  double code_bits = 0.0;  ///< bits of codes per coded element, scales included; 0 when nothing is coded
 };
 
 /// Keys and values of one sequence. Positions are appended in order, every layer once per position.

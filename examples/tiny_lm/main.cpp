@@ -46,6 +46,14 @@ CLI::App* add_evaluate(CLI::App& app, tiny_lm::evaluate_options& options) {
   command->add_option("--text", options.text, "text file; its beginning is used");
   command->add_option("--context", options.context, "which built-in context, without a file")->check(CLI::Range(0, 1));
   command->add_option("--cache", options.cache, tiny_lm::cache_help());
+  command->add_option("--method", options.methods,
+                      "table of several caches over both built-in contexts or excerpts of --text, judged after coding "
+                      "began; all: every method of the accuracy study");
+  command->add_option("--excerpts", options.excerpts, "with --method and --text: how many")->check(CLI::Range(1, 1000));
+  command->add_option("--length", options.length, "tokens of a run, 0 for the model's context");
+  command->add_option("--coding-start", options.coding_start,
+                      "tokens at which caches go over to codes; 0: 512, with --method three quarters of the length");
+  command->add_option("--json", options.json, "with --method: file for the same figures as JSON");
   command->add_option("--first", options.targets.first, "first target of the mean (position it predicts)");
   command->add_option("--last", options.targets.last, "last target of the mean");
   return command;

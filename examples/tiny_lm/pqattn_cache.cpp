@@ -6,6 +6,7 @@
 #include <pqattn/bank/pim/presets.hpp>
 #include <pqattn/bank/pim/report.hpp>
 #include <pqattn/cache/layer_cache.hpp>
+#include <pqattn/cache/presets.hpp>
 
 #include <span>
 #include <string>
@@ -20,19 +21,24 @@ class pqattn_cache final : public kv_cache {
  public:
   explicit pqattn_cache(const cache_shape& shape) : shape_(shape) {}
 
-  outcome prepare(const pqattn_setting& setting) {
+  pqattn::status prepare(const pqattn_setting& setting) {
     const auto dim = static_cast<std::uint32_t>(shape_.head_dim);
-    config_.keys.shape = {dim, setting.subvectors, setting.centroids, setting.stages};
-    config_.values = config_.keys;
-    config_.train_tokens = setting.train_tokens;
-
     std::vector<float> frequencies(dim / 2);
     pqattn::fill_rope_frequencies(frequencies.data(), dim, shape_.rope_theta);
     rope_tables_.resize(pqattn::rope_floats(dim / 2));
-    TINY_LM_TRY(pqattn::build_rope(frequencies.data(), dim / 2, pqattn::rope_pairing::half_split, rope_tables_.data(),
-                                   config_.rotation));
-    TINY_LM_TRY(make_layers());
-    return {};
+    pqattn::rope rotation;
+    PQATTN_TRY(pqattn::build_rope(frequencies.data(), dim / 2, pqattn::rope_pairing::half_split, rope_tables_.data(),
+                                  rotation));
+    if (setting.coding == pqattn_coding::preset || setting.coding == pqattn_coding::best) {
+      std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
+      key_order_.resize(dim);
+      PQATTN_TRY(pqattn::preset_config(dim, dim, rotation, static_cast<double>(setting.bits), setting.train_tokens,
+                                       workspace.data(), workspace.size(), key_order_.data(), config_));
+      config_.coding_batch = setting.coding == pqattn_coding::best ? 1 : config_.coding_batch;
+    } else {
+      configure_plain(setting, rotation);
+    }
+    return make_layers();
   }
 
   pqattn::status append(std::size_t layer, std::size_t, std::span<const float> keys,
@@ -47,10 +53,13 @@ class pqattn_cache final : public kv_cache {
   pqattn::status attend(std::size_t layer, std::size_t position, std::span<const float> queries,
                         std::span<float> out) override {
     const auto head_stride = static_cast<std::ptrdiff_t>(shape_.head_dim);
+    const pqattn::head_rows rows{pqattn::view_rows(queries.data(), 1, shape_.head_dim), shape_.query_heads,
+                                 head_stride};
     pqattn::layer_attention_params params;
     params.first_position = static_cast<std::int64_t>(position);
+    PQATTN_TRY(layers_[layer].observe(rows, params.first_position));
     return layers_[layer].attend(
-        {pqattn::view_rows(queries.data(), 1, shape_.head_dim), shape_.query_heads, head_stride}, params,
+        rows, params,
         {pqattn::ref_rows(out.data(), 1, shape_.head_dim), shape_.query_heads, head_stride});
   }
 
@@ -67,7 +76,10 @@ class pqattn_cache final : public kv_cache {
     for (const auto& layer : layers_) {
       total += layer.memory();
     }
-    return {total.total_bytes() - total.scratch_bytes, total.tokens};
+    const std::size_t row_bits = config_.keys.shape.row_bits() + config_.values.shape.row_bits();
+    const bool coded = !layers_.empty() && layers_.front().head(0).trained();
+    return {total.total_bytes() - total.scratch_bytes, total.tokens,
+            coded ? static_cast<double>(row_bits) / static_cast<double>(2 * shape_.head_dim) : 0.0};
   }
 
   [[nodiscard]] std::string account() const override {
@@ -84,8 +96,21 @@ class pqattn_cache final : public kv_cache {
   cache_shape shape_;
   pqattn::cache_config config_;
   std::vector<float> rope_tables_;
+  std::vector<std::uint16_t> key_order_;
   Bank bank_;
   std::vector<pqattn::layer_cache<Bank>> layers_;
+
+  void configure_plain(const pqattn_setting& setting, const pqattn::rope& rotation) {
+    const auto runs = static_cast<std::uint32_t>((shape_.head_dim * setting.bits + 7) / 8);
+    config_.keys.shape = {static_cast<std::uint32_t>(shape_.head_dim), runs, 256, 1, nullptr};
+    config_.keys.storage = pqattn::codebook_storage::f16;
+    config_.values = config_.keys;
+    config_.rotation = rotation;
+    config_.kmeans.iterations = 25;
+    config_.train_tokens = static_cast<std::uint32_t>(setting.train_tokens);
+    config_.attention_weights = setting.coding == pqattn_coding::weighted;
+    config_.query_rows = config_.attention_weights ? 512 : 0;
+  }
 
   pqattn::status make_layers() {
     std::vector<pqattn::layer_cache<Bank>> layers(shape_.layers);

@@ -6,26 +6,23 @@
 #include "kv_cache.hpp"
 #include "outcome.hpp"
 
-#include <pqattn/quant/geometry.hpp>
-
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 
 namespace tiny_lm {
 
-/// How both sides of every head are coded.
-struct pqattn_setting {
-  std::uint32_t subvectors = 16;
-  std::uint32_t centroids = 256;
-  std::uint32_t stages = 1;
-  std::uint32_t train_tokens = 512;  ///< exact until then
+/// How keys and values are coded.
+enum class pqattn_coding {
+  preset,    ///< as the library ships it: pqattn::preset_config
+  best,      ///< the same, but every token is coded as soon as it leaves the window, so that 32 recent ones are exact
+  plain,     ///< product quantization without weights, metric, stages or rotation; 8 bits a code, books in f16
+  weighted,  ///< plain, with tokens weighted by the attention they get
+};
 
-  /// Bits of code per element of a row of `dim` elements.
-  [[nodiscard]] double code_bits(std::size_t dim) const noexcept {
-    const pqattn::geometry shape{static_cast<std::uint32_t>(dim), subvectors, centroids, stages};
-    return static_cast<double>(shape.row_bits()) / static_cast<double>(dim);
-  }
+struct pqattn_setting {
+  pqattn_coding coding = pqattn_coding::preset;
+  std::size_t bits = 2;            ///< of codes, per element
+  std::size_t train_tokens = 512;  ///< behind the first 8; exact until then
 };
 
 /// Which memory bank keeps the codes and computes on them.

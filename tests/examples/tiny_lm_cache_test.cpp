@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "examples/tiny_lm/caches.hpp"
+#include "examples/tiny_lm/comparison.hpp"
 #include "examples/tiny_lm/engine.hpp"
 #include "examples/tiny_lm/evaluate.hpp"
 #include "examples/tiny_lm/report.hpp"
@@ -163,6 +164,105 @@ TEST_CASE("caches by name", "[tiny_lm]") {
     CAPTURE(name);
     CHECK_FALSE(tiny_lm::make_cache(name, shape, cache));
   }
+}
+
+TEST_CASE("every method of the study has a cache", "[tiny_lm]") {
+  const tiny_lm::cache_shape shape{1, 2, 1, 64, 300, 10000.0};
+  const std::vector<std::string> methods = tiny_lm::study_methods();
+  CHECK(methods.size() == 9 + 3 * 4);
+  for (const std::string& name : methods) {
+    CAPTURE(name);
+    std::unique_ptr<tiny_lm::kv_cache> cache;
+    CHECK(tiny_lm::make_cache(name, shape, cache));
+    CHECK(cache != nullptr);
+  }
+  std::unique_ptr<tiny_lm::kv_cache> cache;
+  for (const char* name : {"pq_best-0", "pq_best-5", "pq_best-", "pq_best", "pqattn-2", "pqattn-bit", "q4_0-pim"}) {
+    CAPTURE(name);
+    CHECK_FALSE(tiny_lm::make_cache(name, shape, cache));
+  }
+}
+
+TEST_CASE("formats behind the door: bits as they count, exact until coding starts", "[tiny_lm]") {
+  const tiny_lm::cache_shape shape{2, 4, 2, 64, 200, 10000.0};
+  struct expectation {
+    const char* name;
+    double bits;
+    std::size_t batch;
+    double largest_error;
+  };
+  for (const expectation expected : {expectation{"exact", 0.0, 1, 1e-5}, {"q8_0", 8.5, 1, 0.02}, {"q4_0", 4.5, 1, 0.5},
+                                     {"kivi4", 5.0, 32, 0.5}, {"turbo4", 4.25, 1, 0.5}}) {
+    CAPTURE(expected.name);
+    constexpr std::size_t start = 60;
+    std::unique_ptr<tiny_lm::kv_cache> cache;
+    REQUIRE(tiny_lm::make_cache(expected.name, shape, cache, start));
+    tiny_lm::exact_cache exact(shape);
+    constexpr unsigned seed = 5;
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    std::vector<float> out(shape.query_width());
+    std::vector<float> reference(shape.query_width());
+    float largest = 0.0F;
+    for (std::size_t position = 0; position < 150; ++position) {
+      for (std::size_t layer = 0; layer < shape.layers; ++layer) {
+        const auto keys = random_rows(random, shape.kv_width());
+        const auto values = random_rows(random, shape.kv_width());
+        const auto queries = random_rows(random, shape.query_width());
+        REQUIRE(cache->append(layer, position, keys, values).ok());
+        REQUIRE(exact.append(layer, position, keys, values).ok());
+        REQUIRE(cache->attend(layer, position, queries, out).ok());
+        REQUIRE(exact.attend(layer, position, queries, reference).ok());
+        for (std::size_t i = 0; i < out.size(); ++i) {
+          const float error = std::abs(out[i] - reference[i]);
+          REQUIRE((position + 1 >= 8 + start || error == 0.0F));
+          largest = std::max(largest, error);
+        }
+      }
+    }
+    CHECK(largest < static_cast<float>(expected.largest_error));
+    CHECK((largest > 0.0F) == (expected.bits > 0.0));
+    const tiny_lm::cache_memory memory = cache->memory();
+    CHECK_THAT(memory.code_bits, WithinAbs(expected.bits, 1e-9));
+    if (expected.bits > 0.0) {
+      const std::size_t coded = (150 - 40) / expected.batch * expected.batch;
+      CHECK(memory.bytes == static_cast<std::size_t>(expected.bits * double(shape.elements(coded)) / 8.0) +
+                                2 * shape.elements(150 - coded));
+    }
+    cache->reset();
+    CHECK(cache->memory().tokens == 0);
+  }
+}
+
+TEST_CASE("methods are compared over excerpts", "[tiny_lm]") {
+  tiny_lm::engine loaded;
+  REQUIRE(load_engine(data, loaded));
+  std::vector<std::vector<token_id>> excerpts(2);
+  for (int context = 0; context < 2; ++context) {
+    REQUIRE(tiny_lm::load_context(data, context, excerpts[static_cast<std::size_t>(context)]));
+    excerpts[static_cast<std::size_t>(context)].resize(120);
+  }
+  tiny_lm::method_table table;
+  REQUIRE(compare_methods(loaded, excerpts, {"exact", "q8_0", "turbo2"}, 60, table));
+  REQUIRE(table.methods.size() == 3);
+  CHECK(table.excerpts == 2);
+  CHECK(table.targets.first == 68);
+  CHECK(table.targets.last == 119);
+  CHECK(table.methods[0].kl == 0.0);
+  CHECK(table.methods[0].loss_change == 0.0);
+  CHECK(table.methods[1].kl > 0.0);
+  CHECK(table.methods[2].kl > 10.0 * table.methods[1].kl);
+  CHECK_THAT(table.methods[1].loss, WithinAbs(table.methods[0].loss * (1.0 + table.methods[1].loss_change), 1e-9));
+  CHECK(format_methods(table).find("turbo2") != std::string::npos);
+  const auto file = std::filesystem::temp_directory_path() / "pqattn_tiny_lm_methods_test.json";
+  REQUIRE(write_methods(table, file));
+  std::ifstream written(file);
+  const auto json = nlohmann::json::parse(written, nullptr, false);
+  REQUIRE(json.is_object());
+  CHECK(json["methods"][2]["name"] == "turbo2");
+  CHECK(json["methods"][2]["code_bits_per_element"] == 2.25);
+  std::filesystem::remove(file);
+  CHECK_FALSE(compare_methods(loaded, excerpts, {"exact"}, 112, table));
 }
 
 TEST_CASE("evaluation: loss, KL and agreement by the definition", "[tiny_lm]") {
