@@ -129,6 +129,11 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--codebooks", chosen.codebooks,
                  "numbers a codebook is stored as (default: i8 for pq_best, else f16)")
       ->check(CLI::IsMember({"f32", "f16", "i8"}));
+  app.add_option("--windows", chosen.windows,
+                 "pq and pq_plain: cut the training range into so many windows, each with a codebook of its own that "
+                 "starts from the one before")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   app.add_option("--calibration-keys", chosen.calibration_keys, "pq_shared: keys .npy, after RoPE, to train on");
   app.add_option("--calibration-values", chosen.calibration_values, "pq_shared: values .npy to train on");
   app.add_option("--metric", chosen.metric, "pq_best: metric of the keys, from sampled or all keys, or the identity")

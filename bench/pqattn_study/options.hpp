@@ -37,6 +37,7 @@ struct options {
   std::uint64_t seed = 1;
   std::optional<std::size_t> iterations;
   std::optional<std::string> codebooks;  ///< "f32", "f16" or "i8"; the default depends on the method
+  std::size_t windows = 1;
   std::string calibration_keys;
   std::string calibration_values;
   std::string metric = "sampled";

@@ -6,7 +6,6 @@
 #include <pqattn/encode/encode.hpp>
 #include <pqattn/train/codebook_trainer.hpp>
 
-
 namespace pqattn_study {
 namespace {
 
@@ -47,14 +46,20 @@ double row_bits(const pqattn::geometry& shape, std::size_t rows) {
 
 }  // namespace
 
-std::vector<float> train_pq(const pq_settings& settings, const pqattn::rows_view& samples, const float* weights) {
+std::vector<float> train_pq(const pq_settings& settings, const pqattn::rows_view& samples, const float* weights,
+                            const std::vector<float>& start) {
   bank_type bank;
   pqattn::training_params params;
   params.kmeans.iterations = static_cast<std::uint32_t>(settings.iterations);
   params.kmeans.seed = settings.seed;
   params.storage = settings.storage;
+  std::vector<float> centroids(start);
+  if (start.empty()) {
+    centroids.resize(settings.shape.codebook_values());
+  } else {
+    params.kmeans.init = pqattn::kmeans_init::warm_start;
+  }
   const pqattn::buffer workspace = allocate(pqattn::training_workspace_bytes(bank, settings.shape, samples, params));
-  std::vector<float> centroids(settings.shape.codebook_values());
   pqattn::training_report report;
   require(pqattn::train_codebook(bank, settings.shape, samples, weights, params, workspace.data(), workspace.size(),
                                  centroids.data(), report),

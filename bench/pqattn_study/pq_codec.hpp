@@ -21,10 +21,10 @@ struct pq_settings {
   pqattn::codebook_storage storage = pqattn::codebook_storage::f16;
 };
 
-/// A codebook trained on `samples` by k-means per sub-vector; `weights` has one number per row, or is null.
-/// Throws study_error.
+/// A codebook trained on `samples` by k-means per sub-vector; `weights` has one number per row, or is null. k-means
+/// starts from `start` when that is not empty. Throws study_error.
 [[nodiscard]] std::vector<float> train_pq(const pq_settings& settings, const pqattn::rows_view& samples,
-                                          const float* weights);
+                                          const float* weights, const std::vector<float>& start = {});
 
 /// Codes rows [first, last) of `rows` (dense, shape.dim wide) with a codebook and replaces them by what their codes
 /// read back as; adds the bits of the codes to `cost`. Throws study_error.

@@ -402,6 +402,26 @@ std::vector<std::uint16_t> cosine_order(const pqattn::rows_view& samples, std::u
   return order;
 }
 
+/// The paper's page-aware windows: the training range is cut into `windows` of them, each with a codebook of its own
+/// that starts from the one before; the last one also codes what comes after training.
+void code_in_windows(const side_job& job, const pq_settings& settings, std::size_t windows,
+                     const pqattn::pq_ranges& ranges, std::vector<float>& rows, side_result& result) {
+  const std::size_t taught = ranges.taught_last - ranges.taught_first;
+  std::vector<float> centroids;
+  for (std::size_t window = 0; window < windows; ++window) {
+    const std::size_t first = ranges.taught_first + window * taught / windows;
+    const std::size_t last = ranges.taught_first + (window + 1) * taught / windows;
+    const pqattn::rows_view samples = pqattn::view_rows(rows.data() + first * job.dim, last - first, job.dim);
+    centroids = train_pq(settings, samples, job.weights->empty() ? nullptr : job.weights->data() + first, centroids);
+    result.codebook_bits += codebook_bits(settings);
+    // Fewer rows may be coded than teach: the recent window can reach into the training range.
+    const std::size_t end = window + 1 == windows ? ranges.coded_last : std::min(last, ranges.coded_last);
+    if (first < end) {
+      code_with_pq(settings, centroids, first, end, rows, result);
+    }
+  }
+}
+
 void code_rows(const side_job& job, const plan& made, const options& chosen, std::vector<float>& rows,
                side_result& result) {
   const std::size_t count = made.coded_last - made.coded_first;
@@ -462,12 +482,8 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     code_jointly(recipe, {train_first, train_last, made.coded_first, made.coded_last}, *job.weights, rows, result);
     return;
   }
-  const pqattn::rows_view samples =
-      pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim);
-  const std::vector<float> centroids =
-      train_pq(settings, samples, job.weights->empty() ? nullptr : job.weights->data() + train_first);
-  result.codebook_bits += codebook_bits(settings);
-  code_with_pq(settings, centroids, made.coded_first, made.coded_last, rows, result);
+  code_in_windows(job, settings, chosen.windows, {train_first, train_last, made.coded_first, made.coded_last}, rows,
+                  result);
 }
 
 /// Codes the tokens between the sinks and the last recent window of `rows`, which are in the domain that is coded.

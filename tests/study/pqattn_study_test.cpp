@@ -283,6 +283,21 @@ TEST_CASE("pqattn-study shares one codebook between heads", "[study][program]") 
   CHECK(offline.at("attention_kl").get<double>() < 1.5 * shared.at("attention_kl").get<double>());
 }
 
+TEST_CASE("pqattn-study cuts the training range into windows with codebooks of their own", "[study][program]") {
+  const scratch_folder folder;
+  const std::string plain = shipped() + "--method pq_plain --bits 6 ";
+  const json one = run_json(folder, plain);
+  const json three = run_json(folder, plain + "--windows 3");
+  CHECK(three.at("keys").at("codebook_bytes") == 3.0 * one.at("keys").at("codebook_bytes").get<double>());
+  CHECK(three.at("bits_per_element_codes") == one.at("bits_per_element_codes"));
+  CHECK(three.at("output_nmse") != one.at("output_nmse"));
+  // Codebooks that fit their own window code it better: the whole is coded with less error than by one codebook.
+  CHECK(three.at("codebook_mse").get<double>() < 1.1 * one.at("codebook_mse").get<double>());
+  const outcome narrow = run(folder, plain + "--windows 1000");
+  CHECK(narrow.exit_code == 2);
+  CHECK(narrow.err.find("training") != std::string::npos);
+}
+
 TEST_CASE("pqattn-study takes odd shapes and settings", "[study][program]") {
   const scratch_folder folder;
   pqattn_test::random_data random(20);
