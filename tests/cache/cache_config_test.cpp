@@ -57,12 +57,12 @@ TEST_CASE("a configuration that cannot work says which field is at fault", "[cac
 }
 
 TEST_CASE("memory reports add up", "[cache]") {
-  memory_report a{100, 20, 30, 4, 5, 10, 640};
-  CHECK(a.total_bytes() == 159);
-  CHECK(a.bits_per_element() == 8.0 * 154.0 / 640.0);
-  const memory_report b{1, 2, 3, 4, 5, 12, 60};
+  memory_report a{100, 20, 7, 30, 4, 5, 10, 640};
+  CHECK(a.total_bytes() == 166);
+  CHECK(a.bits_per_element() == 8.0 * 161.0 / 640.0);
+  const memory_report b{1, 2, 6, 3, 4, 5, 12, 60};
   a += b;
-  CHECK(a.total_bytes() == 174);
+  CHECK(a.total_bytes() == 187);
   CHECK(a.tokens == 12);
   CHECK(a.elements == 700);
   CHECK(memory_report{}.bits_per_element() == 0.0);

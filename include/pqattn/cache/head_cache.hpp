@@ -508,7 +508,8 @@ class head_cache {
     // Half of the share on the training rows: the budget is for what comes later, too.
     const auto kept = static_cast<std::size_t>((1.0 - 0.5 * static_cast<double>(config_.outlier_share)) *
                                                static_cast<double>(samples - 1));
-    std::nth_element(key_errors, key_errors + kept, key_errors + samples);
+    // A comparison of its own keeps the algorithm's code apart from that of units with other instruction sets.
+    std::nth_element(key_errors, key_errors + kept, key_errors + samples, [](float a, float b) { return a < b; });
     epoch.outlier_above = key_errors[kept];
   }
 

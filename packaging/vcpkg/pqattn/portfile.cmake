@@ -11,6 +11,7 @@ vcpkg_cmake_configure(
     -DPQATTN_BUILD_EXAMPLES=OFF
     -DPQATTN_BUILD_PROGRAMS=OFF
     -DPQATTN_BUILD_C_API=OFF
+    -DPQATTN_BUILD_DISPATCH=OFF
     -DPQATTN_INSTALL=ON)
 vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH share/cmake/pqattn)
