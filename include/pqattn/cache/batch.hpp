@@ -18,6 +18,7 @@
 #include "../core/memory.hpp"
 #include "attend_scratch.hpp"
 #include "sequence.hpp"
+#include "staged_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
@@ -233,24 +234,7 @@ class batch_attention {
     float* lse_e;
     std::size_t group;  ///< query heads per KV head
   };
-  /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
-  struct staged_rows {
-    float* queries = nullptr;
-    float* out = nullptr;
-    float* lse_e = nullptr;
-    float* slopes = nullptr;
-    float* sinks = nullptr;
-    std::int64_t* positions = nullptr;
-
-    void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim) noexcept {
-      queries = memory.take<float>(rows * key_dim);
-      out = memory.take<float>(rows * value_dim);
-      lse_e = memory.take<float>(rows);
-      slopes = memory.take<float>(rows);
-      sinks = memory.take<float>(rows);
-      positions = memory.take<std::int64_t>(rows);
-    }
-  };
+  using staged_rows = detail::staged_rows;
 
   status check_batch(const page_pool<Bank>& pool, const head_rows& queries, const head_rows_ref& out) const noexcept {
     if (queries.heads == 0 || queries.heads % pool.kv_heads() != 0) {

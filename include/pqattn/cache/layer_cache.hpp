@@ -12,6 +12,7 @@
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "head_cache.hpp"
+#include "staged_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
@@ -217,24 +218,7 @@ class layer_cache {
     coding_scratch coding;
   };
 
-  /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
-  struct staged_rows {
-    float* queries = nullptr;
-    float* out = nullptr;
-    float* lse_e = nullptr;
-    float* slopes = nullptr;
-    float* sinks = nullptr;
-    std::int64_t* positions = nullptr;
-
-    void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim) noexcept {
-      queries = memory.take<float>(rows * key_dim);
-      out = memory.take<float>(rows * value_dim);
-      lse_e = memory.take<float>(rows);
-      slopes = memory.take<float>(rows);
-      sinks = memory.take<float>(rows);
-      positions = memory.take<std::int64_t>(rows);
-    }
-  };
+  using staged_rows = detail::staged_rows;
 
   void carve(carver& memory, std::size_t kv_heads) noexcept {
     heads_ = memory.take<head_cache<Bank>>(kv_heads);
