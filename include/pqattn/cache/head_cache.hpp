@@ -15,6 +15,7 @@
 #include "attend_scratch.hpp"
 #include "cache_config.hpp"
 #include "outlier_rows.hpp"
+#include "query_lesson.hpp"
 #include "query_log.hpp"
 #include "side_coder.hpp"
 #include "side_store.hpp"
@@ -311,8 +312,8 @@ class head_cache {
     const float* weights;  ///< or null
   };
   struct coders {
-    side_coder<Bank> keys;
-    side_coder<Bank> values;
+    side_coder keys;
+    side_coder values;
     coders(carver& memory, const cache_config& config) noexcept
         : keys(memory, config.keys, config.measures_errors()), values(memory, config.values, config.measures_errors()) {}
   };
@@ -438,10 +439,12 @@ class head_cache {
   status learn_from_queries(const rows_view& keys, const training_options& options) {
     const bool wants_metric = config_.keys.coded && config_.keys.metric;
     const std::size_t dim = config_.keys.shape.dim;
-    detail::query_lesson<Bank> lesson(*bank_, config_, resource_, keys_, keys);
+    const std::size_t sinks = keys_.sinks().size() + keys_.sinks_from(keys.rows);
+    detail::query_lesson<Bank> lesson(*bank_, config_, resource_, size_ + keys.rows, sinks);
     const bool asks = !trained_ && ((wants_metric && options.key_metric == nullptr) || config_.attention_weights);
     if (asks && queries_.size() + options.queries.rows != 0) {
-      PQATTN_TRY(lesson.gather(queries_, options));
+      PQATTN_TRY(lesson.gather(queries_, options.queries, options.query_positions,
+                               [&](std::size_t token, float* row) { return load_exact_key(keys, token, row); }));
     }
     if (wants_metric && (options.key_metric != nullptr || lesson.query_count() != 0)) {
       buffer full;
@@ -460,9 +463,21 @@ class head_cache {
       plan_.new_metric = true;
     }
     if (config_.attention_weights && lesson.query_count() != 0) {
-      PQATTN_TRY(lesson.weigh(keys_.sinks().size() + keys_.sinks_from(keys.rows), importance()));
+      PQATTN_TRY(lesson.weigh(importance()));
     }
     return {};
+  }
+
+  /// Key of a token that is still exact, held or arriving with `keys`; returns its position.
+  std::int64_t load_exact_key(const rows_view& keys, std::size_t token, float* row) const noexcept {
+    const std::size_t held = keys_.sinks().size();
+    const auto position = static_cast<std::int64_t>(token);
+    if (token < held) {
+      load_row(keys_.sinks().view(), token, row);
+    } else {
+      keys_.load(keys, token - held, position, row);
+    }
+    return position;
   }
 
   status train_epoch(detail::lesson_rows lesson, const arriving_rows& added, const training_options& options,
@@ -567,10 +582,10 @@ class head_cache {
 
   void start_epoch(std::size_t epoch, coders& coding) noexcept {
     if (config_.keys.coded) {
-      coding.keys.start(keys_.coded(), epoch, keys_.packed_metric());
+      coding.keys.start(epoch_codes<Bank>(keys_.coded(), epoch), keys_.packed_metric());
     }
     if (config_.values.coded) {
-      coding.values.start(values_.coded(), epoch, values_.packed_metric());
+      coding.values.start(epoch_codes<Bank>(values_.coded(), epoch), values_.packed_metric());
     }
     if (body_ <= epochs_[epoch].first) {  // the epoch is new: its errors are counted from here
       measured_rows_ = 0;
@@ -583,8 +598,8 @@ class head_cache {
                  coders& coding) noexcept {
     float key_errors[block_tokens] = {};
     float value_errors[block_tokens] = {};
-    code_side(keys_, added.keys, first, count, coding.keys, key_errors);
-    code_side(values_, added.values, first, count, coding.values, value_errors);
+    code_side(keys_, added.keys, first, count, coding.keys, epoch, key_errors);
+    code_side(values_, added.values, first, count, coding.values, epoch, value_errors);
     for (std::size_t i = 0; config_.measures_errors() && i < count; ++i) {
       measured_rows_ += 1;
       const float share = 1.0f / static_cast<float>((std::min)(measured_rows_, error_memory));
@@ -602,7 +617,7 @@ class head_cache {
   }
 
   void code_side(side_store<Bank>& store, const rows_view& added, std::size_t first, std::size_t count,
-                 side_coder<Bank>& coder, float* errors) noexcept {
+                 side_coder& coder, std::size_t epoch, float* errors) noexcept {
     const std::size_t dim = store.side().shape.dim;
     const std::size_t base = keys_.sinks().size() + body_;
     for (std::size_t i = 0; i < count; ++i) {
@@ -617,9 +632,10 @@ class head_cache {
       store.push_exact_body(coder.rows(), count);
       return;
     }
-    coder.code(store.coded(), body_ + first, count);
+    const epoch_codes<Bank> target(store.coded(), epoch);
+    coder.code(target, body_ + first, count);
     if (config_.measures_errors()) {
-      coder.measure(store.coded(), body_ + first, count, errors);
+      coder.measure(target, body_ + first, count, errors);
     }
   }
 

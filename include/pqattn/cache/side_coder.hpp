@@ -56,8 +56,53 @@ class coding_scratch {
   buffer memory_;
 };
 
-/// Codes up to block_tokens rows at a time into one side's store. Lives in a coding_scratch for one call.
+/// Where a side_coder puts codes: one epoch of a store.
 template <class Bank>
+class epoch_codes {
+ public:
+  epoch_codes(const code_store<Bank>& store, std::size_t epoch) noexcept : store_(store), epoch_(epoch) {}
+
+  status load_codebook(float* centroids) const noexcept { return store_.load_codebook(epoch_, centroids); }
+  status encode(const rows_view& rows, std::size_t first) const noexcept { return store_.encode(epoch_, rows, first); }
+  status store(const std::uint16_t* codes, std::size_t first, std::size_t count) const noexcept {
+    return store_.store(codes, first, count);
+  }
+  status decode(std::size_t first, const rows_ref& rows) const noexcept { return store_.decode(epoch_, first, rows); }
+
+ private:
+  const code_store<Bank>& store_;
+  std::size_t epoch_;
+};
+
+/// The same: pages of a pool.
+template <class Bank>
+class paged_codes {
+ public:
+  using address = typename Bank::address;
+
+  paged_codes(Bank& bank, const resident_codebook<address>& book, const code_span<address>& codes) noexcept
+      : bank_(bank), book_(book), codes_(codes) {}
+
+  status load_codebook(float* centroids) const noexcept { return bank_.load_codebook(book_, centroids); }
+  status encode(const rows_view& rows, std::size_t first) const noexcept {
+    return bank_.encode(rows, book_, codes_, {first, rows.rows});
+  }
+  status store(const std::uint16_t* codes, std::size_t first, std::size_t count) const noexcept {
+    return bank_.store_codes(codes_, {first, count}, codes);
+  }
+  status decode(std::size_t first, const rows_ref& rows) const noexcept {
+    return bank_.decode(book_, codes_, {first, rows.rows}, rows);
+  }
+
+ private:
+  Bank& bank_;
+  resident_codebook<address> book_;
+  code_span<address> codes_;
+};
+
+inline namespace PQATTN_ISA_UNIT {
+
+/// Codes up to block_tokens rows at a time. Lives in a coding_scratch for one call.
 class side_coder {
  public:
   /// Takes (or counts) the memory for `side`, which outlives the coder.
@@ -81,38 +126,39 @@ class side_coder {
   /// Room for block_tokens rows, dense.
   [[nodiscard]] float* rows() const noexcept { return rows_; }
 
-  /// Codes with this epoch's codebook from here on; `packed_metric` (upper triangle) or null.
-  void start(const code_store<Bank>& store, std::size_t epoch, const float* packed_metric) noexcept {
-    epoch_ = epoch;
+  /// Codes with the codebook of `target` from here on; `packed_metric` (upper triangle) or null.
+  template <class Target>
+  void start(const Target& target, const float* packed_metric) noexcept {
     has_metric_ = packed_metric != nullptr && metric_ != nullptr;
     if (has_metric_) {
       unpack_metric(packed_metric, side_->shape.dim, metric_);
     }
     if (side_->coded_on_host()) {
       // The memory was counted by the same code and the codebook is the bank's own: neither call can fail.
-      static_cast<void>(store.load_codebook(epoch, centroids_));
-      static_cast<void>(build_metric_encoder({side_->shape, centroids_, 0, static_cast<std::uint32_t>(epoch)},
-                                             has_metric_ ? metric_ : nullptr, encoder_memory_, encoder_bytes_,
-                                             encoder_));
+      static_cast<void>(target.load_codebook(centroids_));
+      static_cast<void>(build_metric_encoder({side_->shape, centroids_, 0, 0}, has_metric_ ? metric_ : nullptr,
+                                             encoder_memory_, encoder_bytes_, encoder_));
     }
   }
 
   /// Codes the first `count` of rows() into slots [first, first + count).
-  void code(const code_store<Bank>& store, std::size_t first, std::size_t count) noexcept {
+  template <class Target>
+  void code(const Target& target, std::size_t first, std::size_t count) noexcept {
     const rows_view view = view_rows(rows_, count, side_->shape.dim);
     // Room is reserved and the rows are checked: nothing is left to fail.
     if (side_->coded_on_host()) {
       static_cast<void>(encode_with_metric(encoder_, view, side_->sweeps, workspace_, workspace_bytes_, codes_));
-      static_cast<void>(store.store(codes_, first, count));
+      static_cast<void>(target.store(codes_, first, count));
     } else {
-      static_cast<void>(store.encode(epoch_, view, first));
+      static_cast<void>(target.encode(view, first));
     }
   }
 
   /// What code() lost: errors[i] = (x - x')^T M (x - x') of row i; the squared distance without a metric.
-  void measure(const code_store<Bank>& store, std::size_t first, std::size_t count, float* errors) noexcept {
+  template <class Target>
+  void measure(const Target& target, std::size_t first, std::size_t count, float* errors) noexcept {
     const std::size_t dim = side_->shape.dim;
-    static_cast<void>(store.decode(epoch_, first, ref_rows(decoded_, count, dim)));
+    static_cast<void>(target.decode(first, ref_rows(decoded_, count, dim)));
     for (std::size_t i = 0; i < count; ++i) {
       float* difference = decoded_ + i * dim;
       for (std::size_t c = 0; c < dim; ++c) {
@@ -146,10 +192,11 @@ class side_coder {
   std::byte* workspace_ = nullptr;
   std::size_t encoder_bytes_ = 0;
   std::size_t workspace_bytes_ = 0;
-  std::size_t epoch_ = 0;
   bool has_metric_ = false;
   metric_encoder encoder_;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

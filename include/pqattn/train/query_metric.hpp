@@ -28,6 +28,9 @@ struct query_metric_params {
   std::size_t recent = 32;    ///< tokens (t - recent, t] of a query at t: exact, so they do not count either
   std::uint32_t samples = 8;  ///< keys drawn per query row, stratified by attention; 0 takes all of them (slow)
   std::uint64_t seed = 1;
+  /// Position of each key, for the rotation alone; null: key j sits at j. Which keys a query sees is counted in rows either
+  /// way: those up to row query_positions[r].
+  const std::int64_t* key_positions = nullptr;
 };
 
 inline namespace PQATTN_ISA_UNIT {
@@ -76,12 +79,14 @@ struct query_metric_row {
   std::size_t dim;
   double* sum;
 
-  /// sum += weight * x x^T, upper triangle, for the key at `position`.
-  void add(std::size_t position, double weight) const noexcept {
+  /// sum += weight * x x^T, upper triangle, for key `index`.
+  void add(std::size_t index, double weight) const noexcept {
+    const std::int64_t position =
+        params.key_positions == nullptr ? static_cast<std::int64_t>(index) : params.key_positions[index];
     for (std::size_t c = 0; c < dim; ++c) {
       turned[c] = query[c];
     }
-    rotate_row(rotation, static_cast<std::int64_t>(position), -1.0f, turned);
+    rotate_row(rotation, position, -1.0f, turned);
     for (std::size_t a = 0; a < dim; ++a) {
       const double factor = weight * static_cast<double>(turned[a]);
       double* row = sum + a * dim;
