@@ -235,7 +235,7 @@ PQATTN_ALWAYS_INLINE float nearest_in_chunk(const Planes& planes, std::size_t pl
   std::uint64_t words[Registers / per_word] = {};
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < Registers; ++i) {
-    words[i / per_word] |= std::uint64_t{Isa::equal_bits(sum[i], wanted)} << (i % per_word * Isa::lanes);
+    words[i / per_word] |= Isa::equal_bits(sum[i], wanted) << (i % per_word * Isa::lanes);
   }
   std::size_t word = 0;
   while (word + 1 < Registers / per_word && words[word] == 0) {
