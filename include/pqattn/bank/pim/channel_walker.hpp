@@ -733,7 +733,9 @@ class channel_walker {
       }
       const std::int64_t run = (std::min)(count, before_refresh(c.op, first, interval));
       column_run(c, r, column, run, first, interval);
-      column += static_cast<std::int32_t>(run);
+      if (c.op != opcode::lut) {  // look-ups stay within their row and may be billions
+        column += static_cast<std::int32_t>(run);
+      }
       count -= run;
     }
   }
