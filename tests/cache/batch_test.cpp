@@ -54,7 +54,7 @@ struct batch_scene {
       entries.push_back(entry);
       steps += counts[i] + 1;  // a query token of no entry in between
     }
-    queries = world.random.normals(heads * steps * shape.key_dim);
+    queries = world.random.normals(heads * steps * shape.key_channels());
   }
 
   void grow(std::size_t i, std::size_t count) {
@@ -71,8 +71,8 @@ struct batch_scene {
     batch_params params;
     params.softcap = 3.0f;
     return batch.attend(world.pool, list, count,
-                        {view_rows(queries.data(), steps, world.shape.key_dim), heads,
-                         static_cast<std::ptrdiff_t>(steps * world.shape.key_dim)},
+                        {view_rows(queries.data(), steps, world.shape.key_channels()), heads,
+                         static_cast<std::ptrdiff_t>(steps * world.shape.key_channels())},
                         params,
                         {ref_rows(out.data(), steps, world.shape.value_dim), heads,
                          static_cast<std::ptrdiff_t>(steps * world.shape.value_dim)},

@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
 #include "pqattn/cache/batch.hpp"
+#include "pqattn/cache/presets.hpp"
 #include "pqattn/encode/encode.hpp"
+#include "pqattn/encode/metric_encoder.hpp"
 #include "support/memory_resources.hpp"
 #include "support/message.hpp"
 #include "support/random_data.hpp"
@@ -50,6 +53,18 @@ struct edit_shape {
   pqattn::rope_pairing pairing = pqattn::rope_pairing::half_split;
   pqattn::dtype exact = pqattn::dtype::f32;
   pqattn::codebook_storage storage = pqattn::codebook_storage::i8;
+  bool metric = false;
+  bool turned_values = false;
+  std::uint32_t joint_passes = 0;
+  std::uint32_t sweeps = 0;
+  std::uint32_t coding_batch = 1;
+  std::uint32_t query_rows = 0;
+  bool attention_weights = false;
+  std::uint32_t key_tail = 0;
+  bool values_from_keys = false;
+  double preset_bits = 0.0;  ///< above 0: shapes and switches come from preset_config()
+
+  [[nodiscard]] std::uint32_t key_channels() const { return key_dim + key_tail; }
 };
 
 inline const edit_shape edit_shapes[] = {
@@ -67,6 +82,16 @@ inline const edit_shape edit_shapes[] = {
     {.name = "sinks and window over pages", .centroids = 16, .sinks = 70, .recent = 90, .train_tokens = 130},
     {.name = "wide", .key_dim = 1024, .value_dim = 513, .key_subvectors = 40, .value_subvectors = 33, .centroids = 4,
      .heads = 1, .group = 1, .recent = 6, .train_tokens = 24, .exact = pqattn::dtype::f16},
+    {.name = "preset of 2 bits", .key_dim = 24, .value_dim = 16, .preset_bits = 2.0},
+    {.name = "metric after RoPE, weights by attention", .stages = 2, .after_rope = true, .metric = true, .sweeps = 1,
+     .query_rows = 40, .attention_weights = true},
+    {.name = "keys exact, values turned", .value_dim = 9, .value_subvectors = 2, .keys_coded = false,
+     .exact = pqattn::dtype::f16, .turned_values = true, .joint_passes = 2, .coding_batch = 7},
+    {.name = "latent keys that are values, tails with RoPE", .value_dim = 16, .value_subvectors = 4, .heads = 1, .group = 3,
+     .pairing = pqattn::rope_pairing::interleaved, .joint_passes = 1, .sweeps = 1, .coding_batch = 3, .key_tail = 6,
+     .values_from_keys = true},
+    {.name = "keys with a tail, values of their own", .key_dim = 5, .key_subvectors = 2, .values_coded = false,
+     .arrives_rotated = false, .exact = pqattn::dtype::bf16, .key_tail = 2},
 };
 
 /// Rows of one token, per head.
@@ -113,8 +138,8 @@ class sequence_world {
  public:
   sequence_world(const edit_shape& given, std::uint64_t stream, const pqattn::memory_resource& resource = {})
       : shape(given), random(stream), bank(resource), resource_(resource) {
-    frequencies_.resize(shape.key_dim / 2 + 1);
-    const std::uint32_t rotated = shape.key_dim / 2 * 2;
+    const std::uint32_t rotated = (shape.key_tail != 0 ? shape.key_tail : shape.key_dim) / 2 * 2;
+    frequencies_.resize(rotated / 2 + 1);
     pqattn::fill_rope_frequencies(frequencies_.data(), rotated, 10000.0);
     rope_memory_.resize(pqattn::rope_floats(rotated / 2));
     REQUIRE_OK(build_rope(frequencies_.data(), rotated / 2, shape.pairing, rope_memory_.data(), rotation_));
@@ -129,20 +154,45 @@ class sequence_world {
     config.keys_arrive_rotated = shape.arrives_rotated;
     config.code_keys_after_rope = shape.after_rope;
     config.kmeans.iterations = 2;
+    for (pqattn::side_config* side : {&config.keys, &config.values}) {
+      side->joint_passes = shape.joint_passes;
+      side->sweeps = shape.sweeps;
+    }
+    config.keys.metric = shape.metric;
+    config.values.rotated = shape.turned_values;
+    config.coding_batch = shape.coding_batch;
+    config.query_rows = shape.query_rows;
+    config.attention_weights = shape.attention_weights;
+    config.key_tail = shape.key_tail;
+    config.values_from_keys = shape.values_from_keys;
+    if (shape.preset_bits > 0.0) {
+      take_preset();
+    }
     REQUIRE_OK(pool_type::make(bank, config, shape.heads, resource, pool));
   }
 
   /// Rows of `count` new tokens: keys as the engine hands them over.
   void draw(std::size_t count) {
-    new_keys = random.normals(shape.heads * count * shape.key_dim);
+    new_keys = random.normals(shape.heads * count * shape.key_channels());
     new_values = random.normals(shape.heads * count * shape.value_dim);
     drawn_ = count;
   }
+  /// Shows a sequence queries for the training to come.
+  void observe(sequence_type& tokens, std::size_t count) {
+    const std::size_t heads = shape.heads * shape.group;
+    const std::vector<float> queries = random.normals(heads * count * shape.key_channels(), 2.0f);
+    REQUIRE_OK(tokens.observe({pqattn::view_rows(queries.data(), count, shape.key_channels()), heads,
+                               static_cast<std::ptrdiff_t>(count * shape.key_channels())},
+                              tokens.next_position()));
+  }
   [[nodiscard]] pqattn::head_rows key_rows() const {
-    return {pqattn::view_rows(new_keys.data(), drawn_, shape.key_dim), shape.heads,
-            static_cast<std::ptrdiff_t>(drawn_ * shape.key_dim)};
+    return {pqattn::view_rows(new_keys.data(), drawn_, shape.key_channels()), shape.heads,
+            static_cast<std::ptrdiff_t>(drawn_ * shape.key_channels())};
   }
   [[nodiscard]] pqattn::head_rows value_rows() const {
+    if (shape.values_from_keys) {
+      return {};
+    }
     return {pqattn::view_rows(new_values.data(), drawn_, shape.value_dim), shape.heads,
             static_cast<std::ptrdiff_t>(drawn_ * shape.value_dim)};
   }
@@ -156,25 +206,31 @@ class sequence_world {
       model_token token;
       token.position = start + static_cast<std::int64_t>(i);
       for (std::size_t head = 0; head < shape.heads; ++head) {
-        token.keys.emplace_back(new_keys.begin() + offset(head, i, shape.key_dim),
-                                new_keys.begin() + offset(head, i + 1, shape.key_dim));
+        token.keys.emplace_back(new_keys.begin() + offset(head, i, shape.key_channels()),
+                                new_keys.begin() + offset(head, i + 1, shape.key_channels()));
         if (!shape.arrives_rotated) {
           turn(token.keys.back(), token.position);
         }
         round(token.keys.back());
-        token.values.emplace_back(new_values.begin() + offset(head, i, shape.value_dim),
-                                  new_values.begin() + offset(head, i + 1, shape.value_dim));
+        if (shape.values_from_keys) {
+          token.values.emplace_back(token.keys.back().begin(), token.keys.back().begin() + shape.value_dim);
+        } else {
+          token.values.emplace_back(new_values.begin() + offset(head, i, shape.value_dim),
+                                    new_values.begin() + offset(head, i + 1, shape.value_dim));
+        }
         round(token.values.back());
       }
       const bool sink = model.body.empty() && model.recent.empty() && model.sinks.size() < shape.sinks;
       (sink ? model.sinks : model.recent).push_back(std::move(token));
     }
     const bool coding = pool.trained() && (shape.keys_coded || shape.values_coded);
-    while (coding && drawn_ != 0 && model.recent.size() > shape.recent) {
-      model_token token = std::move(model.recent.front());
-      model.recent.erase(model.recent.begin());
-      code(token);
-      model.body.push_back(std::move(token));
+    while (coding && drawn_ != 0 && model.recent.size() >= shape.recent + config.coding_batch) {
+      for (std::size_t i = 0; i < config.coding_batch; ++i) {
+        model_token token = std::move(model.recent.front());
+        model.recent.erase(model.recent.begin());
+        code(token);
+        model.body.push_back(std::move(token));
+      }
     }
   }
 
@@ -189,7 +245,10 @@ class sequence_world {
         }
         token.position += delta;
         for (std::size_t head = 0; shape.rope && delta != 0 && head < shape.heads; ++head) {
-          if (token.coded && shape.keys_coded && !shape.after_rope) {
+          if (shape.key_tail != 0) {
+            turn(token.keys[head], delta);
+            round_tail(token.keys[head]);
+          } else if (token.coded && shape.keys_coded && !shape.after_rope) {
             token.keys[head] = token.coded_keys[head];
             turn(token.keys[head], token.position);
           } else if (token.coded && shape.keys_coded) {
@@ -212,7 +271,7 @@ class sequence_world {
     const std::vector<const model_token*> all = model.all();
     bool same = tokens.size() == all.size() && tokens.coded_tokens() == model.body.size();
     REQUIRE(same);
-    std::vector<float> keys(all.size() * shape.key_dim);
+    std::vector<float> keys(all.size() * shape.key_channels());
     std::vector<float> values(all.size() * shape.value_dim);
     // f32 rows differ by how compilers contract products, if at all; rows of 16 bits by one rounding then.
     const float slack = shape.exact == pqattn::dtype::f32 ? 2e-6f : shape.exact == pqattn::dtype::f16 ? 2e-3f : 2e-2f;
@@ -221,10 +280,10 @@ class sequence_world {
     }
     REQUIRE(same);
     for (std::size_t head = 0; head < shape.heads; ++head) {
-      REQUIRE_OK(tokens.read(head, 0, pqattn::ref_rows(keys.data(), all.size(), shape.key_dim),
+      REQUIRE_OK(tokens.read(head, 0, pqattn::ref_rows(keys.data(), all.size(), shape.key_channels()),
                              pqattn::ref_rows(values.data(), all.size(), shape.value_dim)));
       for (std::size_t i = 0; i < all.size(); ++i) {
-        same = same && close(keys.data() + i * shape.key_dim, all[i]->keys[head], slack) &&
+        same = same && close(keys.data() + i * shape.key_channels(), all[i]->keys[head], slack) &&
                close(values.data() + i * shape.value_dim, all[i]->values[head], slack);
       }
     }
@@ -236,7 +295,7 @@ class sequence_world {
                        std::int64_t position, bool chunk, std::int64_t window) {
     const std::size_t steps = chunk ? drawn_ : 2;
     const std::size_t heads = shape.heads * shape.group;
-    const std::vector<float> queries = random.normals(heads * steps * shape.key_dim);
+    const std::vector<float> queries = random.normals(heads * steps * shape.key_channels());
     std::vector<float> out(heads * steps * shape.value_dim, 9.0f);
     std::vector<float> lse(heads * steps, 9.0f);
     std::vector<float> rotated = new_keys;
@@ -244,7 +303,7 @@ class sequence_world {
       for (std::size_t head = 0; head < shape.heads; ++head) {
         for (std::size_t i = 0; i < drawn_; ++i) {
           rotate_row(rotation_, position + static_cast<std::int64_t>(i), 1.0f,
-                     rotated.data() + offset(head, i, shape.key_dim));
+                     rotated.data() + offset(head, i, shape.key_channels()) + rotated_from());
         }
       }
     }
@@ -258,7 +317,7 @@ class sequence_world {
     entry.sequence_count = tokens.size();
     if (chunk) {
       entry.new_keys = &chunk_keys;
-      entry.new_values = &chunk_values;
+      entry.new_values = shape.values_from_keys ? nullptr : &chunk_values;
       entry.new_position = position;
     }
     pqattn::batch_params params;
@@ -269,8 +328,8 @@ class sequence_world {
     }
     REQUIRE_OK(batch_.attend(
         pool, &entry, 1,
-        {pqattn::view_rows(queries.data(), steps, shape.key_dim), heads,
-         static_cast<std::ptrdiff_t>(steps * shape.key_dim)},
+        {pqattn::view_rows(queries.data(), steps, shape.key_channels()), heads,
+         static_cast<std::ptrdiff_t>(steps * shape.key_channels())},
         params,
         {pqattn::ref_rows(out.data(), steps, shape.value_dim), heads,
          static_cast<std::ptrdiff_t>(steps * shape.value_dim)},
@@ -278,11 +337,11 @@ class sequence_world {
     for (std::size_t q = 0; q < heads; ++q) {
       attention_case expected;
       expected.rows = steps;
-      expected.key_dim = shape.key_dim;
+      expected.key_dim = shape.key_channels();
       expected.value_dim = shape.value_dim;
-      expected.scale = 1.0 / std::sqrt(static_cast<double>(shape.key_dim));
-      expected.queries.assign(queries.begin() + offset_of(q * steps * shape.key_dim),
-                              queries.begin() + offset_of((q + 1) * steps * shape.key_dim));
+      expected.scale = 1.0 / std::sqrt(static_cast<double>(shape.key_channels()));
+      expected.queries.assign(queries.begin() + offset_of(q * steps * shape.key_channels()),
+                              queries.begin() + offset_of((q + 1) * steps * shape.key_channels()));
       expected.causal = true;
       expected.window = window;
       for (std::size_t i = 0; i < steps; ++i) {
@@ -290,7 +349,7 @@ class sequence_world {
       }
       const std::size_t head = q / shape.group;
       const auto add = [&](const float* key, const float* value, std::int64_t at) {
-        expected.keys.insert(expected.keys.end(), key, key + shape.key_dim);
+        expected.keys.insert(expected.keys.end(), key, key + shape.key_channels());
         expected.values.insert(expected.values.end(), value, value + shape.value_dim);
         expected.key_positions.push_back(at);
         ++expected.tokens;
@@ -301,7 +360,8 @@ class sequence_world {
         }
       }
       for (std::size_t i = 0; chunk && i < drawn_; ++i) {
-        add(rotated.data() + offset(head, i, shape.key_dim), new_values.data() + offset(head, i, shape.value_dim),
+        const float* key = rotated.data() + offset(head, i, shape.key_channels());
+        add(key, shape.values_from_keys ? key : new_values.data() + offset(head, i, shape.value_dim),
             position + static_cast<std::int64_t>(i));
       }
       expected.live.assign(expected.tokens, true);
@@ -325,7 +385,7 @@ class sequence_world {
   f32_bank bank;
   pqattn::cache_config config;
   pool_type pool;
-  std::vector<float> new_keys;    ///< (heads, drawn, d_k)
+  std::vector<float> new_keys;    ///< (heads, drawn, d_k + tail)
   std::vector<float> new_values;  ///< (heads, drawn, d_v)
 
  private:
@@ -333,9 +393,12 @@ class sequence_world {
   [[nodiscard]] std::ptrdiff_t offset(std::size_t head, std::size_t row, std::size_t dim) const {
     return static_cast<std::ptrdiff_t>((head * drawn_ + row) * dim);
   }
+  /// First channel that RoPE turns.
+  [[nodiscard]] std::size_t rotated_from() const { return shape.key_tail != 0 ? shape.key_dim : 0; }
   void turn(std::vector<float>& row, std::int64_t position) const {
     if (shape.rope) {
-      rotate_row(rotation_, position < 0 ? -position : position, position < 0 ? -1.0f : 1.0f, row.data());
+      rotate_row(rotation_, position < 0 ? -position : position, position < 0 ? -1.0f : 1.0f,
+                 row.data() + rotated_from());
     }
   }
   void turn_back(std::vector<float>& row, std::int64_t position) const {
@@ -343,12 +406,29 @@ class sequence_world {
       rotate_row(rotation_, position, -1.0f, row.data());
     }
   }
-  void round(std::vector<float>& row) const {
-    for (float& x : row) {
+  void round(std::vector<float>& row, std::size_t first = 0) const {
+    for (std::size_t c = first; c < row.size(); ++c) {
+      float& x = row[c];
       x = shape.exact == pqattn::dtype::f16    ? pqattn::to_float(pqattn::to_half(x))
           : shape.exact == pqattn::dtype::bf16 ? pqattn::to_float(pqattn::to_bfloat16(x))
                                                : x;
     }
+  }
+  /// Of a key whose other channels are as they were: exact ones are rounded again, which changes nothing.
+  void round_tail(std::vector<float>& row) const { round(row, rotated_from()); }
+
+  /// The preset's shapes and switches over this world's sizes, trained as early as `train_tokens` says.
+  void take_preset() {
+    const pqattn::cache_config plain = config;
+    std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
+    key_order_.resize(shape.key_dim);
+    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation, shape.preset_bits,
+                                     shape.train_tokens, workspace.data(), workspace.size(), key_order_.data(), config));
+    config.sinks = plain.sinks;
+    config.recent = plain.recent;
+    config.exact_type = plain.exact_type;
+    config.kmeans.iterations = 2;
+    config.coding_batch = 16;
   }
   static bool close(const float* got, const std::vector<float>& want, float slack) {
     for (std::size_t c = 0; c < want.size(); ++c) {
@@ -366,14 +446,43 @@ class sequence_world {
     auto* memory = code_block_.data() + (64 - reinterpret_cast<std::uintptr_t>(code_block_.data()) % 64) % 64;
     const pqattn::code_span<std::byte*> span{book.shape, memory, nullptr};
     std::vector<float> decoded(row.size());
-    REQUIRE_OK(pqattn::encode(bank, pqattn::view_rows(row.data(), 1, row.size()), book, span, {0, 1}));
+    if (pool.side(side).coded_on_host()) {
+      host_encode(row, head, side, span);
+    } else {
+      REQUIRE_OK(pqattn::encode(bank, pqattn::view_rows(row.data(), 1, row.size()), book, span, {0, 1}));
+    }
     REQUIRE_OK(pqattn::decode(bank, book, span, {0, 1}, pqattn::ref_rows(decoded.data(), 1, row.size())));
     return decoded;
+  }
+  /// The row's codes as encode_with_metric() finds them for it alone.
+  void host_encode(const std::vector<float>& row, std::size_t head, pqattn::kv_side side,
+                   const pqattn::code_span<std::byte*>& span) {
+    laid_out& layout = encoders_[2 * head + static_cast<std::size_t>(side)];
+    const pqattn::geometry& geometry = pool.side(side).shape;
+    const float* packed = side == pqattn::kv_side::keys ? pool.transform(head, side) : nullptr;
+    if (layout.memory.empty()) {
+      layout.centroids.resize(geometry.codebook_values());
+      REQUIRE_OK(pool.read_codebook(head, side, layout.centroids.data()));
+      std::vector<float> metric(std::size_t{geometry.dim} * geometry.dim);
+      if (packed != nullptr) {
+        pqattn::unpack_metric(packed, geometry.dim, metric.data());
+      }
+      layout.memory.resize(pqattn::metric_encoder_bytes(geometry, packed != nullptr));
+      layout.workspace.resize(pqattn::metric_encode_workspace_bytes(geometry));
+      REQUIRE_OK(pqattn::build_metric_encoder({geometry, layout.centroids.data(), 0, 0},
+                                              packed != nullptr ? metric.data() : nullptr, layout.memory.data(),
+                                              layout.memory.size(), layout.encoder));
+    }
+    std::vector<std::uint16_t> codes(geometry.groups());
+    REQUIRE_OK(pqattn::encode_with_metric(layout.encoder, pqattn::view_rows(row.data(), 1, row.size()),
+                                          pool.side(side).sweeps, layout.workspace.data(), layout.workspace.size(),
+                                          codes.data()));
+    REQUIRE_OK(bank.store_codes(span, {0, 1}, codes.data()));
   }
   void code(model_token& token) {
     token.coded = true;
     for (std::size_t head = 0; head < shape.heads; ++head) {
-      if (shape.keys_coded) {
+      if (shape.keys_coded && shape.key_tail == 0) {
         std::vector<float> row = token.keys[head];
         if (!shape.after_rope) {
           turn_back(row, token.position);
@@ -383,18 +492,44 @@ class sequence_world {
         if (!shape.after_rope) {
           turn(token.keys[head], token.position);
         }
+      } else if (shape.keys_coded) {
+        const auto coded = token.keys[head].begin() + shape.key_dim;
+        const std::vector<float> decoded =
+            through_codes({token.keys[head].begin(), coded}, head, pqattn::kv_side::keys);
+        std::copy(decoded.begin(), decoded.end(), token.keys[head].begin());
       }
-      if (shape.values_coded) {
-        token.values[head] = through_codes(token.values[head], head, pqattn::kv_side::values);
+      if (shape.values_from_keys) {
+        token.values[head].assign(token.keys[head].begin(), token.keys[head].begin() + shape.value_dim);
+      } else if (shape.values_coded) {
+        const pqattn::value_rotation turned = pool.turn(head);
+        std::vector<float> row = token.values[head];
+        if (turned.enabled()) {
+          rotate_value(turned, token.values[head].data(), row.data());
+        }
+        row = through_codes(row, head, pqattn::kv_side::values);
+        token.values[head] = row;
+        if (turned.enabled()) {
+          unrotate_value(turned, row.data(), 1.0f, token.values[head].data());
+        }
       }
     }
   }
+
+  /// A codebook laid out for coding on the host.
+  struct laid_out {
+    std::vector<float> centroids;
+    std::vector<std::byte> memory;
+    std::vector<std::byte> workspace;
+    pqattn::metric_encoder encoder;
+  };
 
   pqattn::memory_resource resource_;
   std::vector<float> frequencies_;
   std::vector<float> rope_memory_;
   pqattn::rope rotation_;
   std::vector<std::byte> code_block_;
+  std::vector<std::uint16_t> key_order_;
+  std::map<std::size_t, laid_out> encoders_;  ///< by head and side
   std::size_t drawn_ = 0;
   std::size_t batch_bytes_ = 0;
   batch_type batch_;

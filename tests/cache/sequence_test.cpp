@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "bank/archetype_bank.hpp"
@@ -33,9 +34,9 @@ using pqattn_test::random_data;
 std::vector<float> read_all(const sequence_world& world, const sequence_type& tokens) {
   std::vector<float> rows;
   for (std::size_t head = 0; head < world.shape.heads; ++head) {
-    std::vector<float> keys(tokens.size() * world.shape.key_dim);
+    std::vector<float> keys(tokens.size() * world.shape.key_channels());
     std::vector<float> values(tokens.size() * world.shape.value_dim);
-    REQUIRE_OK(tokens.read(head, 0, ref_rows(keys.data(), tokens.size(), world.shape.key_dim),
+    REQUIRE_OK(tokens.read(head, 0, ref_rows(keys.data(), tokens.size(), world.shape.key_channels()),
                            ref_rows(values.data(), tokens.size(), world.shape.value_dim)));
     rows.insert(rows.end(), keys.begin(), keys.end());
     rows.insert(rows.end(), values.begin(), values.end());
@@ -51,6 +52,17 @@ void append(sequence_world& world, sequence_type& tokens, model_sequence& model,
   world.append(model, first);
 }
 
+/// The shape of this name.
+const edit_shape& shape_named(const std::string& name) {
+  for (const edit_shape& shape : edit_shapes) {
+    if (name == shape.name) {
+      return shape;
+    }
+  }
+  FAIL("no shape is called " << name);
+  return edit_shapes[0];
+}
+
 /// An edit that may fail, on a world whose pool is trained or not.
 struct fallible_edit {
   const char* name;
@@ -58,6 +70,8 @@ struct fallible_edit {
   std::function<status(sequence_world&, std::vector<sequence_type>&)> run;
   std::function<void(sequence_world&, std::vector<model_sequence>&)> expect;
 };
+
+bool world_takes_no_queries(const edit_shape& shape) { return shape.query_rows == 0 && shape.preset_bits == 0.0; }
 
 TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
   const std::size_t beams[] = {1, 1, 0};
@@ -77,6 +91,15 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
       append_both(90, true),
       append_both(30, false),
       append_both(70, false),  // trains
+      {"observe", false,
+       [](sequence_world& world, std::vector<sequence_type>& tokens) {
+         const std::size_t heads = world.shape.heads * world.shape.group;
+         const std::vector<float> queries(heads * world.shape.key_channels(), 1.0f);
+         return tokens[0].observe({view_rows(queries.data(), 1, world.shape.key_channels()), heads,
+                                   static_cast<std::ptrdiff_t>(world.shape.key_channels())},
+                                  5);
+       },
+       [](sequence_world&, std::vector<model_sequence>&) {}},
       {"fork", true,
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
        [](sequence_world&, std::vector<model_sequence>& models) { models[2] = models[0]; }},
@@ -92,7 +115,8 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].shift(1, 90, 7); },
        [](sequence_world& world, std::vector<model_sequence>& models) { world.shift(models[0], 1, 90, 7); }},
   };
-  for (const std::size_t s : {0U, 1U, 3U, 4U}) {  // before RoPE, after it, exact values, exact keys
+  // Before RoPE, after it, exact values, exact keys; preset, metric after RoPE, latent.
+  for (const std::size_t s : {0U, 1U, 3U, 4U, 10U, 11U, 13U}) {
     for (const fallible_edit& edit : edits) {
       bool succeeded = false;
       std::size_t fail = 0;
@@ -106,6 +130,9 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
           std::vector<model_sequence> models(3);
           for (std::size_t i = 0; i < 3; ++i) {
             tokens.emplace_back(world.pool);
+          }
+          if (std::string(edit.name) != "observe") {
+            world.observe(tokens[0], 3);
           }
           append(world, tokens[0], models[0], edit.trained ? 100 : 20);
           REQUIRE_OK(tokens[0].fork(tokens[1]));  // every page is shared
@@ -135,7 +162,7 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
         CHECK(memory.mistakes == 0);
       }
       // A single appended token may find every page and list in place; the others had something to fail on.
-      CHECK(fail > 1);
+      CHECK((fail > 1 || (std::string(edit.name) == "observe" && world_takes_no_queries(edit_shapes[s]))));
     }
   }
 }
@@ -178,53 +205,72 @@ TEST_CASE("a cancelled training and bad arguments leave everything as before", "
 }
 
 TEST_CASE("a pool trains and codes what a layer of the same configuration does", "[cache]") {
-  sequence_world world(edit_shapes[0], 33);
-  CAPTURE(world.random.seed());
-  sequence_type tokens(world.pool);
-  layer_cache<f32_bank> layer;
-  REQUIRE_OK(layer_cache<f32_bank>::make(world.bank, world.config, world.shape.heads, {}, {}, layer));
-  std::size_t held = 0;
-  for (const std::size_t count : {3, 40, 70, 1, 1, 200}) {
-    world.draw(count);
-    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
-    REQUIRE_OK(layer.append(world.key_rows(), world.value_rows()));
-    held += count;
-    REQUIRE(layer.size() == tokens.size());
-    CHECK(layer.head(0).coded_tokens() == tokens.coded_tokens());
-    std::vector<float> mine(held * world.shape.key_dim);
-    std::vector<float> theirs(mine.size());
-    std::vector<float> values(held * world.shape.value_dim);
-    for (std::size_t head = 0; head < world.shape.heads; ++head) {
-      REQUIRE_OK(tokens.read(head, 0, ref_rows(mine.data(), held, world.shape.key_dim),
-                             ref_rows(values.data(), held, world.shape.value_dim)));
-      REQUIRE_OK(layer.head(head).read(0, ref_rows(theirs.data(), held, world.shape.key_dim),
-                                       ref_rows(values.data(), held, world.shape.value_dim)));
-      CHECK(mine == theirs);
+  for (const edit_shape* shape : {&edit_shapes[0], &shape_named("preset of 2 bits"),
+                                  &shape_named("metric after RoPE, weights by attention"),
+                                  &shape_named("keys exact, values turned")}) {
+    sequence_world world(*shape, 33);
+    CAPTURE(shape->name, world.random.seed());
+    sequence_type tokens(world.pool);
+    layer_cache<f32_bank> layer;
+    REQUIRE_OK(layer_cache<f32_bank>::make(world.bank, world.config, world.shape.heads, {}, {}, layer));
+    const std::size_t q_heads = shape->heads * shape->group;
+    std::size_t held = 0;
+    for (const std::size_t count : {3, 40, 70, 1, 1, 200}) {
+      world.draw(count);
+      const std::vector<float> queries = world.random.normals(q_heads * count * shape->key_dim, 2.0f);
+      const head_rows query_rows{view_rows(queries.data(), count, shape->key_dim), q_heads,
+                                 static_cast<std::ptrdiff_t>(count * shape->key_dim)};
+      REQUIRE_OK(tokens.observe(query_rows, static_cast<std::int64_t>(held)));
+      REQUIRE_OK(layer.observe(query_rows, static_cast<std::int64_t>(held)));
+      REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+      REQUIRE_OK(layer.append(world.key_rows(), world.value_rows()));
+      held += count;
+      REQUIRE(layer.size() == tokens.size());
+      CHECK(layer.head(0).coded_tokens() == tokens.coded_tokens());
+      std::vector<float> mine(held * world.shape.key_dim);
+      std::vector<float> theirs(mine.size());
+      std::vector<float> my_values(held * world.shape.value_dim);
+      std::vector<float> their_values(my_values.size());
+      for (std::size_t head = 0; head < world.shape.heads; ++head) {
+        REQUIRE_OK(tokens.read(head, 0, ref_rows(mine.data(), held, world.shape.key_dim),
+                               ref_rows(my_values.data(), held, world.shape.value_dim)));
+        REQUIRE_OK(layer.head(head).read(0, ref_rows(theirs.data(), held, world.shape.key_dim),
+                                         ref_rows(their_values.data(), held, world.shape.value_dim)));
+        const bool same = mine == theirs && my_values == their_values;
+        CHECK(same);
+      }
     }
+    REQUIRE(world.pool.trained());
+    CHECK((world.pool.transform(0, kv_side::keys) != nullptr) == world.config.keys.metric);
+    CHECK((world.pool.transform(0, kv_side::values) != nullptr) == world.config.values.rotated);
+    CHECK(tokens.queries().is_open() == false);
   }
 }
 
 TEST_CASE("one long append holds what many short ones hold", "[cache]") {
-  sequence_world world(edit_shapes[0], 34);
-  CAPTURE(world.random.seed());
-  sequence_type first(world.pool);
-  world.draw(100);
-  REQUIRE_OK(first.append(world.key_rows(), world.value_rows()));  // trains
-  sequence_type whole(world.pool);
-  sequence_type parts(world.pool);
-  world.draw(333);
-  const head_rows keys = world.key_rows();
-  const head_rows values = world.value_rows();
-  REQUIRE_OK(whole.append(keys, values));
-  for (std::size_t done = 0; done < 333;) {
-    const std::size_t count = std::min<std::size_t>(1 + world.random.below(40), 333 - done);
-    const head_rows some_keys{keys.rows.slice(done, count), keys.heads, keys.head_stride};
-    const head_rows some_values{values.rows.slice(done, count), values.heads, values.head_stride};
-    REQUIRE_OK(parts.append(some_keys, some_values));
-    done += count;
+  for (const char* name : {"before RoPE", "preset of 2 bits", "latent keys that are values, tails with RoPE"}) {
+    sequence_world world(shape_named(name), 34);
+    CAPTURE(name, world.random.seed());
+    sequence_type first(world.pool);
+    world.draw(100);
+    REQUIRE_OK(first.append(world.key_rows(), world.value_rows()));  // trains
+    sequence_type whole(world.pool);
+    sequence_type parts(world.pool);
+    world.draw(333);
+    const head_rows keys = world.key_rows();
+    const head_rows values = world.value_rows();
+    REQUIRE_OK(whole.append(keys, values));
+    for (std::size_t done = 0; done < 333;) {
+      const std::size_t count = std::min<std::size_t>(1 + world.random.below(40), 333 - done);
+      const head_rows some_keys{keys.rows.slice(done, count), keys.heads, keys.head_stride};
+      const head_rows some_values =
+          values.heads == 0 ? values : head_rows{values.rows.slice(done, count), values.heads, values.head_stride};
+      REQUIRE_OK(parts.append(some_keys, some_values));
+      done += count;
+    }
+    CHECK(read_all(world, whole) == read_all(world, parts));
+    CHECK(whole.coded_tokens() == parts.coded_tokens());
   }
-  CHECK(read_all(world, whole) == read_all(world, parts));
-  CHECK(whole.coded_tokens() == parts.coded_tokens());
 }
 
 TEST_CASE("a fork shares every page until one side writes", "[cache]") {
@@ -447,16 +493,46 @@ TEST_CASE("what pages do not serve is refused", "[cache]") {
     pool_type pool;
     return pool_type::make(bank, config, 1, {}, pool).code == status_code::unsupported;
   };
-  CHECK(refused([](cache_config& config) { config.keys.metric = true; }));
-  CHECK(refused([](cache_config& config) { config.values.rotated = true; }));
-  CHECK(refused([](cache_config& config) { config.values.joint_passes = 1; }));
   CHECK(refused([](cache_config& config) { config.outlier_share = 0.1f; }));
-  CHECK(refused([](cache_config& config) { config.coding_batch = 8; }));
+  CHECK(refused([](cache_config& config) { config.window_tokens = 64; }));
+  CHECK(refused([](cache_config& config) { config.refresh_above = 1.5f; }));
+  CHECK(refused([](cache_config& config) { config.track_errors = true; }));
   CHECK_FALSE(refused([](cache_config&) {}));
+  // Tails and values from keys go with some switches only, and not with caches.
+  const auto latent = [](cache_config& config) {
+    config.values = config.keys;
+    config.rotation = {};
+    config.key_tail = 4;
+    config.values_from_keys = true;
+  };
+  CHECK_FALSE(refused(latent));
+  for (const auto& change : {+[](cache_config& config) { config.keys.metric = true; },
+                             +[](cache_config& config) { config.query_rows = 4; },
+                             +[](cache_config& config) { config.keys.coded = false; }}) {
+    CHECK(refused([&](cache_config& config) {
+      latent(config);
+      change(config);
+    }));
+  }
+  sequence_world world(edit_shapes[0], 43);
+  cache_config config = world.config;
+  latent(config);
+  head_cache<f32_bank> cache;
+  CHECK(head_cache<f32_bank>::make(bank, config, {}, cache).code == status_code::unsupported);
+  pool_type pool;
+  cache_config other = config;
+  other.values.shape.subvectors = 2;
+  CHECK(pool_type::make(bank, other, 1, {}, pool).code == status_code::invalid_argument);
+  other = config;
+  other.key_tail = 1020;
+  CHECK(pool_type::make(bank, other, 1, {}, pool).code == status_code::invalid_argument);
+  other = config;
+  other.rotation = world.config.rotation;  // turns more channels than the tail has
+  CHECK(pool_type::make(bank, other, 1, {}, pool).code == status_code::shape_mismatch);
 }
 
 TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]") {
-  for (const edit_shape& shape : {edit_shapes[0], edit_shapes[3], edit_shapes[6]}) {
+  for (const edit_shape& shape : edit_shapes) {
     counting_resource memory;
     sequence_world world(shape, 39, memory.resource());
     CAPTURE(shape.name, world.random.seed());
@@ -471,9 +547,13 @@ TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]"
       return bytes;
     };
     CHECK(accounted() == memory.live_bytes);
-    for (const std::size_t count : {1, 30, 200, 700}) {
+    for (const std::size_t count : {1, 30, 200, 300}) {
       world.draw(count);
+      world.observe(tokens[0], 2);
+      CHECK(accounted() == memory.live_bytes);
       REQUIRE_OK(tokens[0].append(world.key_rows(), world.value_rows()));
+      CHECK(accounted() == memory.live_bytes);
+      REQUIRE_OK(tokens[0].fork(tokens[1]));
       CHECK(accounted() == memory.live_bytes);
     }
     REQUIRE_OK(tokens[0].fork(tokens[1]));

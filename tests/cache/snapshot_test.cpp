@@ -52,6 +52,7 @@ struct snapshot_scene {
 
   snapshot_scene(const edit_shape& shape, bool trained, std::uint64_t stream, const memory_resource& resource = {})
       : world(shape, stream, resource), tokens(world.pool), other(world.pool) {
+    world.observe(tokens, 3);
     append(trained ? shape.train_tokens + shape.sinks + 90 : 13);
     REQUIRE_OK(tokens.fork(other));
     const std::size_t removed = model.size() / 4;
@@ -121,6 +122,34 @@ TEST_CASE("what is written loads as it was, codebooks apart from tokens", "[cach
   }
 }
 
+TEST_CASE("codebooks load to the same bits, however far their centroids lie from 0", "[cache]") {
+  edit_shape shape = edit_shapes[0];
+  for (const bool rope : {false, true}) {
+    shape.rope = rope;
+    for (std::uint64_t round = 0; round < 40; ++round) {
+      sequence_world world(shape, 1000 + round);
+      CAPTURE(rope, round, world.random.seed());
+      for (std::size_t head = 0; head < shape.heads; ++head) {
+        for (const kv_side side : kv_sides) {
+          std::vector<float> centroids = world.random.normals(world.pool.side(side).shape.codebook_values(), 0.01f);
+          for (float& number : centroids) {
+            number += 3.0f;
+          }
+          REQUIRE_OK(world.pool.load_codebook(head, side, centroids.data()));
+        }
+      }
+      const std::vector<std::byte> books = bytes_of(world.pool);
+      snapshot_view view;
+      REQUIRE_OK(snapshot_view::open(books, view));
+      pool_type fresh;
+      REQUIRE_OK(pool_type::make(world.bank, world.config, shape.heads, {}, fresh));
+      REQUIRE_OK(load_codebooks(view, fresh));
+      const bool same_books = bytes_of(fresh) == books;
+      CHECK(same_books);
+    }
+  }
+}
+
 TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache]") {
   for (const edit_shape& shape : edit_shapes) {
     snapshot_scene scene(shape, true, 62);
@@ -131,15 +160,15 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     std::memcpy(aligned.data(), saved.data(), saved.size());
     snapshot_view view;
     REQUIRE_OK(snapshot_view::open({aligned.data(), saved.size()}, view));
-    const std::vector<float> queries = scene.world.random.normals(3 * shape.key_dim);
+    const std::vector<float> queries = scene.world.random.normals(3 * shape.key_channels());
     bank_block<f32_bank> tables(
         scene.world.bank, 64 + attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 3,
                                                      scene.world.pool.code_rotation()));
     const auto attend_to = [&](const std::vector<segment<std::byte*>>& segments) {
-      std::vector<std::byte> workspace(attention_workspace_bytes(segments.data(), segments.size(), 3, shape.key_dim,
+      std::vector<std::byte> workspace(attention_workspace_bytes(segments.data(), segments.size(), 3, shape.key_channels(),
                                                                  shape.value_dim, 1));
       std::vector<float> out(3 * shape.value_dim);
-      REQUIRE_OK(attend(scene.world.bank, view_rows(queries.data(), 3, shape.key_dim), segments.data(), segments.size(),
+      REQUIRE_OK(attend(scene.world.bank, view_rows(queries.data(), 3, shape.key_channels()), segments.data(), segments.size(),
                         {}, workspace.data(), workspace.size(), ref_rows(out.data(), 3, shape.value_dim), nullptr));
       return out;
     };
@@ -274,6 +303,8 @@ TEST_CASE("a snapshot of another configuration is refused by name", "[cache]") {
   refused([](edit_shape& shape) { shape.after_rope = true; }, 1, 0);
   refused([](edit_shape& shape) { shape.exact = dtype::f16; }, 1, 0);
   refused([](edit_shape& shape) { shape.values_coded = false; }, 0, 1);
+  refused([](edit_shape& shape) { shape.metric = true; }, 1, 0);
+  refused([](edit_shape& shape) { shape.turned_values = true; }, 1, 0);
   // Other codebooks of the same configuration.
   sequence_world twin(edit_shapes[0], 67);
   sequence_type tokens(twin.pool);

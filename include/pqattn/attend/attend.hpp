@@ -65,6 +65,8 @@ struct segment {
   /// keys.dim() + d_tail channels. Latent attention (MLA) has the latent as coded keys and as values (the same codes), and
   /// the part with positions as tail.
   rows_view key_tail;
+  /// Where the tails of each block of 64 slots lie, in blocks of rows of key_tail; null: block b at row 64 * b.
+  const std::uint32_t* tail_pages = nullptr;
 };
 
 /// What an attention call left out.
@@ -163,7 +165,16 @@ template <class Bank>
 status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
                        slot_range slots, const score_tile& tile, const score_tile& tail) {
   const query_rows ends{queries.data + tokens.keys.dim(), queries.rows, queries.stride};
-  PQATTN_TRY(bank.score_rows(ends, tokens.key_tail.slice(slots.first, slots.count), tail));
+  if (tokens.tail_pages == nullptr) {
+    PQATTN_TRY(bank.score_rows(ends, tokens.key_tail.slice(slots.first, slots.count), tail));
+  }
+  for (std::size_t done = 0; tokens.tail_pages != nullptr && done < slots.count; done += block_tokens) {
+    const std::size_t left = slots.count - done;
+    const std::size_t page = tokens.tail_pages[(slots.first + done) / block_tokens];
+    PQATTN_TRY(bank.score_rows(
+        ends, tokens.key_tail.slice(page * block_tokens, left < block_tokens ? left : block_tokens),
+        {tail.data + done, tail.rows, tail.stride}));
+  }
   for (std::size_t row = 0; row < queries.rows; ++row) {
     for (std::size_t i = 0; i < slots.count; ++i) {
       tile.row(row)[i] += tail.row(row)[i];
@@ -315,7 +326,13 @@ status check_tail(const segment<Address>& tokens, std::size_t key_dim, std::size
                    key_dim, tail.cols);
   }
   PQATTN_TRY(check_view(tail, "segment.key_tail"));
-  return tail.rows >= end ? status{}
+  for (std::size_t block = 0; tokens.tail_pages != nullptr && block < blocks_for(end); ++block) {
+    if (tokens.tail_pages[block] >= tail.rows / block_tokens) {
+      return failure(status_code::shape_mismatch, "segment.tail_pages", "must lie within key_tail; blocks",
+                     tail.rows / block_tokens, tokens.tail_pages[block]);
+    }
+  }
+  return tokens.tail_pages != nullptr || tail.rows >= end ? status{}
                           : failure(status_code::shape_mismatch, "segment.key_tail", "must cover the slots", end,
                                     tail.rows);
 }

@@ -133,7 +133,7 @@ struct batch_entry {
   /// Optional tokens that are not appended yet, exact: chunked prefill attends to the coded past and its own chunk, then
   /// appends. (kv_heads, n, d), keys rotated as attention sees them; token i sits at new_position + i.
   const head_rows* new_keys = nullptr;
-  const head_rows* new_values = nullptr;
+  const head_rows* new_values = nullptr;  ///< null when values come from the keys
   std::int64_t new_position = 0;
 };
 
@@ -245,9 +245,9 @@ class batch_attention {
       return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
                      queries.heads * queries.rows.rows, out.heads * out.rows.rows);
     }
-    if (queries.rows.cols != pool.config().keys.shape.dim) {
+    if (queries.rows.cols != pool.row_dim(kv_side::keys)) {
       return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
-                     pool.config().keys.shape.dim, queries.rows.cols);
+                     pool.row_dim(kv_side::keys), queries.rows.cols);
     }
     if (out.rows.cols != pool.config().values.shape.dim) {
       return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels",
@@ -265,14 +265,23 @@ class batch_attention {
         return failure(status_code::invalid_argument, "entry.sequences", "belong to another pool; index", 0, i);
       }
     }
-    if ((entry.new_keys == nullptr) != (entry.new_values == nullptr)) {
-      return failure(status_code::invalid_argument, "entry.new_keys", "and new_values come together");
+    const bool stores_values = pool.stores(kv_side::values);
+    if (stores_values ? (entry.new_keys == nullptr) != (entry.new_values == nullptr) : entry.new_values != nullptr) {
+      return failure(status_code::invalid_argument, "entry.new_keys", "and new_values come together, unless values come "
+                     "from the keys");
     }
-    if (entry.new_keys != nullptr &&
-        (entry.new_keys->heads != pool.kv_heads() || entry.new_values->heads != pool.kv_heads() ||
-         entry.new_keys->rows.rows != entry.new_values->rows.rows)) {
+    if (entry.new_keys == nullptr) {
+      return {};
+    }
+    if (entry.new_keys->heads != pool.kv_heads() ||
+        (stores_values && (entry.new_values->heads != pool.kv_heads() ||
+                           entry.new_keys->rows.rows != entry.new_values->rows.rows))) {
       return failure(status_code::shape_mismatch, "entry.new_keys or new_values",
                      "must have the pool's KV heads and the same rows; heads", pool.kv_heads(), entry.new_keys->heads);
+    }
+    if (entry.new_keys->rows.cols != pool.row_dim(kv_side::keys)) {
+      return failure(status_code::shape_mismatch, "entry.new_keys", "must have the keys' channels",
+                     pool.row_dim(kv_side::keys), entry.new_keys->rows.cols);
     }
     return {};
   }
@@ -284,7 +293,7 @@ class batch_attention {
     }
     return count;
   }
-  static void collect(const batch_entry<Bank>& entry, std::size_t head, address tables,
+  static void collect(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t head, address tables,
                       segment<address>* segments) noexcept {
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
       segments += entry.sequences[i]->collect_segments(head, tables, segments);
@@ -292,7 +301,12 @@ class batch_attention {
     if (entry.new_keys != nullptr) {
       *segments = {};
       segments->keys.rows = entry.new_keys->head(head);
-      segments->values.rows = entry.new_values->head(head);
+      if (entry.new_values != nullptr) {
+        segments->values.rows = entry.new_values->head(head);
+      } else {  // the keys' first channels
+        segments->values.rows = entry.new_keys->head(head);
+        segments->values.rows.cols = pool.row_dim(kv_side::values);
+      }
       segments->slots = {0, entry.new_keys->rows.rows};
       segments->positions = {entry.new_position, nullptr};
     }
@@ -314,16 +328,16 @@ class batch_attention {
     std::size_t workspace = 0;
     for (std::size_t i = 0; i < count; ++i) {
       segment<address>* listed = workers_[0].segments.data();
-      collect(entries[i], 0, address{}, listed);
+      collect(pool, entries[i], 0, address{}, listed);
       workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
-                                                                  group * entries[i].queries, config.keys.shape.dim,
+                                                                  group * entries[i].queries, config.key_channels(),
                                                                   config.values.shape.dim, 1));
     }
     const std::size_t tables = config.keys.coded && pool.trained()
                                    ? pool.bank().table_bytes(config.keys.shape, rows, pool.code_rotation())
                                    : 0;
     carver counting;
-    staged_rows{}.carve(counting, rows, config.keys.shape.dim, config.values.shape.dim);
+    staged_rows{}.carve(counting, rows, config.key_channels(), config.values.shape.dim);
     for (std::size_t i = 0; i < parts_.workers; ++i) {
       PQATTN_TRY(workers_[i].scratch.reserve(workspace, tables));
       if (workers_[i].staging.size() < counting.required()) {
@@ -389,7 +403,7 @@ class batch_attention {
     one.modifiers.causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     one.modifiers.window = params.window;
     segment<address>* segments = memory.segments.data();
-    collect(entry, head, memory.scratch.tables(), segments);
+    collect(call.pool, entry, head, memory.scratch.tables(), segments);
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
                               segment_count(entry), one, memory.scratch.workspace(), memory.scratch.workspace_bytes(),
                               ref_rows(staged.out, rows, value_dim), staged.lse_e));

@@ -58,6 +58,12 @@ struct cache_config {
   bool keys_arrive_rotated = true;  ///< false: the engine hands over keys before RoPE; ignored without rotation
   /// With rotation enabled, code the keys as rotated instead (the paper's setting; faster, less accurate).
   bool code_keys_after_rope = false;
+  /// Pools only. Above 0 a key has this many exact channels behind the coded ones of `keys.shape`, and RoPE turns these
+  /// alone: the part of a latent key that carries positions (MLA). Queries have all channels.
+  std::uint32_t key_tail = 0;
+  /// Pools only. The coded channels of a key are also the token's value (MLA): one array of codes, one codebook, and rows
+  /// that arrive once. `values` must then describe what `keys` does.
+  bool values_from_keys = false;
   kmeans_params kmeans;
   /// Where a bank with several homes puts this head; a layer_cache gives its heads this one and the next ones.
   std::uint32_t home = 0;
@@ -92,8 +98,10 @@ struct cache_config {
 
   [[nodiscard]] constexpr bool codes_anything() const noexcept { return keys.coded || values.coded; }
   [[nodiscard]] constexpr bool rotates_codes() const noexcept {
-    return rotation.enabled() && keys.coded && !code_keys_after_rope;
+    return rotation.enabled() && keys.coded && !code_keys_after_rope && key_tail == 0;
   }
+  /// Channels of a key, and of a query.
+  [[nodiscard]] constexpr std::size_t key_channels() const noexcept { return std::size_t{keys.shape.dim} + key_tail; }
   /// train_tokens, with its default resolved.
   [[nodiscard]] constexpr std::size_t training_start() const noexcept {
     if (train_tokens != 0) {
@@ -132,6 +140,32 @@ inline namespace PQATTN_ISA_UNIT {
   if (training_tokens < side.shape.centroids) {
     return failure(status_code::too_few_samples, "config.train_tokens",
                    "must be at least the number of centroids", side.shape.centroids, training_tokens);
+  }
+  return {};
+}
+
+/// Keys with an exact tail, values that are keys.
+[[nodiscard]] constexpr status check_latent(const cache_config& config) noexcept {
+  if (config.key_tail == 0 && !config.values_from_keys) {
+    return {};
+  }
+  if (!config.keys.coded) {
+    return failure(status_code::unsupported, "config.key_tail or values_from_keys", "is for coded keys");
+  }
+  if (config.key_channels() > max_dim) {
+    return failure(status_code::invalid_argument, "config.key_tail", "makes keys of more than 1024 channels", max_dim,
+                   config.key_channels());
+  }
+  if (config.keys.metric || config.attention_weights || config.query_rows != 0) {
+    return failure(status_code::unsupported, "config.keys.metric, attention_weights or query_rows",
+                   "does not go with key_tail or values_from_keys: queries look at more than the coded channels, and "
+                   "codes serve the values, too");
+  }
+  if (config.values_from_keys &&
+      (!config.values.coded || config.values.rotated || config.values.shape != config.keys.shape ||
+       config.values.storage != config.keys.storage || config.values.joint_passes != config.keys.joint_passes ||
+       config.values.sweeps != config.keys.sweeps)) {
+    return failure(status_code::invalid_argument, "config.values", "must be as config.keys when values come from keys");
   }
   return {};
 }
@@ -177,7 +211,8 @@ inline namespace PQATTN_ISA_UNIT {
   const std::size_t training = config.training_start();
   PQATTN_TRY(detail::check_side(config.keys, training, "config.keys"));
   PQATTN_TRY(detail::check_side(config.values, training, "config.values"));
-  PQATTN_TRY(check_rope(config.rotation, config.keys.shape.dim));
+  PQATTN_TRY(detail::check_latent(config));
+  PQATTN_TRY(check_rope(config.rotation, config.key_tail != 0 ? config.key_tail : config.keys.shape.dim));
   if (config.codes_anything() && training <= config.recent) {
     return failure(status_code::invalid_argument, "config.train_tokens", "must be above the recent window",
                    config.recent + 1, training);

@@ -4,12 +4,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "../core/progress.hpp"
 #include "../core/view.hpp"
+#include "../quant/codebook_rounding.hpp"
 #include "../train/codebook_trainer.hpp"
 #include "../train/importance.hpp"
 #include "../train/joint_trainer.hpp"
@@ -20,6 +22,32 @@
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// Rounds centroids to what `storage` holds until rounding changes nothing more: bytes are restored with one rounding of
+/// an f32, so that the range of the restored numbers can differ from the one before in the last bit. After it a codebook
+/// that is read back and stored again, from a snapshot say, is the same to the bit. Two or three rounds in practice.
+inline status settle_codebook(const geometry& shape, codebook_storage storage, float* centroids,
+                              const rope& rotation) noexcept {
+  constexpr int most_rounds = 16;
+  std::uint64_t before = 0;
+  for (int round = 0; round < most_rounds; ++round) {
+    PQATTN_TRY(round_codebook(shape, storage, centroids, rotation));
+    std::uint64_t sum = 1;
+    for (std::size_t i = 0; i < shape.codebook_values(); ++i) {
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, centroids + i, sizeof bits);
+      sum = (sum ^ bits) * 0x9e3779b97f4a7c15u;
+    }
+    if (storage != codebook_storage::i8 || sum == before) {
+      break;
+    }
+    before = sum;
+  }
+  return {};
+}
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Memory of one training of one side: fill rows and weights, then train.
 template <class Bank>
@@ -63,9 +91,17 @@ class codebook_lesson {
     return {};
   }
 
-  /// Trains on the rows, which are in coded form by now. Tempers the weights.
-  status train(const kmeans_params& kmeans, const executor& parts, const progress_hook& progress,
-               training_report& report) const {
+  /// Trains on the rows, which are in coded form by now: keys turned by `rotation`, if it is enabled, when they are scored.
+  /// Tempers the weights.
+  status train(const kmeans_params& kmeans, const rope& rotation, const executor& parts,
+               const progress_hook& progress, training_report& report) const {
+    PQATTN_TRY(train_rows(kmeans, parts, progress, report));
+    return settle_codebook(side_.shape, side_.storage, centroids_, rotation);
+  }
+
+ private:
+  status train_rows(const kmeans_params& kmeans, const executor& parts, const progress_hook& progress,
+                    training_report& report) const {
     temper_weights(weights_, count_, config_.weight_exponent, config_.weight_floor);
     buffer workspace;
     if (side_.joint_passes == 0 && metric_ == nullptr) {
@@ -82,8 +118,6 @@ class codebook_lesson {
     return train_codebook_jointly(bank_, side_.shape, view(), weights_, metric_, params, workspace.data(),
                                   workspace.size(), centroids_, report);
   }
-
- private:
   void carve(carver& memory, bool with_metric) noexcept {
     const std::size_t dim = side_.shape.dim;
     rows_ = memory.take<float>(count_ * dim);

@@ -63,6 +63,9 @@ class head_cache {
   /// Makes an empty cache. Errors: whatever check_config finds, out of memory.
   static status make(Bank& bank, const cache_config& config, const memory_resource& resource, head_cache& result) {
     PQATTN_TRY(check_config(config));
+    if (config.key_tail != 0 || config.values_from_keys) {
+      return failure(status_code::unsupported, "config.key_tail or values_from_keys", "is served by page_pool only");
+    }
     head_cache made;
     made.bank_ = &bank;
     made.config_ = config;

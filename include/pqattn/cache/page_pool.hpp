@@ -11,10 +11,10 @@
 #include "../bank/bank.hpp"
 #include "../core/growable.hpp"
 #include "../core/memory.hpp"
-#include "../train/codebook_trainer.hpp"
-#include "../train/importance.hpp"
 #include "cache_config.hpp"
+#include "codebook_lesson.hpp"
 #include "page_ledger.hpp"
+#include "side_coder.hpp"
 #include "side_store.hpp"
 
 namespace pqattn {
@@ -25,8 +25,9 @@ enum class kv_side : std::uint8_t { keys, values };
 inline constexpr kv_side kv_sides[] = {kv_side::keys, kv_side::values};
 
 /// Pages of 64 tokens for all KV heads of a layer. A coded page holds one code block per head and side (64 exact rows
-/// where a side is not coded); an exact page holds 64 rows per head and side. Pages are counted by their users, so
-/// sequences share prefixes. Codebooks are frozen once trained or loaded.
+/// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side. Values
+/// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes. Codebooks
+/// are frozen once trained or loaded, and with them the metric of the keys and the rotation of the values.
 ///
 /// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each other.
 /// Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
@@ -46,12 +47,12 @@ class page_pool {
   }
   ~page_pool() { release(); }
 
-  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (a coding metric,
-  /// rotated values, joint training, sweeps, epochs, outliers: see head_cache), out of memory.
+  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs, outliers,
+  /// running errors: see head_cache), out of memory.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const memory_resource& resource,
                      page_pool& result) {
     PQATTN_TRY(check_config(config));
-    PQATTN_TRY(check_plain(config));
+    PQATTN_TRY(check_shared(config));
     if (kv_heads < 1 || kv_heads > max_heads) {
       return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
     }
@@ -65,6 +66,7 @@ class page_pool {
     made.slabs_ = growable<slab>(resource);
     made.books_ = growable<trained_book>(resource);
     made.exact_memory_ = growable<std::byte*>(resource);
+    made.coding_ = coding_scratch(resource);
     PQATTN_TRY(made.slabs_.reserve(2 * kv_heads));
     PQATTN_TRY(made.books_.reserve(2 * kv_heads));
     for (std::size_t i = 0; i < 2 * kv_heads; ++i) {
@@ -82,10 +84,37 @@ class page_pool {
   [[nodiscard]] const side_config& side(kv_side which) const noexcept {
     return which == kv_side::keys ? config_.keys : config_.values;
   }
-  [[nodiscard]] row_forms forms(kv_side which) const noexcept {
-    return which == kv_side::keys ? row_forms{config_.rotation, config_.keys_arrive_rotated,
-                                              config_.code_keys_after_rope, config_.exact_type}
-                                  : row_forms{{}, true, true, config_.exact_type};
+  /// Whether a side has memory of its own: values that come from the keys have none.
+  [[nodiscard]] bool stores(kv_side which) const noexcept {
+    return which == kv_side::keys || !config_.values_from_keys;
+  }
+  /// Channels of an exact row: of keys with their tail.
+  [[nodiscard]] std::size_t row_dim(kv_side which) const noexcept {
+    return which == kv_side::keys ? config_.key_channels() : config_.values.shape.dim;
+  }
+  /// How rows of a head change their form; in coded form only the coded channels count.
+  [[nodiscard]] row_forms forms(std::size_t head, kv_side which) const noexcept {
+    if (which == kv_side::values) {
+      return {{}, true, true, config_.exact_type, turn(head)};
+    }
+    return {config_.rotation, config_.keys_arrive_rotated, !config_.rotates_codes(), config_.exact_type, {},
+            config_.key_tail != 0 ? config_.keys.shape.dim : std::size_t{0}};
+  }
+  /// The rotation that values of a head are coded in; disabled without one.
+  [[nodiscard]] value_rotation turn(std::size_t head) const noexcept {
+    const float* numbers = transform(head, kv_side::values);
+    const std::uint32_t dim = config_.values.shape.dim;
+    return numbers == nullptr ? value_rotation{} : value_rotation{dim, numbers, numbers + dim};
+  }
+  /// What a side is coded in, or null: the upper triangle of the keys' metric; mean (d) and basis (d, d) of the values.
+  [[nodiscard]] const float* transform(std::size_t head, kv_side which) const noexcept {
+    return books_[at(head, which)].transform;
+  }
+  /// Floats of it; 0 where the configuration asks for none.
+  [[nodiscard]] std::size_t transform_floats(kv_side which) const noexcept {
+    const side_config& config = side(which);
+    const std::size_t dim = config.shape.dim;
+    return !config.coded ? 0 : config.metric ? packed_metric_floats(dim) : config.rotated ? (dim + 1) * dim : 0;
   }
   /// Rotation that banks apply to coded keys; disabled when keys are coded as rotated.
   [[nodiscard]] rope code_rotation() const noexcept { return config_.rotates_codes() ? config_.rotation : rope{}; }
@@ -99,37 +128,38 @@ class page_pool {
   /// Whether every coded side has its codebook; from then on tokens that leave a recent window are coded.
   [[nodiscard]] bool trained() const noexcept { return trained_; }
   [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, which)].book;
+    return books_[at(head, stored(which))].book;
   }
   [[nodiscard]] const training_report& training(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, which)].report;
+    return books_[at(head, stored(which))].report;
   }
 
-  /// Gives one coded side its codebook, f32 centroids of the configured geometry; the pool counts as trained when all
-  /// have one. Errors (nothing changed): already trained, shape mismatch, numbers that are not finite, out of memory.
-  status load_codebook(std::size_t head, kv_side which, const float* centroids) {
+  /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as transform()
+  /// has it: null where the configuration asks for nothing, or where the codebook was trained without. The pool counts as
+  /// trained when all have one. Errors (nothing changed): already trained, shape mismatch, numbers that are not finite,
+  /// out of memory.
+  status load_codebook(std::size_t head, kv_side which, const float* centroids, const float* transform = nullptr) {
     if (trained_) {
       return failure(status_code::unsupported, "codebook", "is frozen: the pool is trained");
     }
-    if (head >= heads_ || !side(which).coded || centroids == nullptr) {
+    if (head >= heads_ || !stores(which) || !side(which).coded || centroids == nullptr) {
       return failure(status_code::invalid_argument, "head", "must name a coded side of the pool; heads", heads_, head);
     }
-    const geometry& shape = side(which).shape;
-    for (std::size_t i = 0; i < shape.codebook_values(); ++i) {
-      if (!is_finite(centroids[i])) {
-        return failure(status_code::not_finite, "centroids", "has a NaN or infinity", i / shape.dim, i % shape.dim);
-      }
+    if (transform != nullptr && transform_floats(which) == 0) {
+      return failure(status_code::invalid_argument, "transform", "is given to a side that is configured without");
     }
-    PQATTN_TRY(place_tentative(head, which, centroids, {}));
+    PQATTN_TRY(check_numbers(centroids, side(which).shape.codebook_values(), "centroids"));
+    PQATTN_TRY(check_numbers(transform, transform == nullptr ? 0 : transform_floats(which), "transform"));
+    PQATTN_TRY(place_tentative(head, which, centroids, {}, transform));
     books_[at(head, which)].tentative = false;
     trained_ = all_books();
     return {};
   }
   /// The same for a side that has none yet, as part of a load of several: follow with keep_training() or
   /// discard_training(). Errors: the side has a codebook, out of memory.
-  status load_tentative(std::size_t head, kv_side which, const float* centroids) {
+  status load_tentative(std::size_t head, kv_side which, const float* centroids, const float* transform) {
     return book(head, which).memory == address{}
-               ? place_tentative(head, which, centroids, {})
+               ? place_tentative(head, which, centroids, {}, transform)
                : failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
   }
   /// Reads a codebook back as programs use it. `centroids` holds geometry::codebook_values() floats.
@@ -140,23 +170,22 @@ class page_pool {
     return bank_->load_codebook(book(head, which), centroids);
   }
 
-  /// Trains the codebooks that are still missing on `count` rows: load(head, side, i, row) gives row i in coded form,
-  /// weight(head, i) its importance. Follow with keep_training() or discard_training(). On failure nothing changes.
-  template <class Load, class Weight>
-  status train(std::size_t count, Load&& load, Weight&& weight, const executor& parts, const progress_hook& progress) {
-    for (std::size_t head = 0; head < heads_; ++head) {
-      for (const kv_side which : kv_sides) {
-        if (!side(which).coded || book(head, which).memory != address{}) {
-          continue;
-        }
-        const status trained = train_side(head, which, count, load, weight, parts, progress);
-        if (!trained) {
-          discard_training();
-          return trained;
-        }
-      }
+  /// Trains the codebooks that are still missing on `count` rows. `lesson` gives
+  ///   load(head, side, i, row)      row i as attention sees it; returns its position
+  ///   begin(head, config, metric)   called before a head's rows and weights: fills `metric` (packed) if keys are to have
+  ///                                 one; `config` is the pool's with the head's seed
+  ///   weight(head, i)               importance of row i
+  /// Follow with keep_training() or discard_training(). On failure nothing changes.
+  template <class Lesson>
+  status train(std::size_t count, Lesson&& lesson, const executor& parts, const progress_hook& progress) {
+    status outcome;
+    for (std::size_t head = 0; head < heads_ && outcome; ++head) {
+      outcome = train_head(head, count, lesson, parts, progress);
     }
-    return {};
+    if (!outcome) {
+      discard_training();
+    }
+    return outcome;
   }
   void keep_training() noexcept {
     trained_ = true;
@@ -167,9 +196,24 @@ class page_pool {
   void discard_training() noexcept {
     for (std::size_t i = 0; i < books_.size(); ++i) {
       if (books_[i].tentative) {
-        release_book(i / 2, kv_sides[i % 2]);
+        release_book(kv_sides[i % 2], books_[i]);
       }
     }
+  }
+
+  // --- coding ---
+
+  /// Makes room for `workers` workers that code heads at the same time. On failure nothing that can be seen changes.
+  status reserve_coding(std::size_t workers) { return coding_.reserve(workers * coder_bytes()); }
+  /// Memory of one worker's coders; only counts when none is reserved.
+  [[nodiscard]] carver coding_memory(std::size_t worker) const noexcept {
+    const std::size_t bytes = coder_bytes();
+    return (worker + 1) * bytes <= coding_.size() ? carver(coding_.data() + worker * bytes, bytes) : carver();
+  }
+  /// Where the codes of the listed pages go, for a coded side.
+  [[nodiscard]] paged_codes<Bank> coding_target(std::size_t head, kv_side which,
+                                                const std::uint32_t* pages) const noexcept {
+    return {*bank_, book(head, which), codes(head, which, pages)};
   }
 
   // --- pages ---
@@ -242,29 +286,46 @@ class page_pool {
 
   /// The 64 rows of one head and side of an exact page.
   [[nodiscard]] rows_ref exact_rows(std::uint32_t page, std::size_t head, kv_side which) const noexcept {
+    if (!stores(which)) {  // the first channels of the keys
+      rows_ref rows = exact_rows(page, head, kv_side::keys);
+      rows.cols = row_dim(which);
+      return rows;
+    }
     const std::size_t keys = which == kv_side::values ? rows_bytes(kv_side::keys) : 0;
-    std::byte* rows = exact_memory_[page] + head * (rows_bytes(kv_side::keys) + rows_bytes(kv_side::values)) + keys;
-    return rows_at(rows, which);
+    return rows_at(exact_memory_[page] + head * exact_head_bytes() + keys, row_dim(which));
   }
   /// The same of a coded page, for a side that is not coded.
   [[nodiscard]] rows_ref body_rows(std::uint32_t page, std::size_t head, kv_side which) const noexcept {
-    return rows_at(slabs_[at(head, which)].rows + page * rows_bytes(which), which);
+    return rows_at(slabs_[at(head, which)].rows + page * rows_bytes(which), row_dim(which));
+  }
+  /// The exact channels behind the coded keys of a coded page, when keys have a tail.
+  [[nodiscard]] rows_ref tail_rows(std::uint32_t page, std::size_t head) const noexcept {
+    return rows_at(slabs_[at(head, kv_side::keys)].rows + page * page_row_bytes(kv_side::keys), config_.key_tail);
+  }
+  /// The same of all pages, page after page.
+  [[nodiscard]] rows_view all_tails(std::size_t head) const noexcept {
+    rows_view rows = rows_at(slabs_[at(head, kv_side::keys)].rows, config_.key_tail).view();
+    rows.rows = coded_.pages() * block_tokens;
+    return rows;
   }
   /// Codes of the listed pages, for a coded side.
   [[nodiscard]] code_span<address> codes(std::size_t head, kv_side which, const std::uint32_t* pages) const noexcept {
-    return {side(which).shape, slabs_[at(head, which)].codes, pages};
+    return {side(which).shape, slabs_[at(head, stored(which))].codes, pages};
   }
 
   /// Memory of the pool itself; sequences add theirs.
   [[nodiscard]] memory_report memory() const noexcept {
     memory_report report;
     for (const kv_side which : kv_sides) {
-      const std::size_t bytes = heads_ * coded_.pages() * page_bytes(which);
-      (side(which).coded ? report.codes_bytes : report.exact_bytes) += bytes;
+      report.codes_bytes += heads_ * coded_.pages() * page_code_bytes(which);
+      report.exact_bytes += heads_ * coded_.pages() * page_row_bytes(which);
       for (std::size_t head = 0; head < heads_; ++head) {
-        report.codebooks_bytes += book(head, which).memory == address{} ? 0 : book_bytes(which);
+        const trained_book& held = books_[at(head, which)];
+        report.codebooks_bytes += held.book.memory == address{} ? 0 : book_bytes(which);
+        report.transforms_bytes += held.transform == nullptr ? 0 : transform_bytes(which);
       }
     }
+    report.scratch_bytes = coding_.size();
     report.exact_bytes += exact_held_ * exact_page_bytes();
     report.metadata_bytes =
         coded_.bytes() + exact_.bytes() + slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
@@ -278,38 +339,34 @@ class page_pool {
   /// Memory of one head and side of all coded pages.
   struct slab {
     address codes{};            ///< of a coded side
-    std::byte* rows = nullptr;  ///< of an exact side
+    std::byte* rows = nullptr;  ///< of an exact side, or the tails of coded keys
   };
   struct trained_book {
     resident_codebook<address> book;
     training_report report;
-    bool tentative = false;  ///< trained by a call that is not over
+    float* transform = nullptr;  ///< from the resource; see transform()
+    bool tentative = false;      ///< trained by a call that is not over
   };
-  /// Memory of one training call, apart from the trainer's own.
-  struct training_rows {
-    float* rows = nullptr;
-    float* weights = nullptr;
-    float* centroids = nullptr;
-
-    void carve(carver& memory, std::size_t samples, const geometry& shape) noexcept {
-      rows = memory.take<float>(samples * shape.dim);
-      weights = memory.take<float>(samples);
-      centroids = memory.take<float>(shape.codebook_values());
+  /// Codebooks of a pool are frozen and shared by all sequences, and every token is in one place.
+  static status check_shared(const cache_config& config) noexcept {
+    if (config.window_tokens != 0 || config.refresh_above > 0.0f) {
+      return failure(status_code::unsupported, "config.window_tokens or refresh_above",
+                     "asks for epochs: the codebooks of a page_pool are frozen and shared by all sequences");
     }
-  };
-
-  /// Codebooks of a pool are frozen and shared, and any token is coded by itself.
-  static status check_plain(const cache_config& config) noexcept {
-    for (const side_config* one : {&config.keys, &config.values}) {
-      if (one->metric || one->rotated || one->joint_passes != 0 || one->sweeps != 0) {
-        return failure(status_code::unsupported, "config.keys or values",
-                       "asks for a metric, a rotation, joint passes or sweeps, which a page_pool does not serve");
+    if (config.outlier_share > 0.0f) {
+      return failure(status_code::unsupported, "config.outlier_share",
+                     "asks for tokens kept a second time, which edits of a sequence would have to follow");
+    }
+    if (config.track_errors) {
+      return failure(status_code::unsupported, "config.track_errors", "asks for running errors, which only caches keep");
+    }
+    return {};
+  }
+  static status check_numbers(const float* numbers, std::size_t count, const char* subject) noexcept {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!is_finite(numbers[i])) {
+        return failure(status_code::not_finite, subject, "has a NaN or infinity; index", 0, i);
       }
-    }
-    if (config.window_tokens != 0 || config.refresh_above > 0.0f || config.outlier_share > 0.0f ||
-        config.coding_batch != 1 || config.query_rows != 0 || config.attention_weights) {
-      return failure(status_code::unsupported, "config",
-                     "asks for epochs, outliers, batches or kept queries, which a page_pool does not serve");
     }
     return {};
   }
@@ -317,29 +374,47 @@ class page_pool {
   [[nodiscard]] static std::size_t at(std::size_t head, kv_side which) noexcept {
     return 2 * head + static_cast<std::size_t>(which);
   }
+  /// The side whose memory holds this one.
+  [[nodiscard]] kv_side stored(kv_side which) const noexcept { return stores(which) ? which : kv_side::keys; }
   /// Bytes of 64 exact rows.
   [[nodiscard]] std::size_t rows_bytes(kv_side which) const noexcept {
-    return block_tokens * side(which).shape.dim * size_of(config_.exact_type);
+    return stores(which) ? block_tokens * row_dim(which) * size_of(config_.exact_type) : 0;
   }
-  [[nodiscard]] std::size_t exact_page_bytes() const noexcept {
-    return heads_ * (rows_bytes(kv_side::keys) + rows_bytes(kv_side::values));
+  [[nodiscard]] std::size_t exact_head_bytes() const noexcept {
+    return rows_bytes(kv_side::keys) + rows_bytes(kv_side::values);
   }
-  /// Bytes of one head of a coded page.
-  [[nodiscard]] std::size_t page_bytes(kv_side which) const noexcept {
-    return side(which).coded ? bank_->code_block_bytes(side(which).shape) : rows_bytes(which);
+  [[nodiscard]] std::size_t exact_page_bytes() const noexcept { return heads_ * exact_head_bytes(); }
+  /// Bytes of one head of a coded page: codes in the bank, rows in host memory.
+  [[nodiscard]] std::size_t page_code_bytes(kv_side which) const noexcept {
+    return stores(which) && side(which).coded ? bank_->code_block_bytes(side(which).shape) : 0;
+  }
+  [[nodiscard]] std::size_t page_row_bytes(kv_side which) const noexcept {
+    if (!side(which).coded) {
+      return rows_bytes(which);
+    }
+    return which == kv_side::keys ? block_tokens * config_.key_tail * size_of(config_.exact_type) : 0;
   }
   [[nodiscard]] std::size_t book_bytes(kv_side which) const noexcept {
     return bank_->codebook_bytes(side(which).shape, side(which).storage);
   }
-  [[nodiscard]] rows_ref rows_at(std::byte* rows, kv_side which) const noexcept {
-    const std::size_t dim = side(which).shape.dim;
+  [[nodiscard]] std::size_t transform_bytes(kv_side which) const noexcept {
+    return transform_floats(which) * sizeof(float);
+  }
+  /// Both sides' coders of one worker.
+  [[nodiscard]] std::size_t coder_bytes() const noexcept {
+    carver memory;
+    static_cast<void>(side_coder(memory, config_.keys, false));
+    static_cast<void>(side_coder(memory, config_.values, false));
+    return align_up(memory.required());
+  }
+  [[nodiscard]] rows_ref rows_at(std::byte* rows, std::size_t dim) const noexcept {
     return {rows, config_.exact_type, block_tokens, dim, static_cast<std::ptrdiff_t>(dim), 1};
   }
 
   [[nodiscard]] bool all_books() const noexcept {
     for (std::size_t head = 0; head < heads_; ++head) {
       for (const kv_side which : kv_sides) {
-        if (side(which).coded && book(head, which).memory == address{}) {
+        if (lacks_book(head, which)) {
           return false;
         }
       }
@@ -347,73 +422,119 @@ class page_pool {
     return true;
   }
 
-  /// Moves centroids into the bank; what was there before is given back. On failure nothing changes.
-  status place_tentative(std::size_t head, kv_side which, const float* centroids, const training_report& report) {
-    resident_codebook<address> placed{side(which).shape, side(which).storage, {}, code_rotation(which)};
-    PQATTN_TRY(bank_->reserve(book_bytes(which), placed.memory));
-    const status stored = bank_->store_codebook({side(which).shape, centroids, 0, 0}, placed);
-    if (!stored) {
-      bank_->release(placed.memory, book_bytes(which));
-      return stored;
-    }
-    release_book(head, which);
-    books_[at(head, which)] = {placed, report, true};
-    return {};
+  [[nodiscard]] bool lacks_book(std::size_t head, kv_side which) const noexcept {
+    return stores(which) && side(which).coded && book(head, which).memory == address{};
   }
-  void release_book(std::size_t head, kv_side which) noexcept {
-    trained_book& old = books_[at(head, which)];
+
+  /// Moves centroids into the bank, with a copy of `transform` or null; what was there before is given back. On failure
+  /// nothing changes.
+  status place_tentative(std::size_t head, kv_side which, const float* centroids, const training_report& report,
+                         const float* transform) {
+    const geometry& shape = side(which).shape;
+    trained_book made{{shape, side(which).storage, {}, code_rotation(which)}, report, nullptr, true};
+    buffer settled;
+    PQATTN_TRY(buffer::make(resource_, shape.codebook_values() * sizeof(float), settled));
+    std::memcpy(settled.data(), centroids, settled.size());
+    auto* rounded = reinterpret_cast<float*>(settled.data());
+    PQATTN_TRY(detail::settle_codebook(shape, side(which).storage, rounded, code_rotation(which)));
+    if (transform != nullptr) {
+      made.transform = static_cast<float*>(resource_.allocate(resource_.self, transform_bytes(which)));
+      if (made.transform == nullptr) {
+        return failure(status_code::out_of_memory, "memory_resource", "refused a metric or a rotation",
+                       transform_bytes(which), 0);
+      }
+      std::memcpy(made.transform, transform, transform_bytes(which));
+    }
+    status outcome = bank_->reserve(book_bytes(which), made.book.memory);
+    if (outcome) {
+      outcome = bank_->store_codebook({shape, rounded, 0, 0}, made.book);
+    }
+    release_book(which, outcome ? books_[at(head, which)] : made);
+    if (outcome) {
+      books_[at(head, which)] = made;
+    }
+    return outcome;
+  }
+  void release_book(kv_side which, trained_book& old) noexcept {
     if (old.book.memory != address{}) {
       bank_->release(old.book.memory, book_bytes(which));
+    }
+    if (old.transform != nullptr) {
+      resource_.deallocate(resource_.self, old.transform, transform_bytes(which));
     }
     old = {};
   }
 
-  template <class Load, class Weight>
-  status train_side(std::size_t head, kv_side which, std::size_t available, Load&& load, Weight&& weight,
-                    const executor& parts, const progress_hook& progress) {
-    const side_config& config = side(which);
-    const std::size_t samples = (std::min<std::size_t>)(available, config_.max_training_tokens);
-    training_params params{config_.kmeans, config.storage, parts, progress};
-    // The seeds of a layer_cache of the same configuration: the same tokens train the same codebooks.
-    params.kmeans.seed = mix_seed(mix_seed(config_.kmeans.seed, head), static_cast<std::uint64_t>(which));
-    carver counting;
-    training_rows work;
-    work.carve(counting, samples, config.shape);
-    buffer memory;
-    PQATTN_TRY(buffer::make(resource_, counting.required(), memory));
-    carver placed(memory.data(), memory.size());
-    work.carve(placed, samples, config.shape);
-    for (std::size_t i = 0; i < samples; ++i) {
-      const std::size_t source = i * available / samples;  // evenly spaced
-      load(head, which, source, work.rows + i * config.shape.dim);
-      work.weights[i] = weight(head, source);
+  template <class Lesson>
+  status train_head(std::size_t head, std::size_t count, Lesson& lesson, const executor& parts,
+                    const progress_hook& progress) {
+    if (!lacks_book(head, kv_side::keys) && !lacks_book(head, kv_side::values)) {
+      return {};
     }
-    temper_weights(work.weights, samples, config_.weight_exponent, config_.weight_floor);
-    const rows_view view = view_rows(work.rows, samples, config.shape.dim);
-    buffer workspace;
-    PQATTN_TRY(buffer::make(resource_, training_workspace_bytes(*bank_, config.shape, view, params), workspace));
+    // The seeds of a layer_cache of the same configuration: the same tokens train the same codebooks.
+    cache_config seeded = config_;
+    seeded.kmeans.seed = mix_seed(config_.kmeans.seed, head);
+    buffer metric;
+    PQATTN_TRY(lesson.begin(head, seeded, metric));
+    for (const kv_side which : kv_sides) {
+      if (lacks_book(head, which)) {
+        const auto* packed = which == kv_side::keys ? reinterpret_cast<const float*>(metric.data()) : nullptr;
+        PQATTN_TRY(train_side(head, which, count, lesson, seeded, packed, parts, progress));
+      }
+    }
+    return {};
+  }
+  template <class Lesson>
+  status train_side(std::size_t head, kv_side which, std::size_t available, Lesson& lesson, const cache_config& seeded,
+                    const float* metric, const executor& parts, const progress_hook& progress) {
+    const side_config& config = side(which);
+    detail::codebook_lesson<Bank> rows(*bank_, config_, config, resource_);
+    PQATTN_TRY(rows.make((std::min<std::size_t>)(available, config_.max_training_tokens), metric));
+    row_forms form = forms(head, which);
+    float row[max_dim];
+    for (std::size_t i = 0; i < rows.count(); ++i) {
+      const std::size_t source = i * available / rows.count();  // evenly spaced
+      form.to_coded(lesson.load(head, which, source, row), row);
+      std::copy_n(row, config.shape.dim, rows.row(i));
+      rows.weights()[i] = lesson.weight(head, source);
+    }
+    buffer rotation;
+    if (config.rotated) {
+      PQATTN_TRY(rows.learn_rotation(rotation));
+      const auto* numbers = reinterpret_cast<const float*>(rotation.data());
+      form.turn = {config.shape.dim, numbers, numbers + config.shape.dim};
+      for (std::size_t i = 0; i < rows.count(); ++i) {
+        form.to_coded(0, rows.row(i));  // values: no position matters
+      }
+    }
+    kmeans_params kmeans = config_.kmeans;
+    kmeans.seed = mix_seed(seeded.kmeans.seed, static_cast<std::uint64_t>(which));
     training_report report;
-    PQATTN_TRY(train_codebook(*bank_, config.shape, view, work.weights, params, workspace.data(), workspace.size(),
-                              work.centroids, report));
-    return place_tentative(head, which, work.centroids, report);
+    PQATTN_TRY(rows.train(kmeans, code_rotation(which), parts, progress, report));
+    return place_tentative(head, which, rows.centroids(), report,
+                           config.rotated ? reinterpret_cast<const float*>(rotation.data()) : metric);
   }
 
-  /// Memory for `pages` coded pages of one head and side.
+  /// Memory for `pages` coded pages of one head and side. What a failure leaves is for release_slab().
   status reserve_slab(kv_side which, std::size_t pages, slab& made) {
-    if (side(which).coded) {
-      return bank_->reserve(pages * page_bytes(which), made.codes);
+    if (page_code_bytes(which) != 0) {
+      PQATTN_TRY(bank_->reserve(pages * page_code_bytes(which), made.codes));
     }
-    made.rows = static_cast<std::byte*>(resource_.allocate(resource_.self, pages * page_bytes(which)));
-    return made.rows != nullptr ? status{}
-                                : failure(status_code::out_of_memory, "memory_resource", "refused an allocation",
-                                          pages * page_bytes(which), 0);
+    if (page_row_bytes(which) != 0) {
+      made.rows = static_cast<std::byte*>(resource_.allocate(resource_.self, pages * page_row_bytes(which)));
+      if (made.rows == nullptr) {
+        return failure(status_code::out_of_memory, "memory_resource", "refused an allocation",
+                       pages * page_row_bytes(which), 0);
+      }
+    }
+    return {};
   }
   void release_slab(kv_side which, std::size_t pages, slab& old) noexcept {
     if (old.codes != address{}) {
-      bank_->release(old.codes, pages * page_bytes(which));
+      bank_->release(old.codes, pages * page_code_bytes(which));
     }
     if (old.rows != nullptr) {
-      resource_.deallocate(resource_.self, old.rows, pages * page_bytes(which));
+      resource_.deallocate(resource_.self, old.rows, pages * page_row_bytes(which));
     }
     old = {};
   }
@@ -427,9 +548,7 @@ class page_pool {
     while (outcome && grown.size() < slabs_.size()) {
       slab made;
       outcome = reserve_slab(kv_sides[grown.size() % 2], pages, made);
-      if (outcome) {
-        static_cast<void>(grown.push_back(made));
-      }
+      static_cast<void>(grown.push_back(made));
     }
     const std::size_t old_pages = coded_.pages();
     if (outcome) {
@@ -454,8 +573,11 @@ class page_pool {
   }
 
   void copy_page(kv_side which, const slab& from, std::uint32_t page, const slab& to, std::uint32_t copy) noexcept {
-    if (!side(which).coded) {
-      std::memcpy(to.rows + copy * rows_bytes(which), from.rows + page * rows_bytes(which), rows_bytes(which));
+    const std::size_t rows = page_row_bytes(which);
+    if (rows != 0) {
+      std::memcpy(to.rows + copy * rows, from.rows + page * rows, rows);
+    }
+    if (page_code_bytes(which) == 0) {
       return;
     }
     // Codes cross slot by slot: an address need not be a pointer. Banks have no reason to refuse their own memory.
@@ -478,7 +600,7 @@ class page_pool {
   void release() noexcept {
     for (std::size_t i = 0; i < slabs_.size(); ++i) {
       release_slab(kv_sides[i % 2], coded_.pages(), slabs_[i]);
-      release_book(i / 2, kv_sides[i % 2]);
+      release_book(kv_sides[i % 2], books_[i]);
     }
     for (std::size_t page = 0; page < exact_memory_.size(); ++page) {
       free_exact(page);
@@ -495,6 +617,7 @@ class page_pool {
     std::swap(books_, other.books_);
     std::swap(exact_memory_, other.exact_memory_);
     std::swap(exact_held_, other.exact_held_);
+    std::swap(coding_, other.coding_);
     std::swap(trained_, other.trained_);
   }
 
@@ -510,6 +633,7 @@ class page_pool {
   growable<trained_book> books_;
   growable<std::byte*> exact_memory_;  ///< of each exact page, null while it is free and gave its memory back
   std::size_t exact_held_ = 0;         ///< exact pages with memory
+  coding_scratch coding_;              ///< of appends
   bool trained_ = false;
 };
 

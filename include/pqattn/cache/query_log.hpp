@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include "../config.hpp"
 #include "../core/growable.hpp"
@@ -27,8 +30,7 @@ class query_log {
     if (limit_ == 0) {
       return {};
     }
-    PQATTN_TRY(rows_.reserve(limit_ * dim_));
-    PQATTN_TRY(positions_.reserve(limit_));
+    PQATTN_TRY(reserve());
     float row[max_row];
     for (std::size_t i = 0; i < queries.rows; ++i) {
       if (positions[i] < 0 || positions[i] % stride_ != 0) {
@@ -50,6 +52,81 @@ class query_log {
         PQATTN_TRY(rows_.push_back(row[c]));
       }
     }
+    return {};
+  }
+
+  /// Takes all the memory that add() needs.
+  PQATTN_UNIT_MEMBER status reserve() {
+    PQATTN_TRY(rows_.reserve(limit_ * dim_));
+    return positions_.reserve(limit_);
+  }
+  /// Makes `copy` hold the same. On failure `copy` is unchanged.
+  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, query_log& copy) const {
+    query_log made(resource, limit_, dim_);
+    PQATTN_TRY(made.reserve());
+    made.stride_ = stride_;
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      static_cast<void>(made.rows_.push_back(rows_[i]));
+    }
+    for (std::size_t i = 0; i < positions_.size(); ++i) {
+      static_cast<void>(made.positions_.push_back(positions_[i]));
+    }
+    copy = std::move(made);
+    return {};
+  }
+
+  /// Bytes of the log as store() writes it: stride and positions (64-bit), then rows (f32).
+  [[nodiscard]] std::size_t stored_bytes() const noexcept {
+    return sizeof(std::int64_t) + positions_.size() * (sizeof(std::int64_t) + dim_ * sizeof(float));
+  }
+  /// put(data, bytes) for all of it.
+  template <class Put>
+  void store(Put&& put) const {
+    put(&stride_, sizeof stride_);
+    put(positions_.data(), positions_.size() * sizeof(std::int64_t));
+    put(rows_.data(), rows_.size() * sizeof(float));
+  }
+  /// Replaces what the log holds by stored bytes of any origin. Errors (the log may then be empty): sizes that do not fit,
+  /// more rows than it has room for, positions or a stride that no log has, numbers that are not finite, out of memory.
+  PQATTN_UNIT_MEMBER status restore(const std::byte* data, std::size_t bytes) {
+    PQATTN_TRY(reserve());
+    positions_.truncate(0);
+    rows_.truncate(0);
+    const std::size_t row_bytes = sizeof(std::int64_t) + dim_ * sizeof(float);
+    const std::size_t count = bytes < sizeof stride_ ? 0 : (bytes - sizeof stride_) / row_bytes;
+    if (bytes < sizeof stride_ || sizeof stride_ + count * row_bytes != bytes || count > limit_) {
+      return failure(status_code::corrupt_data, "stored queries", "must be whole rows, not more than are kept; rows",
+                     limit_, count);
+    }
+    std::int64_t stride = 0;
+    std::memcpy(&stride, data, sizeof stride);
+    if (stride < 1 || stride > most_stride || (stride & (stride - 1)) != 0) {
+      return failure(status_code::corrupt_data, "stored queries", "have a stride that is no power of two; it is", 1,
+                     stride);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      std::int64_t position = 0;
+      std::memcpy(&position, data + (i + 1) * sizeof position, sizeof position);
+      if (position < 0 || position % stride != 0) {
+        return failure(status_code::corrupt_data, "stored queries", "have a position off the stride; index", 0, i);
+      }
+    }
+    const std::byte* numbers = data + (count + 1) * sizeof(std::int64_t);
+    for (std::size_t i = 0; i < count * dim_; ++i) {
+      float number = 0.0f;
+      std::memcpy(&number, numbers + i * sizeof number, sizeof number);
+      if (!is_finite(number)) {
+        rows_.truncate(0);
+        return failure(status_code::corrupt_data, "stored queries", "have a NaN or infinity; index", 0, i);
+      }
+      PQATTN_TRY(rows_.push_back(number));
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      std::int64_t position = 0;
+      std::memcpy(&position, data + (i + 1) * sizeof position, sizeof position);
+      PQATTN_TRY(positions_.push_back(position));
+    }
+    stride_ = stride;
     return {};
   }
 
@@ -86,6 +163,72 @@ class query_log {
   std::int64_t stride_ = 1;
   growable<float> rows_;
   growable<std::int64_t> positions_;
+};
+
+/// A query log for each KV head of a layer. Move-only; closed until open().
+class query_logs {
+ public:
+  query_logs() = default;
+  query_logs(query_logs&& other) noexcept { swap(other); }
+  query_logs& operator=(query_logs&& other) noexcept {
+    query_logs taken(std::move(other));
+    swap(taken);
+    return *this;
+  }
+  ~query_logs() { std::destroy_n(logs_, count_); }
+
+  /// Empty logs, all their memory taken. On failure nothing changes.
+  PQATTN_UNIT_MEMBER status open(const memory_resource& resource, std::size_t heads, std::size_t limit,
+                                 std::size_t dim) {
+    query_logs made;
+    PQATTN_TRY(made.make(resource, heads));
+    for (std::size_t i = 0; i < heads; ++i) {
+      made.logs_[i] = query_log(resource, limit, dim);
+      PQATTN_TRY(made.logs_[i].reserve());
+    }
+    *this = std::move(made);
+    return {};
+  }
+  /// Makes `copy` hold the same. On failure `copy` is unchanged.
+  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, query_logs& copy) const {
+    query_logs made;
+    PQATTN_TRY(made.make(resource, count_));
+    for (std::size_t i = 0; i < count_; ++i) {
+      PQATTN_TRY(logs_[i].duplicate(resource, made.logs_[i]));
+    }
+    copy = std::move(made);
+    return {};
+  }
+
+  [[nodiscard]] bool is_open() const noexcept { return count_ != 0; }
+  /// Pre: is_open().
+  [[nodiscard]] query_log& head(std::size_t index) const noexcept { return logs_[index]; }
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    std::size_t total = memory_.size();
+    for (std::size_t i = 0; i < count_; ++i) {
+      total += logs_[i].bytes();
+    }
+    return total;
+  }
+
+ private:
+  PQATTN_UNIT_MEMBER status make(const memory_resource& resource, std::size_t heads) {
+    PQATTN_TRY(buffer::make(resource, heads * sizeof(query_log), memory_));
+    logs_ = reinterpret_cast<query_log*>(memory_.data());
+    for (; count_ < heads; ++count_) {
+      new (logs_ + count_) query_log();
+    }
+    return {};
+  }
+  void swap(query_logs& other) noexcept {
+    memory_.swap(other.memory_);
+    std::swap(logs_, other.logs_);
+    std::swap(count_, other.count_);
+  }
+
+  buffer memory_;
+  query_log* logs_ = nullptr;
+  std::size_t count_ = 0;
 };
 
 }  // namespace v0

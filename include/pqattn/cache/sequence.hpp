@@ -18,6 +18,8 @@
 #include "../encode/encode.hpp"
 #include "layer_cache.hpp"
 #include "page_pool.hpp"
+#include "query_lesson.hpp"
+#include "query_log.hpp"
 #include "token_list.hpp"
 
 namespace pqattn {
@@ -33,6 +35,9 @@ struct append_options {
   /// the attention they receive from the last importance_rows query tokens of every such append until training.
   const head_rows* queries = nullptr;
   float softmax_scale = 0.0f;  ///< of those queries; 0 means 1 / sqrt(d_k)
+  /// (kv_heads, d_k, d_k) metrics of the keys, for the append that trains, as training_options::key_metric; null makes
+  /// them from the queries that observe() kept.
+  const float* key_metrics = nullptr;
   executor parts;          ///< KV heads are coded in parallel; training runs sub-vectors in parallel
   progress_hook progress;  ///< of training
 };
@@ -113,24 +118,26 @@ class sequence {
   [[nodiscard]] const token_list& sinks() const noexcept { return sinks_; }
   [[nodiscard]] const token_list& body() const noexcept { return body_; }
   [[nodiscard]] const token_list& recent() const noexcept { return recent_; }
-  /// Bytes of lists; pages are the pool's and may be shared.
+  /// What observe() has kept; closed when there is nothing.
+  [[nodiscard]] const query_logs& queries() const noexcept { return queries_; }
+  /// Bytes of lists and of queries kept for training; pages are the pool's and may be shared.
   [[nodiscard]] std::size_t metadata_bytes() const noexcept {
-    return sinks_.bytes() + body_.bytes() + recent_.bytes();
+    return sinks_.bytes() + body_.bytes() + recent_.bytes() + queries_.bytes();
   }
 
   // --- growing ---
 
-  /// Appends n tokens: keys (kv_heads, n, d_k), values (kv_heads, n, d_v), any dtype and strides.
+  /// Appends n tokens: keys (kv_heads, n, d_k), values (kv_heads, n, d_v), any dtype and strides. Keys have their tail;
+  /// values that come from the keys are {}.
   ///
   /// The first tokens of an empty sequence become sinks. The others enter the recent window; once the pool is trained,
-  /// tokens beyond config.recent leave it, oldest first, and are coded. The append that brings an untrained pool's
+  /// tokens beyond config.recent leave it, oldest first and config.coding_batch at a time, and are coded. The append that brings an untrained pool's
   /// sequence to config.training_start() tokens behind the sinks trains the codebooks of all sequences. One long append
   /// and many short ones hold the same, given the same codebooks.
   /// Errors (nothing changed): shape mismatch, NaN or infinity with its row and column, bad weights or positions, out of
   /// memory, cancelled training.
   status append(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
-    PQATTN_TRY(check_arrival(keys, kv_side::keys, values.rows.rows, "keys"));
-    PQATTN_TRY(check_arrival(values, kv_side::values, keys.rows.rows, "values"));
+    PQATTN_TRY(check_arrivals(keys, values));
     PQATTN_TRY(check_options(options, keys.rows.rows));
     const append_plan plan = plan_append(keys.rows.rows);
     arrival rows{keys, values, options, next_position(), {}, recent_.slots(), nullptr};
@@ -140,7 +147,8 @@ class sequence {
     if (plan.trains) {
       PQATTN_TRY(train(rows, plan));
     }
-    const status reserved = reserve(plan);
+    const executor parts = Bank::concurrent ? options.parts : executor{};
+    const status reserved = reserve(plan, parts.workers);
     if (!reserved) {
       pool_->discard_training();
       return reserved;
@@ -149,18 +157,52 @@ class sequence {
       pool_->keep_training();
     }
     add_pages(plan);
-    run_parts(Bank::concurrent ? options.parts : executor{}, pool_->kv_heads(),
-              [&](std::size_t head, std::size_t) { write_head(rows, plan, head); });
+    run_parts(parts, pool_->kv_heads(),
+              [&](std::size_t head, std::size_t worker) { write_head(rows, plan, head, worker); });
     record(rows, plan);
+    return {};
+  }
+
+  /// Keeps query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training to come: up
+  /// to config.query_rows of each KV head, spread evenly. They teach the keys' metric and, with config.attention_weights,
+  /// the importance of tokens. Forks keep a copy; edits leave them alone. Does nothing once the pool is trained. Errors
+  /// (nothing kept): shape mismatch, not finite, out of memory.
+  status observe(const head_rows& queries, std::int64_t first_position) {
+    const cache_config& config = pool_->config();
+    PQATTN_TRY(check_view(queries.rows, "queries"));
+    if (queries.heads == 0 || queries.heads % pool_->kv_heads() != 0 || queries.rows.cols != config.key_channels()) {
+      return failure(status_code::shape_mismatch, "queries",
+                     "must have a multiple of the KV heads and the keys' channels; heads", pool_->kv_heads(),
+                     queries.heads);
+    }
+    for (std::size_t head = 0; head < queries.heads; ++head) {
+      PQATTN_TRY(detail::check_finite(queries.head(head), "queries"));
+    }
+    if (pool_->trained() || !config.codes_anything() || config.query_rows == 0) {
+      return {};
+    }
+    if (!queries_.is_open()) {
+      PQATTN_TRY(queries_.open(pool_->resource(), pool_->kv_heads(), config.query_rows, config.keys.shape.dim));
+    }
+    const std::size_t group = queries.heads / pool_->kv_heads();
+    for (std::size_t i = 0; i < queries.rows.rows; ++i) {
+      const std::int64_t position = first_position + static_cast<std::int64_t>(i);
+      for (std::size_t head = 0; head < queries.heads; ++head) {
+        // All memory is there.
+        static_cast<void>(queries_.head(head / group).add(queries.head(head).slice(i, 1), &position));
+      }
+    }
     return {};
   }
 
   /// Makes room for `tokens` more tokens, so that appends of that many in all allocate nothing but what training needs.
   status reserve(std::size_t tokens) {
-    PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(pool_->config().recent) + 1)));
+    const std::size_t window = std::size_t{pool_->config().recent} + pool_->config().coding_batch;
+    PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(window) + 1)));
     PQATTN_TRY(pool_->reserve_coded(2 + (pool_->trained() ? blocks_for(tokens) : 0)));
+    PQATTN_TRY(pool_->reserve_coding(pool_->trained() ? 1 : 0));
     PQATTN_TRY(body_.reserve(tokens + block_tokens));
-    return recent_.reserve((std::min)(tokens, std::size_t{pool_->config().recent}) + 2 * block_tokens);
+    return recent_.reserve((std::min)(tokens, window) + 2 * block_tokens);
   }
 
   // --- removing ---
@@ -190,11 +232,12 @@ class sequence {
     return {};
   }
 
-  /// Removes everything.
+  /// Removes everything, queries kept for training included.
   void clear() noexcept {
     for (token_list* list : {&sinks_, &body_, &recent_}) {
       list->clear(dropper(list));
     }
+    queries_ = {};
   }
 
   // --- copying ---
@@ -204,6 +247,9 @@ class sequence {
   status fork(sequence& copy) const {
     sequence made;
     made.pool_ = pool_;
+    if (queries_.is_open() && !pool_->trained()) {
+      PQATTN_TRY(queries_.duplicate(pool_->resource(), made.queries_));
+    }
     PQATTN_TRY(sinks_.duplicate(pool_->resource(), made.sinks_));
     PQATTN_TRY(body_.duplicate(pool_->resource(), made.body_));
     if (const status copied = recent_.duplicate(pool_->resource(), made.recent_); !copied) {
@@ -250,9 +296,7 @@ class sequence {
 
   /// What shift() costs in this pool.
   [[nodiscard]] shift_cost can_shift() const noexcept {
-    const cache_config& config = pool_->config();
-    return config.rotation.enabled() && config.keys.coded && config.code_keys_after_rope ? shift_cost::recoded
-                                                                                        : shift_cost::exact;
+    return recodes() ? shift_cost::recoded : shift_cost::exact;
   }
 
   /// Adds `delta` to the positions of tokens [first, first + count). Codes of keys before RoPE do not change; what does
@@ -267,9 +311,12 @@ class sequence {
     done.tokens = count;
     if (count != 0 && delta != 0) {
       PQATTN_TRY(check_positions(first, count, delta));
+      PQATTN_TRY(pool_->reserve_coding(recodes() ? 1 : 0));
       PQATTN_TRY(own_rotated(first, count));
+      for (std::size_t head = 0; head < pool_->kv_heads(); ++head) {
+        rotate_tokens(first, count, delta, head, done);
+      }
       for_each(*this, first, count, [&](token_list& list, std::size_t slot) {
-        rotate_token(list, slot, delta, done);
         list.set_position(slot, list.position(slot) + delta);
       });
     }
@@ -284,10 +331,10 @@ class sequence {
   /// Copies tokens [first, first + n) of one head out as attention sees them: keys rotated, coded tokens decoded.
   /// keys (n, d_k) and values (n, d_v) in any dtype. Errors: shape mismatch, tokens the sequence does not hold.
   status read(std::size_t head, std::size_t first, const rows_ref& keys, const rows_ref& values) const {
-    const cache_config& config = pool_->config();
-    if (keys.cols != config.keys.shape.dim || values.cols != config.values.shape.dim || keys.rows != values.rows) {
+    if (keys.cols != pool_->row_dim(kv_side::keys) || values.cols != pool_->row_dim(kv_side::values) ||
+        keys.rows != values.rows) {
       return failure(status_code::shape_mismatch, "keys or values", "must have the configured channels, same rows; keys",
-                     config.keys.shape.dim, keys.cols);
+                     pool_->row_dim(kv_side::keys), keys.cols);
     }
     if (head >= pool_->kv_heads()) {
       return failure(status_code::invalid_argument, "head", "must be below the KV heads", pool_->kv_heads(), head);
@@ -399,15 +446,26 @@ class sequence {
 
   // --- checks ---
 
+  status check_arrivals(const head_rows& keys, const head_rows& values) const noexcept {
+    if (pool_->stores(kv_side::values)) {
+      PQATTN_TRY(check_arrival(keys, kv_side::keys, values.rows.rows, "keys"));
+      return check_arrival(values, kv_side::values, keys.rows.rows, "values");
+    }
+    if (values.heads != 0 || values.rows.rows != 0) {
+      return failure(status_code::invalid_argument, "values", "come from the keys and must be empty; heads", 0,
+                     values.heads);
+    }
+    return check_arrival(keys, kv_side::keys, keys.rows.rows, "keys");
+  }
   status check_arrival(const head_rows& rows, kv_side which, std::size_t other_rows, const char* subject) const noexcept {
     if (rows.heads != pool_->kv_heads()) {
       return failure(status_code::shape_mismatch, subject, "must have the pool's KV heads", pool_->kv_heads(),
                      rows.heads);
     }
     PQATTN_TRY(check_view(rows.rows, subject));
-    if (rows.rows.cols != pool_->side(which).shape.dim) {
+    if (rows.rows.cols != pool_->row_dim(which)) {
       return failure(status_code::shape_mismatch, subject, "must have the configured number of channels",
-                     pool_->side(which).shape.dim, rows.rows.cols);
+                     pool_->row_dim(which), rows.rows.cols);
     }
     if (rows.rows.rows != other_rows) {
       return failure(status_code::shape_mismatch, subject, "must have as many rows as the other side", other_rows,
@@ -419,6 +477,11 @@ class sequence {
     return {};
   }
   status check_options(const append_options& options, std::size_t rows) const noexcept {
+    const std::size_t dim = pool_->config().keys.shape.dim;
+    if (options.key_metrics != nullptr && pool_->config().keys.metric) {
+      PQATTN_TRY(
+          detail::check_finite(view_rows(options.key_metrics, pool_->kv_heads() * dim, dim), "options.key_metrics"));
+    }
     for (std::size_t i = 0; options.weights != nullptr && i < rows * pool_->kv_heads(); ++i) {
       if (!is_finite(options.weights[i]) || options.weights[i] < 0.0f) {
         return failure(status_code::invalid_argument, "weights", "must be finite and at least 0; bad entry at index", 0,
@@ -438,7 +501,7 @@ class sequence {
         return failure(status_code::invalid_argument, "weights", "and queries cannot both say what matters");
       }
       if (queries.heads == 0 || queries.heads % pool_->kv_heads() != 0 || queries.rows.rows != rows ||
-          queries.rows.cols != pool_->config().keys.shape.dim) {
+          queries.rows.cols != pool_->config().key_channels()) {
         return failure(status_code::shape_mismatch, "queries",
                        "must have a multiple of the KV heads, a row per key and the keys' channels; rows", rows,
                        queries.rows.rows);
@@ -520,7 +583,10 @@ class sequence {
       load_row(pool_->body_rows(page, head, which).view(), slot % block_tokens, row);
     } else {
       PQATTN_TRY(decode_slot(slot, head, which, row));
-      pool_->forms(which).from_coded(list.position(slot), row);
+      pool_->forms(head, which).from_coded(list.position(slot), row);
+      if (which == kv_side::keys && pool_->config().key_tail != 0) {
+        load_row(pool_->tail_rows(page, head).view(), slot % block_tokens, row + pool_->side(which).shape.dim);
+      }
     }
     return {};
   }
@@ -541,35 +607,94 @@ class sequence {
     const std::size_t held = recent_.tokens() + added;
     plan.trains = config.codes_anything() && !pool_->trained() && added != 0 && held >= config.training_start();
     const bool coding = config.codes_anything() && (pool_->trained() || plan.trains);
-    const std::size_t out = coding && held > config.recent ? held - config.recent : 0;
+    const std::size_t beyond = coding && held > config.recent ? held - config.recent : 0;
+    const std::size_t out = beyond / config.coding_batch * config.coding_batch;
     plan.leaving = (std::min)(out, recent_.tokens());
     plan.passing = out - plan.leaving;
     plan.staying = added - plan.passing;
     return plan;
   }
 
+  /// What page_pool::train() learns from: the recent window, then the arriving rows behind the sinks.
+  struct lesson {
+    const sequence& self;
+    const arrival& rows;
+    const append_plan& plan;
+    buffer importance{};  ///< of one head's rows by attention, or none
+
+    std::int64_t load(std::size_t head, kv_side which, std::size_t index, float* row) const noexcept {
+      const std::size_t held = self.recent_.tokens();
+      if (index < held) {
+        const std::size_t slot = self.recent_.slot_of(index);
+        static_cast<void>(self.load_token(self.recent_, slot, head, which, row));
+        return self.recent_.position(slot);
+      }
+      const std::size_t source = plan.to_sinks + index - held;
+      self.load_arriving(rows, source, head, which, row);
+      return rows.position(source);
+    }
+    /// The same of all tokens, sinks first.
+    std::int64_t load_key(std::size_t head, std::size_t token, float* row) const noexcept {
+      const std::size_t held = self.sinks_.tokens();
+      if (token < held) {
+        const std::size_t slot = self.sinks_.slot_of(token);
+        static_cast<void>(self.load_token(self.sinks_, slot, head, kv_side::keys, row));
+        return self.sinks_.position(slot);
+      }
+      if (token < held + plan.to_sinks) {
+        self.load_arriving(rows, token - held, head, kv_side::keys, row);
+        return rows.position(token - held);
+      }
+      return load(head, kv_side::keys, token - held - plan.to_sinks, row);
+    }
+    [[nodiscard]] float weight(std::size_t head, std::size_t index) const noexcept {
+      if (importance.size() != 0) {
+        return reinterpret_cast<const float*>(importance.data())[index];
+      }
+      const std::size_t held = self.recent_.tokens();
+      if (index >= held) {
+        return rows.weight(head, plan.to_sinks + index - held);
+      }
+      const std::size_t slot = self.recent_.slot_of(index);
+      return self.recent_.weights(slot)[head] + (rows.mass == nullptr ? 0.0f : rows.mass_of(head)[slot]);
+    }
+    /// Metric and importance of a head.
+    status begin(std::size_t head, const cache_config& config, buffer& metric) {
+      const page_pool<Bank>& pool = *self.pool_;
+      const std::size_t dim = config.keys.shape.dim;
+      const bool wants_metric = config.keys.coded && config.keys.metric;
+      const float* given = rows.options.key_metrics;
+      const std::size_t sinks = self.sinks_.tokens() + plan.to_sinks;
+      const std::size_t tokens = self.size() + rows.keys.rows.rows;
+      detail::query_lesson<Bank> looks(pool.bank(), config, pool.resource(), tokens, sinks);
+      if (self.queries_.is_open() && ((wants_metric && given == nullptr) || config.attention_weights)) {
+        PQATTN_TRY(looks.gather(self.queries_.head(head), {}, nullptr, [&](std::size_t token, float* row) {
+          return load_key(head, token, row);
+        }));
+      }
+      if (wants_metric && (given != nullptr || looks.query_count() != 0)) {
+        buffer full;
+        PQATTN_TRY(buffer::make(pool.resource(), dim * dim * sizeof(float), full));
+        PQATTN_TRY(buffer::make(pool.resource(), packed_metric_floats(dim) * sizeof(float), metric));
+        auto* numbers = reinterpret_cast<float*>(full.data());
+        if (given == nullptr) {
+          PQATTN_TRY(looks.make_metric(numbers));
+        } else {
+          std::copy_n(given + head * dim * dim, dim * dim, numbers);
+        }
+        pack_metric(numbers, dim, reinterpret_cast<float*>(metric.data()));
+      }
+      if (config.attention_weights && looks.query_count() != 0) {
+        PQATTN_TRY(buffer::make(pool.resource(), (tokens - sinks) * sizeof(float), importance));
+        return looks.weigh(reinterpret_cast<float*>(importance.data()));
+      }
+      importance = {};
+      return {};
+    }
+  };
   status train(const arrival& rows, const append_plan& plan) {
-    // Sources are counted over the recent window, then the arriving rows behind the sinks.
-    const std::size_t held = recent_.tokens();
-    const auto load = [&](std::size_t head, kv_side which, std::size_t source, float* row) {
-      if (source < held) {
-        const std::size_t slot = recent_.slot_of(source);
-        static_cast<void>(load_token(recent_, slot, head, which, row));
-        pool_->forms(which).to_coded(recent_.position(slot), row);
-      } else {
-        load_arriving(rows, plan.to_sinks + source - held, head, which, row);
-        pool_->forms(which).to_coded(rows.position(plan.to_sinks + source - held), row);
-      }
-    };
-    const auto weight = [&](std::size_t head, std::size_t source) {
-      if (source >= held) {
-        return rows.weight(head, plan.to_sinks + source - held);
-      }
-      const std::size_t slot = recent_.slot_of(source);
-      return recent_.weights(slot)[head] + (rows.mass == nullptr ? 0.0f : rows.mass_of(head)[slot]);
-    };
-    return pool_->train(held + rows.keys.rows.rows - plan.to_sinks, load, weight, rows.options.parts,
-                        rows.options.progress);
+    return pool_->train(recent_.tokens() + rows.keys.rows.rows - plan.to_sinks, lesson{*this, rows, plan},
+                        rows.options.parts, rows.options.progress);
   }
 
   /// Attention that the recent window and the arriving rows get from the last arriving queries. Everything is exact still.
@@ -577,7 +702,7 @@ class sequence {
     const head_rows& queries = *rows.options.queries;
     const std::size_t heads = pool_->kv_heads();
     const std::size_t tokens = rows.keys.rows.rows;
-    const std::size_t dim = pool_->config().keys.shape.dim;
+    const std::size_t dim = pool_->row_dim(kv_side::keys);
     const std::size_t last = (std::min)(tokens, importance_rows);
     const std::size_t group = queries.heads / heads;
     const std::size_t query_count = group * last;
@@ -632,13 +757,16 @@ class sequence {
 
   /// An arriving row in exact form.
   void load_arriving(const arrival& rows, std::size_t row, std::size_t head, kv_side which, float* target) const noexcept {
-    load_row(rows.rows(which).head(head), row, target);
-    pool_->forms(which).to_exact(rows.position(row), pool_->side(which).shape.dim, target);
+    // Values that come from the keys are their first channels.
+    const kv_side source = pool_->stores(which) ? which : kv_side::keys;
+    load_row(rows.rows(source).head(head), row, target);
+    pool_->forms(head, source).to_exact(rows.position(row), pool_->row_dim(source), target);
   }
 
   /// Everything of an append that can fail, training aside.
-  status reserve(const append_plan& plan) {
+  status reserve(const append_plan& plan, std::size_t workers) {
     const std::size_t coded = plan.leaving + plan.passing;
+    PQATTN_TRY(pool_->reserve_coding(coded == 0 ? 0 : workers));
     PQATTN_TRY(sinks_.reserve(plan.to_sinks));
     PQATTN_TRY(recent_.reserve(plan.staying));
     PQATTN_TRY(body_.reserve(coded));
@@ -683,11 +811,15 @@ class sequence {
   }
 
   /// Moves the rows of one head where they belong.
-  void write_head(const arrival& rows, const append_plan& plan, std::size_t head) const noexcept {
+  void write_head(const arrival& rows, const append_plan& plan, std::size_t head, std::size_t worker) const noexcept {
+    carver memory = pool_->coding_memory(worker);
+    side_coder coders[] = {{memory, pool_->config().keys, false}, {memory, pool_->config().values, false}};
     for (const kv_side which : kv_sides) {
-      write_exact(rows, 0, plan.to_sinks, sinks_, head, which);
-      write_body(rows, plan, head, which);
-      write_exact(rows, plan.to_sinks + plan.passing, plan.staying, recent_, head, which);
+      if (pool_->stores(which)) {
+        write_exact(rows, 0, plan.to_sinks, sinks_, head, which);
+        write_body(rows, plan, head, which, coders[static_cast<std::size_t>(which)]);
+        write_exact(rows, plan.to_sinks + plan.passing, plan.staying, recent_, head, which);
+      }
     }
   }
   void write_exact(const arrival& rows, std::size_t first, std::size_t count, const token_list& list, std::size_t head,
@@ -699,41 +831,45 @@ class sequence {
       store_row(pool_->exact_rows(list.page(slot / block_tokens), head, which), slot % block_tokens, row);
     }
   }
-  void write_body(const arrival& rows, const append_plan& plan, std::size_t head, kv_side which) const noexcept {
-    const std::size_t dim = pool_->side(which).shape.dim;
-    const row_forms forms = pool_->forms(which);
-    const bool coded = pool_->side(which).coded;
-    constexpr std::size_t tile_floats = 8 * max_dim;
-    float tile[tile_floats];
-    const std::size_t tile_rows = (std::min)(tile_floats / dim, block_tokens);
-    std::size_t slot = recent_.next_live(0);
+  void write_body(const arrival& rows, const append_plan& plan, std::size_t head, kv_side which,
+                  side_coder& coder) const noexcept {
     const std::size_t total = plan.leaving + plan.passing;
-    for (std::size_t first = 0; first < total; first += tile_rows) {
-      const std::size_t count = (std::min)(tile_rows, total - first);
-      for (std::size_t i = 0; i < count; ++i) {
-        float* row = tile + i * dim;
-        std::int64_t position = 0;
-        if (first + i < plan.leaving) {
-          static_cast<void>(load_token(recent_, slot, head, which, row));
-          position = recent_.position(slot);
-          slot = recent_.next_live(slot + 1);
-        } else {
-          const std::size_t source = plan.to_sinks + first + i - plan.leaving;
-          load_arriving(rows, source, head, which, row);
-          position = rows.position(source);
-        }
-        const std::size_t target = body_.slots() + first + i;
-        if (coded) {
-          forms.to_coded(position, row);
-        } else {
-          store_row(pool_->body_rows(body_.page(target / block_tokens), head, which), target % block_tokens, row);
-        }
+    if (total == 0) {
+      return;
+    }
+    const side_config& side = pool_->side(which);
+    const row_forms forms = pool_->forms(head, which);
+    const auto target = pool_->coding_target(head, which, body_.pages());
+    if (side.coded) {
+      coder.start(target, pool_->transform(head, which));
+    }
+    float row[max_dim];
+    std::size_t slot = recent_.next_live(0);
+    for (std::size_t i = 0; i < total; ++i) {
+      std::int64_t position = 0;
+      if (i < plan.leaving) {
+        static_cast<void>(load_token(recent_, slot, head, which, row));
+        position = recent_.position(slot);
+        slot = recent_.next_live(slot + 1);
+      } else {
+        const std::size_t source = plan.to_sinks + i - plan.leaving;
+        load_arriving(rows, source, head, which, row);
+        position = rows.position(source);
       }
-      if (coded) {
-        // Room is reserved and the rows are checked: banks have no other reason to fail.
-        static_cast<void>(pool_->bank().encode(view_rows(tile, count, dim), pool_->book(head, which),
-                                               pool_->codes(head, which, body_.pages()),
-                                               {body_.slots() + first, count}));
+      const std::size_t at = body_.slots() + i;
+      const std::uint32_t page = body_.page(at / block_tokens);
+      if (!side.coded) {
+        store_row(pool_->body_rows(page, head, which), at % block_tokens, row);
+        continue;
+      }
+      if (which == kv_side::keys && pool_->config().key_tail != 0) {
+        store_row(pool_->tail_rows(page, head), at % block_tokens, row + side.shape.dim);
+      }
+      forms.to_coded(position, row);
+      const std::size_t waiting = i % block_tokens;
+      std::copy_n(row, side.shape.dim, coder.rows() + waiting * side.shape.dim);
+      if (waiting + 1 == block_tokens || i + 1 == total) {
+        coder.code(target, at - waiting, waiting + 1);
       }
     }
   }
@@ -763,13 +899,19 @@ class sequence {
       }
     }
     recent_.remove(0, plan.leaving, dropper(&recent_));
-    if (pool_->trained() && recent_.has_weights()) {
+    if (pool_->trained()) {
       recent_.drop_weights();
+      queries_ = {};
     }
   }
 
   // --- moving ---
 
+  /// Whether codes of keys must be made again.
+  [[nodiscard]] bool recodes() const noexcept {
+    const cache_config& config = pool_->config();
+    return config.rotation.enabled() && config.keys.coded && config.key_tail == 0 && config.code_keys_after_rope;
+  }
   [[nodiscard]] bool rewrites(const token_list& list) const noexcept {
     const cache_config& config = pool_->config();
     return config.rotation.enabled() && (&list != &body_ || !config.rotates_codes());
@@ -803,35 +945,50 @@ class sequence {
     return {};
   }
 
-  /// Turns a token's keys by `delta` positions where they are kept rotated. Pre: its page is private.
-  void rotate_token(const token_list& list, std::size_t slot, std::int64_t delta, shift_report& report) const noexcept {
-    if (!rewrites(list)) {
-      return;
+  /// Turns the keys of one head by `delta` positions where they are kept rotated. Pre: their pages are private.
+  void rotate_tokens(std::size_t first, std::size_t count, std::int64_t delta, std::size_t head,
+                     shift_report& report) const noexcept {
+    const cache_config& config = pool_->config();
+    const auto turn = [&](float* row) {
+      rotate_row(config.rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, row);
+    };
+    carver memory = pool_->coding_memory(0);
+    side_coder coder(memory, config.keys, false);
+    const auto target = pool_->coding_target(head, kv_side::keys, body_.pages());
+    if (recodes()) {
+      coder.start(target, pool_->transform(head, kv_side::keys));
     }
-    const std::uint32_t page = list.page(slot / block_tokens);
-    const rope& rotation = pool_->config().rotation;
-    float row[max_dim];
-    for (std::size_t head = 0; head < pool_->kv_heads(); ++head) {
-      if (&list == &body_ && pool_->config().keys.coded) {
-        recode(slot, head, delta, report);
-        continue;
+    float row[max_dim] = {};
+    for_each(*this, first, count, [&](const token_list& list, std::size_t slot) {
+      if (!rewrites(list)) {
+        return;
       }
-      const rows_ref rows = &list == &body_ ? pool_->body_rows(page, head, kv_side::keys)
-                                            : pool_->exact_rows(page, head, kv_side::keys);
+      if (&list == &body_ && recodes()) {
+        turn_code(target, coder, slot, turn, report);
+        return;
+      }
+      const std::uint32_t page = list.page(slot / block_tokens);
+      const bool tail = &list == &body_ && config.keys.coded;
+      const rows_ref rows = tail              ? pool_->tail_rows(page, head)
+                            : &list == &body_ ? pool_->body_rows(page, head, kv_side::keys)
+                                              : pool_->exact_rows(page, head, kv_side::keys);
       load_row(rows.view(), slot % block_tokens, row);
-      rotate_row(rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, row);
+      turn(row + (tail ? 0 : pool_->forms(head, kv_side::keys).rotated_from));
       store_row(rows, slot % block_tokens, row);
-    }
+    });
   }
-  void recode(std::size_t slot, std::size_t head, std::int64_t delta, shift_report& report) const noexcept {
+  /// Decodes a key, turns it and codes it again.
+  template <class Turn>
+  void turn_code(const paged_codes<Bank>& target, side_coder& coder, std::size_t slot, const Turn& turn,
+                 shift_report& report) const noexcept {
     const std::size_t dim = pool_->config().keys.shape.dim;
-    float turned[max_dim] = {};
     float recoded[max_dim] = {};
-    static_cast<void>(decode_slot(slot, head, kv_side::keys, turned));
-    rotate_row(pool_->config().rotation, delta < 0 ? -delta : delta, delta < 0 ? -1.0f : 1.0f, turned);
-    static_cast<void>(pool_->bank().encode(view_rows(turned, 1, dim), pool_->book(head, kv_side::keys),
-                                           pool_->codes(head, kv_side::keys, body_.pages()), {slot, 1}));
-    static_cast<void>(decode_slot(slot, head, kv_side::keys, recoded));
+    float* turned = coder.rows();
+    // Banks have no reason to refuse their own memory.
+    static_cast<void>(target.decode(slot, ref_rows(turned, 1, dim)));
+    turn(turned);
+    coder.code(target, slot, 1);
+    static_cast<void>(target.decode(slot, ref_rows(recoded, 1, dim)));
     ++report.recoded_keys;
     for (std::size_t c = 0; c < dim; ++c) {
       const double error = static_cast<double>(recoded[c]) - static_cast<double>(turned[c]);
@@ -879,6 +1036,11 @@ class sequence {
       next.rotation = pool_->code_rotation();
       next.tables = tables;
     }
+    if (pool_->config().key_tail != 0) {
+      next.key_tail = pool_->all_tails(head);
+      next.tail_pages = body_.pages() + index;
+    }
+    next.turned_values = pool_->turn(head);
   }
 
   void swap(sequence& other) noexcept {
@@ -886,12 +1048,14 @@ class sequence {
     std::swap(sinks_, other.sinks_);
     std::swap(body_, other.body_);
     std::swap(recent_, other.recent_);
+    std::swap(queries_, other.queries_);
   }
 
   page_pool<Bank>* pool_ = nullptr;
   token_list sinks_;
   token_list body_;    ///< coded
   token_list recent_;
+  query_logs queries_;  ///< until training
 };
 
 }  // namespace v0

@@ -24,11 +24,12 @@ struct row_forms {
   bool coded_rotated = false;
   dtype exact_type = dtype::f16;
   value_rotation turn{};  ///< enabled for values that are coded in principal components
+  std::size_t rotated_from = 0;  ///< first channel that RoPE turns; behind the coded ones when there is an exact tail
 
   /// Arrival form to exact form: rotated, rounded to the exact dtype.
   PQATTN_UNIT_MEMBER void to_exact(std::int64_t position, std::size_t dim, float* row) const noexcept {
     if (rotation.enabled() && !arrives_rotated) {
-      rotate_row(rotation, position, 1.0f, row);
+      rotate_row(rotation, position, 1.0f, row + rotated_from);
     }
     for (std::size_t c = 0; exact_type != dtype::f32 && c < dim; ++c) {
       row[c] = exact_type == dtype::f16 ? to_float(to_half(row[c])) : to_float(to_bfloat16(row[c]));

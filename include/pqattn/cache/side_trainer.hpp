@@ -72,7 +72,8 @@ class side_trainer {
     kmeans_params kmeans = config_.kmeans;
     kmeans.seed = mix_seed(config_.kmeans.seed, stream_ + 2 * epoch);
     kmeans.init = epoch != 0 ? kmeans_init::warm_start : kmeans.init;
-    PQATTN_TRY(rows_.train(kmeans, options.parts, options.progress, report));
+    const rope turned = store_.forms().coded_rotated ? rope{} : store_.forms().rotation;
+    PQATTN_TRY(rows_.train(kmeans, turned, options.parts, options.progress, report));
     PQATTN_TRY(
         store_.coded().add_codebook({store_.side().shape, rows_.centroids(), 0, static_cast<std::uint32_t>(epoch)}));
     return errors == nullptr ? status{} : measure(errors);

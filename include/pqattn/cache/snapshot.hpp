@@ -16,342 +16,11 @@
 #include "../bank/host/isa.hpp"
 #include "../bank/host/resident.hpp"
 #include "../config.hpp"
-#include "../core/growable.hpp"
 #include "sequence.hpp"
+#include "snapshot_format.hpp"
 
 namespace pqattn {
 inline namespace v0 {
-
-/// Version of the format, apart from the library's. A reader refuses every other.
-inline constexpr std::uint32_t snapshot_version = 1;
-
-/// What a snapshot is of.
-enum class snapshot_kind : std::uint32_t { codebooks = 1, sequence = 2 };
-
-/// Takes the bytes of a snapshot in order; false stops the writing with io_error.
-struct snapshot_sink {
-  bool (*write)(void* user, const void* data, std::size_t bytes) = nullptr;
-  void* user = nullptr;
-};
-
-/// Gives the bytes of a snapshot in order: up to `bytes` of them, 0 at the end; `failed` is set when reading broke.
-struct snapshot_source {
-  std::size_t (*read)(void* user, void* data, std::size_t bytes, bool* failed) = nullptr;
-  void* user = nullptr;
-};
-
-namespace detail {
-
-/// What a section holds. `index` is list | side << 2 | head << 3.
-enum class section_type : std::uint32_t {
-  config = 1,     ///< snapshot_config
-  live = 2,       ///< one 64-bit word per page
-  positions = 3,  ///< 64 32-bit numbers per page
-  weights = 4,    ///< 64 * heads floats per page of the recent window, before training
-  codes = 5,      ///< host code blocks, one per page
-  rows = 6,       ///< 64 rows of the exact dtype per page
-  book = 7,       ///< the host bank's codebook planes
-};
-
-struct snapshot_header {
-  char magic[8] = {'P', 'Q', 'A', 'T', 'T', 'N', 'K', 'V'};
-  std::uint32_t version = snapshot_version;
-  std::uint32_t endian = 0x01020304;
-  std::uint32_t kind = 0;
-  std::uint32_t sections = 0;
-  std::uint64_t bytes = 0;           ///< of the whole snapshot
-  std::uint64_t table_checksum = 0;  ///< of the section table
-  std::uint64_t checksum = 0;        ///< of the header up to here
-  std::uint64_t unused[2] = {};
-};
-static_assert(sizeof(snapshot_header) == 64);
-
-struct section_entry {
-  std::uint32_t type = 0;
-  std::uint32_t index = 0;
-  std::uint64_t offset = 0;  ///< from the start, a multiple of 64
-  std::uint64_t bytes = 0;
-  std::uint64_t checksum = 0;
-};
-static_assert(sizeof(section_entry) == 32);
-
-struct snapshot_side {
-  std::uint32_t coded = 0;
-  std::uint32_t dim = 0;
-  std::uint32_t subvectors = 0;
-  std::uint32_t centroids = 0;
-  std::uint32_t stages = 0;
-  std::uint32_t storage = 0;
-  std::uint64_t channel_order = 0;  ///< checksum, 0 without one
-};
-/// What must agree between a snapshot and the pool it is loaded into.
-struct snapshot_config {
-  snapshot_side sides[2];
-  std::uint32_t heads = 0;
-  std::uint32_t exact_type = 0;
-  std::uint32_t rope_pairs = 0;
-  std::uint32_t rope_pairing = 0;
-  std::uint64_t rope_frequencies = 0;  ///< checksum
-  std::uint32_t codes_rotated = 0;     ///< keys are coded after RoPE
-  std::uint32_t unused = 0;
-  std::uint64_t codebooks = 0;         ///< checksum of all codebooks, 0 when there are none
-};
-static_assert(sizeof(snapshot_config) == 2 * 32 + 40);
-
-inline constexpr std::uint32_t most_sections = 1u << 16;
-
-inline namespace PQATTN_ISA_UNIT {
-
-/// Checksum over 64-bit words: h = rotate(h ^ word, 29) * odd constant. Every step is a bijection of h and of the word,
-/// so no change of a single word goes unnoticed. Bytes may come in pieces of any size; the last word is padded with 0.
-class snapshot_checksum {
- public:
-  void add(const void* data, std::size_t bytes) noexcept {
-    const auto* from = static_cast<const std::byte*>(data);
-    total_ += bytes;
-    while (bytes > 0) {
-      if (pending_bytes_ == 0 && bytes >= 8) {
-        std::uint64_t word = 0;
-        std::memcpy(&word, from, 8);
-        mix(word);
-        from += 8;
-        bytes -= 8;
-        continue;
-      }
-      pending_[pending_bytes_++] = *from++;
-      --bytes;
-      if (pending_bytes_ == 8) {
-        flush();
-      }
-    }
-  }
-  [[nodiscard]] std::uint64_t value() noexcept {
-    if (pending_bytes_ != 0) {
-      flush();
-    }
-    mix(total_);
-    return state_;
-  }
-
- private:
-  void mix(std::uint64_t word) noexcept {
-    const std::uint64_t mixed = state_ ^ word;
-    state_ = (mixed << 29 | mixed >> 35) * 0x9e3779b97f4a7c15u;
-  }
-  void flush() noexcept {
-    std::memset(pending_ + pending_bytes_, 0, 8 - pending_bytes_);
-    std::uint64_t word = 0;
-    std::memcpy(&word, pending_, 8);
-    mix(word);
-    pending_bytes_ = 0;
-  }
-
-  std::uint64_t state_ = 0x7071617474656e74u;
-  std::uint64_t total_ = 0;
-  std::byte pending_[8] = {};
-  std::size_t pending_bytes_ = 0;
-};
-
-[[nodiscard]] inline std::uint64_t checksum_of(const void* data, std::size_t bytes) noexcept {
-  snapshot_checksum sum;
-  sum.add(data, bytes);
-  return sum.value();
-}
-
-[[nodiscard]] inline std::uint32_t section_index(std::size_t list, kv_side side, std::size_t head) noexcept {
-  return static_cast<std::uint32_t>(list | static_cast<std::size_t>(side) << 2 | head << 3);
-}
-
-/// Lists the sections, then writes them: `produce(type, index, bytes, fill)` is called for each section in both passes,
-/// and fill(put) hands its bytes to put(data, bytes).
-class snapshot_writer {
- public:
-  snapshot_writer(const snapshot_sink& sink, const memory_resource& resource) noexcept
-      : sink_(sink), entries_(resource) {}
-
-  template <class Produce>
-  status write(snapshot_kind kind, Produce&& produce) {
-    if (sink_.write == nullptr) {
-      return failure(status_code::invalid_argument, "sink.write", "is null");
-    }
-    status outcome;
-    std::uint64_t offset = 0;
-    produce([&](section_type type, std::uint32_t index, std::uint64_t bytes, auto&& fill) {
-      snapshot_checksum sum;
-      fill([&](const void* data, std::size_t size) { sum.add(data, size); });
-      const section_entry entry{static_cast<std::uint32_t>(type), index, offset, bytes, sum.value()};
-      offset += align_up(bytes);
-      if (outcome) {
-        outcome = entries_.push_back(entry);
-      }
-    });
-    PQATTN_TRY(outcome);
-    const std::uint64_t first = align_up(sizeof(snapshot_header) + entries_.size() * sizeof(section_entry));
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      entries_[i].offset += first;
-    }
-    snapshot_header header;
-    header.kind = static_cast<std::uint32_t>(kind);
-    header.sections = static_cast<std::uint32_t>(entries_.size());
-    header.bytes = first + offset;
-    header.table_checksum = checksum_of(entries_.data(), entries_.size() * sizeof(section_entry));
-    header.checksum = checksum_of(&header, offsetof(snapshot_header, checksum));
-    put(&header, sizeof header);
-    put(entries_.data(), entries_.size() * sizeof(section_entry));
-    pad();
-    produce([&](section_type, std::uint32_t, std::uint64_t, auto&& fill) {
-      fill([&](const void* data, std::size_t size) { put(data, size); });
-      pad();
-    });
-    return failed_ ? failure(status_code::io_error, "sink.write", "did not take the bytes") : status{};
-  }
-
- private:
-  void put(const void* data, std::size_t bytes) {
-    failed_ = failed_ || (bytes != 0 && !sink_.write(sink_.user, data, bytes));
-    written_ += bytes;
-  }
-  void pad() {
-    constexpr char zeros[memory_alignment] = {};
-    put(zeros, align_up(written_) - written_);
-  }
-
-  snapshot_sink sink_;
-  growable<section_entry> entries_;
-  std::size_t written_ = 0;
-  bool failed_ = false;
-};
-
-}  // namespace PQATTN_ISA_UNIT
-}  // namespace detail
-
-/// A checked snapshot in memory that the caller keeps (read or mapped, aligned to 64 bytes for views). Header, table and
-/// every section's checksum have been verified; sizes against a pool are verified when something is made of it.
-class snapshot_view {
- public:
-  snapshot_view() = default;
-
-  /// Checks the whole of `bytes`. corrupt_data: not a snapshot, cut short, bytes left over, a checksum that does not
-  /// fit; unsupported: another version or byte order. O(bytes), allocates nothing.
-  PQATTN_UNIT_MEMBER static status open(std::span<const std::byte> bytes, snapshot_view& view) noexcept {
-    detail::snapshot_header header;
-    const detail::snapshot_header expected;
-    if (bytes.size() < sizeof header) {
-      return failure(status_code::corrupt_data, "snapshot", "is shorter than its header", sizeof header, bytes.size());
-    }
-    std::memcpy(&header, bytes.data(), sizeof header);
-    if (std::memcmp(header.magic, expected.magic, sizeof header.magic) != 0) {
-      return failure(status_code::corrupt_data, "snapshot", "does not start with its magic word");
-    }
-    if (header.endian != expected.endian) {
-      return failure(status_code::unsupported, "snapshot", "has another byte order", expected.endian, header.endian);
-    }
-    if (header.version != snapshot_version) {
-      return failure(status_code::unsupported, "snapshot.version", "is not this reader's", snapshot_version,
-                     header.version);
-    }
-    if (header.checksum != detail::checksum_of(&header, offsetof(detail::snapshot_header, checksum))) {
-      return failure(status_code::corrupt_data, "snapshot.header", "does not fit its checksum");
-    }
-    if (header.bytes != bytes.size()) {
-      return failure(status_code::corrupt_data, "snapshot", "is cut short or too long; bytes", header.bytes,
-                     bytes.size());
-    }
-    if (header.sections > detail::most_sections ||
-        header.sections > (bytes.size() - sizeof header) / sizeof(detail::section_entry)) {
-      return failure(status_code::corrupt_data, "snapshot.sections", "are more than fit", detail::most_sections,
-                     header.sections);
-    }
-    const std::byte* table = bytes.data() + sizeof header;
-    if (header.table_checksum != detail::checksum_of(table, header.sections * sizeof(detail::section_entry))) {
-      return failure(status_code::corrupt_data, "snapshot.table", "does not fit its checksum");
-    }
-    for (std::uint32_t i = 0; i < header.sections; ++i) {
-      detail::section_entry entry;
-      std::memcpy(&entry, table + i * sizeof entry, sizeof entry);
-      if (entry.offset % memory_alignment != 0 || entry.offset > bytes.size() ||
-          entry.bytes > bytes.size() - entry.offset) {
-        return failure(status_code::corrupt_data, "snapshot.table", "names bytes outside the snapshot; section", 0, i);
-      }
-      if (entry.checksum != detail::checksum_of(bytes.data() + entry.offset, entry.bytes)) {
-        return failure(status_code::corrupt_data, "snapshot section", "does not fit its checksum; number", header.sections, i);
-      }
-    }
-    view.bytes_ = bytes;
-    view.kind_ = static_cast<snapshot_kind>(header.kind);
-    view.sections_ = header.sections;
-    return {};
-  }
-
-  [[nodiscard]] snapshot_kind kind() const noexcept { return kind_; }
-  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
-
-  /// The bytes of a section, which must be there once and of this size.
-  PQATTN_UNIT_MEMBER status section(detail::section_type type, std::uint32_t index, std::uint64_t bytes,
-                                    const std::byte*& data) const noexcept {
-    std::span<const std::byte> found;
-    PQATTN_TRY(section(type, index, found));
-    if (found.size() != bytes) {
-      return failure(status_code::corrupt_data, "snapshot", "has a section of another size; bytes", bytes, found.size());
-    }
-    data = found.data();
-    return {};
-  }
-  PQATTN_UNIT_MEMBER status section(detail::section_type type, std::uint32_t index,
-                                    std::span<const std::byte>& data) const noexcept {
-    for (std::uint32_t i = 0; i < sections_; ++i) {
-      detail::section_entry entry;
-      std::memcpy(&entry, bytes_.data() + sizeof(detail::snapshot_header) + i * sizeof entry, sizeof entry);
-      if (entry.type == static_cast<std::uint32_t>(type) && entry.index == index) {
-        data = bytes_.subspan(entry.offset, entry.bytes);
-        return {};
-      }
-    }
-    return failure(status_code::corrupt_data, "snapshot", "lacks a section; type and index",
-                   static_cast<std::uint32_t>(type), index);
-  }
-
- private:
-  std::span<const std::byte> bytes_;
-  snapshot_kind kind_ = snapshot_kind::sequence;
-  std::uint32_t sections_ = 0;
-};
-
-/// Reads a whole snapshot into memory. The size it claims is never believed: memory grows with bytes that really came.
-/// `size` receives the number of bytes; `limit` bounds it. Errors: io_error, out_of_memory.
-inline status read_snapshot(const snapshot_source& source, std::size_t limit, const memory_resource& resource,
-                            buffer& bytes, std::size_t& size) {
-  if (source.read == nullptr) {
-    return failure(status_code::invalid_argument, "source.read", "is null");
-  }
-  buffer held;
-  PQATTN_TRY(buffer::make(resource, std::size_t{1} << 16, held));
-  std::size_t got = 0;
-  for (;;) {
-    bool failed = false;
-    const std::size_t room = held.size() - got;
-    const std::size_t count = source.read(source.user, held.data() + got, room, &failed);
-    if (failed || count > room) {
-      return failure(status_code::io_error, "source.read", "failed");
-    }
-    if (count == 0) {
-      break;
-    }
-    got += count;
-    if (got > limit) {
-      return failure(status_code::out_of_memory, "snapshot", "is larger than the limit in bytes", limit, got);
-    }
-    if (got == held.size()) {
-      buffer larger;
-      PQATTN_TRY(buffer::make(resource, 2 * held.size(), larger));
-      std::memcpy(larger.data(), held.data(), got);
-      held = std::move(larger);
-    }
-  }
-  bytes = std::move(held);
-  size = got;
-  return {};
-}
 
 namespace detail {
 
@@ -412,9 +81,12 @@ status books_checksum(const page_pool<Bank>& pool, std::uint64_t& checksum) {
   snapshot_checksum sum;
   for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
     for (const kv_side which : kv_sides) {
-      if (pool.side(which).coded) {
+      if (pool.stores(which) && pool.side(which).coded) {
         PQATTN_TRY(books.load(head, which));
         sum.add(books.planes(), books.bytes(which));
+        if (pool.transform(head, which) != nullptr) {
+          sum.add(pool.transform(head, which), pool.transform_floats(which) * sizeof(float));
+        }
       }
     }
   }
@@ -444,51 +116,60 @@ status describe(const page_pool<Bank>& pool, snapshot_config& described) {
   described.rope_frequencies =
       config.rotation.enabled() ? checksum_of(config.rotation.frequencies, config.rotation.pairs * sizeof(float)) : 0u;
   described.codes_rotated = config.rotates_codes() ? 0u : 1u;
+  described.key_tail = config.key_tail;
+  described.values_from_keys = config.values_from_keys ? 1u : 0u;
+  described.key_metric = pool.transform_floats(kv_side::keys) != 0 ? 1u : 0u;
+  described.values_turned = pool.transform_floats(kv_side::values) != 0 ? 1u : 0u;
   return books_checksum(pool, described.codebooks);
+}
+
+/// One number that a snapshot and a pool must agree on.
+struct agreed_number {
+  const char* subject;
+  const char* problem;
+  std::uint64_t expected;
+  std::uint64_t got;
+};
+template <std::size_t Count>
+status check_agreed(const agreed_number (&numbers)[Count]) noexcept {
+  for (const agreed_number& number : numbers) {
+    if (number.expected != number.got) {
+      return failure(status_code::shape_mismatch, number.subject, number.problem, number.expected, number.got);
+    }
+  }
+  return {};
 }
 
 /// Whether a snapshot's configuration is the pool's. Codebooks are compared when `with_books`.
 inline status compare_config(const snapshot_view& view, const snapshot_config& mine, bool with_books) noexcept {
   const std::byte* data = nullptr;
-  PQATTN_TRY(view.section(section_type::config, 0, sizeof(snapshot_config), data));
+  const std::size_t bytes = view.version() == 1 ? snapshot_config_bytes_v1 : sizeof(snapshot_config);
+  PQATTN_TRY(view.section(section_type::config, 0, bytes, data));
   snapshot_config theirs;
-  std::memcpy(&theirs, data, sizeof theirs);
+  std::memcpy(&theirs, data, bytes);
   for (std::size_t i = 0; i < 2; ++i) {
     const char* subject = i == 0 ? "snapshot keys" : "snapshot values";
     const snapshot_side& a = mine.sides[i];
     const snapshot_side& b = theirs.sides[i];
-    const struct {
-      const char* problem;
-      std::uint64_t expected;
-      std::uint64_t got;
-    } fields[] = {{"are coded or not, unlike the pool's", a.coded, b.coded},
-                  {"have another head size", a.dim, b.dim},
-                  {"have other subvectors", a.subvectors, b.subvectors},
-                  {"have another number of centroids", a.centroids, b.centroids},
-                  {"have other stages", a.stages, b.stages},
-                  {"have another codebook storage", a.storage, b.storage},
-                  {"have another channel order; checksum", a.channel_order, b.channel_order}};
-    for (const auto& field : fields) {
-      if (field.expected != field.got) {
-        return failure(status_code::shape_mismatch, subject, field.problem, field.expected, field.got);
-      }
-    }
+    PQATTN_TRY(check_agreed({{subject, "are coded or not, unlike the pool's", a.coded, b.coded},
+                             {subject, "have another head size", a.dim, b.dim},
+                             {subject, "have other subvectors", a.subvectors, b.subvectors},
+                             {subject, "have another number of centroids", a.centroids, b.centroids},
+                             {subject, "have other stages", a.stages, b.stages},
+                             {subject, "have another codebook storage", a.storage, b.storage},
+                             {subject, "have another channel order; checksum", a.channel_order, b.channel_order}}));
   }
-  const struct {
-    const char* subject;
-    std::uint64_t expected;
-    std::uint64_t got;
-  } fields[] = {{"snapshot heads", mine.heads, theirs.heads},
-                {"snapshot exact type", mine.exact_type, theirs.exact_type},
-                {"snapshot rope pairs", mine.rope_pairs, theirs.rope_pairs},
-                {"snapshot rope pairing", mine.rope_pairing, theirs.rope_pairing},
-                {"snapshot rope frequencies", mine.rope_frequencies, theirs.rope_frequencies},
-                {"snapshot form of coded keys", mine.codes_rotated, theirs.codes_rotated}};
-  for (const auto& field : fields) {
-    if (field.expected != field.got) {
-      return failure(status_code::shape_mismatch, field.subject, "must be the pool's", field.expected, field.got);
-    }
-  }
+  constexpr const char* problem = "must be the pool's";
+  PQATTN_TRY(check_agreed({{"snapshot heads", problem, mine.heads, theirs.heads},
+                           {"snapshot exact type", problem, mine.exact_type, theirs.exact_type},
+                           {"snapshot rope pairs", problem, mine.rope_pairs, theirs.rope_pairs},
+                           {"snapshot rope pairing", problem, mine.rope_pairing, theirs.rope_pairing},
+                           {"snapshot rope frequencies", problem, mine.rope_frequencies, theirs.rope_frequencies},
+                           {"snapshot key tail", problem, mine.key_tail, theirs.key_tail},
+                           {"snapshot values from keys", problem, mine.values_from_keys, theirs.values_from_keys},
+                           {"snapshot form of coded keys", problem, mine.codes_rotated, theirs.codes_rotated},
+                           {"snapshot metric of keys", problem, mine.key_metric, theirs.key_metric},
+                           {"snapshot rotation of values", problem, mine.values_turned, theirs.values_turned}}));
   if (with_books && (theirs.codebooks != mine.codebooks || mine.codebooks == 0)) {
     return failure(status_code::shape_mismatch, "snapshot codebooks", "must be the pool's; load them first",
                    mine.codebooks, theirs.codebooks);
@@ -513,21 +194,70 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
     section(detail::section_type::config, 0, sizeof described, [&](auto&& put) { put(&described, sizeof described); });
     for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
       for (const kv_side which : kv_sides) {
-        if (pool.side(which).coded) {
-          section(detail::section_type::book, detail::section_index(0, which, head), books.bytes(which),
-                  [&](auto&& put) {
-                    const status loaded = books.load(head, which);
-                    outcome = outcome ? loaded : outcome;
-                    if (loaded) {
-                      put(books.planes(), books.bytes(which));
-                    }
-                  });
+        if (!pool.stores(which) || !pool.side(which).coded) {
+          continue;
+        }
+        const std::uint32_t index = detail::section_index(0, which, head);
+        section(detail::section_type::book, index, books.bytes(which), [&](auto&& put) {
+          const status loaded = books.load(head, which);
+          outcome = outcome ? loaded : outcome;
+          if (loaded) {
+            put(books.planes(), books.bytes(which));
+          }
+        });
+        if (const float* transform = pool.transform(head, which); transform != nullptr) {
+          const std::size_t bytes = pool.transform_floats(which) * sizeof(float);
+          section(detail::section_type::transform, index, bytes, [&](auto&& put) { put(transform, bytes); });
         }
       }
     }
   });
   return outcome ? written : outcome;
 }
+
+namespace detail {
+
+/// Floats of a section, at any address, copied where they can be read; all of them finite.
+inline status copy_floats(const std::byte* data, std::size_t count, const memory_resource& resource, buffer& copy,
+                          const char* subject) {
+  PQATTN_TRY(buffer::make(resource, count * sizeof(float), copy));
+  std::memcpy(copy.data(), data, count * sizeof(float));
+  const auto* numbers = reinterpret_cast<const float*>(copy.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!is_finite(numbers[i])) {
+      return failure(status_code::not_finite, subject, "has a NaN or infinity; index", 0, i);
+    }
+  }
+  return {};
+}
+
+/// Checks one codebook of a snapshot and what it is coded in, and gives them to the pool when `loads`.
+template <class Bank>
+status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, kv_side which, bool loads) {
+  portable_books<Bank> books(pool);
+  const std::uint32_t index = section_index(0, which, head);
+  const std::byte* data = nullptr;
+  PQATTN_TRY(view.section(section_type::book, index, books.bytes(which), data));
+  float* centroids = nullptr;
+  PQATTN_TRY(books.make_centroids(which, centroids));
+  PQATTN_TRY(books.unpack(which, data, centroids));
+  const std::size_t values = pool.side(which).shape.codebook_values();
+  for (std::size_t i = 0; i < values; ++i) {
+    if (!is_finite(centroids[i])) {
+      return failure(status_code::not_finite, "snapshot codebook", "has a NaN or infinity", head, i);
+    }
+  }
+  buffer transform;
+  const std::size_t floats = pool.transform_floats(which);
+  if (view.has(section_type::transform, index)) {
+    PQATTN_TRY(view.section(section_type::transform, index, floats * sizeof(float), data));
+    PQATTN_TRY(copy_floats(data, floats, pool.resource(), transform, "snapshot metric or rotation"));
+  }
+  return loads ? pool.load_tentative(head, which, centroids, reinterpret_cast<const float*>(transform.data()))
+               : status{};
+}
+
+}  // namespace detail
 
 /// Gives an untrained pool the codebooks of a snapshot. Errors (nothing changed): already trained, another
 /// configuration, sections that are missing or of another size, numbers that are not finite, out of memory.
@@ -542,33 +272,13 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   detail::snapshot_config described;
   PQATTN_TRY(detail::describe(pool, described));
   PQATTN_TRY(detail::compare_config(view, described, false));
-  detail::portable_books<Bank> books(pool);
   // First everything that can be wrong, then the loading.
   for (const bool loads : {false, true}) {
     for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
       for (const kv_side which : kv_sides) {
-        if (!pool.side(which).coded) {
-          continue;
-        }
-        const std::byte* data = nullptr;
-        PQATTN_TRY(view.section(detail::section_type::book, detail::section_index(0, which, head), books.bytes(which),
-                                data));
-        float* centroids = nullptr;
-        status outcome = books.make_centroids(which, centroids);
-        if (outcome) {
-          outcome = books.unpack(which, data, centroids);
-        }
-        if (outcome) {
-          const std::size_t values = pool.side(which).shape.codebook_values();
-          for (std::size_t i = 0; i < values && outcome; ++i) {
-            outcome = is_finite(centroids[i]) ? status{}
-                                              : failure(status_code::not_finite, "snapshot codebook",
-                                                        "has a NaN or infinity", head, i);
-          }
-        }
-        if (outcome && loads) {
-          outcome = pool.load_tentative(head, which, centroids);
-        }
+        const status outcome = pool.stores(which) && pool.side(which).coded
+                                   ? detail::load_book(view, pool, head, which, loads)
+                                   : status{};
         if (!outcome) {
           pool.discard_training();
           return outcome;
@@ -599,6 +309,49 @@ void fill_code_block(const page_pool<Bank>& pool, const token_list& from, std::s
     for (std::uint32_t group = 0; group < shape.groups(); ++group) {
       detail::put_code<isa::native>(block + group * group_bytes, shape.code_bits(), i, codes[group]);
     }
+  }
+}
+
+/// Rows of one page, dead slots 0.
+template <class Put>
+void put_rows(const token_list& from, std::size_t page, const rows_ref& rows, Put&& put) {
+  constexpr char zeros[max_dim * sizeof(float)] = {};
+  for (std::size_t i = 0; i < block_tokens; ++i) {
+    put(from.is_live(page * block_tokens + i) ? rows.at(i) : static_cast<const void*>(zeros),
+        rows.cols * size_of(rows.type));
+  }
+}
+
+/// Sections with the codes or rows of one head and side of a list, and the tails behind coded keys.
+template <class Bank, class Section>
+void write_content(const page_pool<Bank>& pool, const token_list& from, std::size_t list, std::size_t head,
+                   kv_side which, std::byte* block, Section&& section) {
+  const std::size_t pages = from.page_count();
+  const std::uint32_t index = section_index(list, which, head);
+  const std::size_t element = size_of(pool.config().exact_type);
+  if (list != 1 || !pool.side(which).coded) {
+    section(section_type::rows, index, pages * block_tokens * pool.row_dim(which) * element, [&](auto&& put) {
+      for (std::size_t page = 0; page < pages; ++page) {
+        put_rows(from, page,
+                 list == 1 ? pool.body_rows(from.page(page), head, which) : pool.exact_rows(from.page(page), head, which),
+                 put);
+      }
+    });
+    return;
+  }
+  const std::size_t block_bytes = host_block_bytes(pool.side(which).shape);
+  section(section_type::codes, index, pages * block_bytes, [&](auto&& put) {
+    for (std::size_t page = 0; page < pages; ++page) {
+      fill_code_block(pool, from, head, which, page, block);
+      put(block, block_bytes);
+    }
+  });
+  if (const std::size_t tail = pool.config().key_tail; which == kv_side::keys && tail != 0) {
+    section(section_type::tails, index, pages * block_tokens * tail * element, [&](auto&& put) {
+      for (std::size_t page = 0; page < pages; ++page) {
+        put_rows(from, page, pool.tail_rows(from.page(page), head), put);
+      }
+    });
   }
 }
 
@@ -639,28 +392,16 @@ status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
       }
       for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
         for (const kv_side which : kv_sides) {
-          const geometry& shape = pool.side(which).shape;
-          const bool coded = list == 1 && pool.side(which).coded;
-          const std::size_t row_bytes = shape.dim * size_of(pool.config().exact_type);
-          const std::size_t page_bytes = coded ? detail::host_block_bytes(shape) : 64 * row_bytes;
-          section(coded ? detail::section_type::codes : detail::section_type::rows,
-                  detail::section_index(list, which, head), from.page_count() * page_bytes, [&](auto&& put) {
-                    for (std::size_t page = 0; page < from.page_count(); ++page) {
-                      if (coded) {
-                        detail::fill_code_block(pool, from, head, which, page, block.data());
-                        put(block.data(), page_bytes);
-                        continue;
-                      }
-                      const rows_ref rows = list == 1 ? pool.body_rows(from.page(page), head, which)
-                                                      : pool.exact_rows(from.page(page), head, which);
-                      constexpr char zeros[max_dim * sizeof(float)] = {};
-                      for (std::size_t i = 0; i < 64; ++i) {
-                        put(from.is_live(page * 64 + i) ? rows.at(i) : static_cast<const void*>(zeros), row_bytes);
-                      }
-                    }
-                  });
+          if (pool.stores(which)) {
+            detail::write_content(pool, from, list, head, which, block.data(), section);
+          }
         }
       }
+    }
+    for (std::size_t head = 0; tokens.queries().is_open() && head < pool.kv_heads(); ++head) {
+      const query_log& log = tokens.queries().head(head);
+      section(detail::section_type::queries, static_cast<std::uint32_t>(head), log.stored_bytes(),
+              [&](auto&& put) { log.store(put); });
     }
   });
 }
@@ -682,10 +423,25 @@ class sequence_restorer {
     for (std::size_t list = 0; list < 3; ++list) {
       PQATTN_TRY(restore_list(list, *lists[list]));
     }
-    return {};
+    return restore_queries();
   }
 
  private:
+  /// Query rows kept for training, of a pool that is not trained and wants some.
+  status restore_queries() {
+    const cache_config& config = pool_.config();
+    if (pool_.trained() || config.query_rows == 0 || !view_.has(detail::section_type::queries, 0)) {
+      return {};
+    }
+    PQATTN_TRY(target_.queries_.open(pool_.resource(), pool_.kv_heads(), config.query_rows, config.keys.shape.dim));
+    for (std::size_t head = 0; head < pool_.kv_heads(); ++head) {
+      std::span<const std::byte> found;
+      PQATTN_TRY(view_.section(detail::section_type::queries, static_cast<std::uint32_t>(head), found));
+      PQATTN_TRY(target_.queries_.head(head).restore(found.data(), found.size()));
+    }
+    return {};
+  }
+
   status restore_list(std::size_t list, token_list& target) {
     std::span<const std::byte> live;
     const auto index = static_cast<std::uint32_t>(list);
@@ -718,7 +474,7 @@ class sequence_restorer {
     }
     for (std::size_t head = 0; head < pool_.kv_heads(); ++head) {
       for (const kv_side which : kv_sides) {
-        PQATTN_TRY(check_content(list, live, pages, head, which));
+        PQATTN_TRY(pool_.stores(which) ? check_content(list, live, pages, head, which) : status{});
       }
     }
     const std::byte* weights = nullptr;
@@ -741,7 +497,7 @@ class sequence_restorer {
     }
     for (std::size_t head = 0; head < pool_.kv_heads(); ++head) {
       for (const kv_side which : kv_sides) {
-        PQATTN_TRY(store_content(list, target, head, which));
+        PQATTN_TRY(pool_.stores(which) ? store_content(list, target, head, which) : status{});
       }
     }
     return {};
@@ -771,17 +527,31 @@ class sequence_restorer {
   [[nodiscard]] bool coded(std::size_t list, kv_side which) const noexcept {
     return list == 1 && pool_.side(which).coded;
   }
-  [[nodiscard]] rows_view rows_in(const std::byte* data, std::size_t rows, kv_side which) const noexcept {
-    const std::size_t dim = pool_.side(which).shape.dim;
+  [[nodiscard]] bool tailed(std::size_t list, kv_side which) const noexcept {
+    return coded(list, which) && which == kv_side::keys && pool_.config().key_tail != 0;
+  }
+  [[nodiscard]] rows_view rows_in(const std::byte* data, std::size_t rows, std::size_t dim) const noexcept {
     return {data, pool_.config().exact_type, rows, dim, static_cast<std::ptrdiff_t>(dim), 1};
   }
-  /// The codes or rows of one head and side of a list.
-  status content(std::size_t list, std::size_t pages, std::size_t head, kv_side which, const std::byte*& data) const {
-    const geometry& shape = pool_.side(which).shape;
-    const std::size_t page_bytes = coded(list, which) ? detail::host_block_bytes(shape)
-                                                      : 64 * shape.dim * size_of(pool_.config().exact_type);
-    return view_.section(coded(list, which) ? detail::section_type::codes : detail::section_type::rows,
-                         detail::section_index(list, which, head), pages * page_bytes, data);
+  /// A section of rows of one head and side of a list.
+  status rows_of(detail::section_type type, std::uint32_t index, std::size_t pages, std::size_t dim,
+                 rows_view& rows) const {
+    const std::byte* data = nullptr;
+    PQATTN_TRY(view_.section(type, index, pages * block_tokens * dim * size_of(pool_.config().exact_type), data));
+    rows = rows_in(data, pages * block_tokens, dim);
+    return detail::check_finite(rows, "snapshot rows");
+  }
+  /// The exact rows of a list, or the tails of its keys.
+  status exact_content(std::size_t list, std::size_t pages, std::size_t head, kv_side which, rows_view& rows) const {
+    const std::uint32_t index = detail::section_index(list, which, head);
+    return coded(list, which)
+               ? rows_of(detail::section_type::tails, index, pages, pool_.config().key_tail, rows)
+               : rows_of(detail::section_type::rows, index, pages, pool_.row_dim(which), rows);
+  }
+  /// The codes of one head and side of the body.
+  status code_content(std::size_t pages, std::size_t head, kv_side which, const std::byte*& data) const {
+    return view_.section(detail::section_type::codes, detail::section_index(1, which, head),
+                         pages * detail::host_block_bytes(pool_.side(which).shape), data);
   }
   static void codes_of_slot(const geometry& shape, const std::byte* blocks, std::size_t slot,
                             std::uint16_t* codes) noexcept {
@@ -794,12 +564,15 @@ class sequence_restorer {
 
   status check_content(std::size_t list, std::span<const std::byte> live, std::size_t pages, std::size_t head,
                        kv_side which) const {
-    const std::byte* data = nullptr;
-    PQATTN_TRY(content(list, pages, head, which, data));
-    if (!coded(list, which)) {
-      const rows_view rows = rows_in(data, pages * 64, which);
-      return detail::check_finite(rows, "snapshot rows");
+    if (!coded(list, which) || tailed(list, which)) {
+      rows_view rows;
+      PQATTN_TRY(exact_content(list, pages, head, which, rows));
     }
+    if (!coded(list, which)) {
+      return {};
+    }
+    const std::byte* data = nullptr;
+    PQATTN_TRY(code_content(pages, head, which, data));
     const geometry& shape = pool_.side(which).shape;
     std::uint16_t codes[max_dim * max_stages];
     for (std::size_t slot = 0; slot < pages * 64; ++slot) {
@@ -817,19 +590,25 @@ class sequence_restorer {
     return {};
   }
   status store_content(std::size_t list, const token_list& target, std::size_t head, kv_side which) {
-    const std::byte* data = nullptr;
-    PQATTN_TRY(content(list, target.page_count(), head, which, data));
-    const geometry& shape = pool_.side(which).shape;
-    if (!coded(list, which)) {
+    if (!coded(list, which) || tailed(list, which)) {
       float row[max_dim];
-      const rows_view rows = rows_in(data, target.page_count() * 64, which);
+      rows_view rows;
+      PQATTN_TRY(exact_content(list, target.page_count(), head, which, rows));
       for (std::size_t slot = 0; slot < rows.rows; ++slot) {
         const std::uint32_t page = target.page(slot / 64);
         load_row(rows, slot, row);
-        store_row(list == 1 ? pool_.body_rows(page, head, which) : pool_.exact_rows(page, head, which), slot % 64, row);
+        store_row(coded(list, which) ? pool_.tail_rows(page, head)
+                  : list == 1        ? pool_.body_rows(page, head, which)
+                                     : pool_.exact_rows(page, head, which),
+                  slot % 64, row);
       }
+    }
+    if (!coded(list, which)) {
       return {};
     }
+    const geometry& shape = pool_.side(which).shape;
+    const std::byte* data = nullptr;
+    PQATTN_TRY(code_content(target.page_count(), head, which, data));
     std::uint16_t codes[max_dim * max_stages];
     for (std::size_t slot = 0; slot < target.slots(); ++slot) {
       if (target.is_live(slot)) {
@@ -858,6 +637,20 @@ status load_sequence(const snapshot_view& view, sequence<Bank>& tokens) {
   tokens = std::move(made);
   return {};
 }
+
+namespace detail {
+
+/// A section of rows where it lies.
+template <class Bank>
+status mapped_rows(const snapshot_view& view, const page_pool<Bank>& pool, section_type type, std::uint32_t index,
+                   std::size_t pages, std::size_t dim, rows_view& rows) {
+  const std::byte* data = nullptr;
+  PQATTN_TRY(view.section(type, index, pages * block_tokens * dim * size_of(pool.config().exact_type), data));
+  rows = {data, pool.config().exact_type, pages * block_tokens, dim, static_cast<std::ptrdiff_t>(dim), 1};
+  return {};
+}
+
+}  // namespace detail
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
 /// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
@@ -895,23 +688,34 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
     next.positions = {0, reinterpret_cast<const std::int32_t*>(positions)};
     for (const kv_side which : kv_sides) {
       token_source<std::byte*>& source = which == kv_side::keys ? next.keys : next.values;
+      if (!pool.stores(which)) {  // the first channels of the keys
+        source = next.keys;
+        source.rows.cols = pool.row_dim(which);
+        continue;
+      }
       const geometry& shape = pool.side(which).shape;
+      const std::uint32_t place = detail::section_index(list, which, head);
       const std::byte* data = nullptr;
       source.coded = list == 1 && pool.side(which).coded;
-      const std::size_t page_bytes = source.coded ? detail::host_block_bytes(shape)
-                                                  : 64 * shape.dim * size_of(pool.config().exact_type);
-      PQATTN_TRY(view.section(source.coded ? detail::section_type::codes : detail::section_type::rows,
-                              detail::section_index(list, which, head), pages * page_bytes, data));
       if (source.coded) {
+        PQATTN_TRY(view.section(detail::section_type::codes, place, pages * detail::host_block_bytes(shape), data));
         source.codes = {shape, const_cast<std::byte*>(data), nullptr};  // only read
         source.book = pool.book(head, which);
       } else {
-        source.rows = {data, pool.config().exact_type, pages * 64, shape.dim, static_cast<std::ptrdiff_t>(shape.dim), 1};
+        PQATTN_TRY(detail::mapped_rows(view, pool, detail::section_type::rows, place, pages, pool.row_dim(which),
+                                       source.rows));
       }
     }
     if (next.keys.coded) {
       next.rotation = pool.code_rotation();
       next.tables = tables;
+      if (const std::size_t tail = pool.config().key_tail; tail != 0) {
+        PQATTN_TRY(detail::mapped_rows(view, pool, detail::section_type::tails,
+                                       detail::section_index(list, kv_side::keys, head), pages, tail, next.key_tail));
+      }
+    }
+    if (next.values.coded) {
+      next.turned_values = pool.turn(head);
     }
     segments[count++] = next;
   }
