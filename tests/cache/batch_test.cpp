@@ -93,7 +93,7 @@ TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of
     for (const auto& entry : scene.entries) {  // one by one, backwards, into the same rows
       REQUIRE_OK(scene.run(&entry, 1, {}, out, lse));
     }
-    for (const std::size_t workers : {1, 2, 7}) {
+    for (const std::size_t workers : {1U, 2U, 7U}) {
       shuffled_executor shuffled(workers, 5);
       std::vector<float> batch_out;
       std::vector<float> batch_lse;
@@ -115,13 +115,13 @@ TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of
 
 TEST_CASE("appending on any number of workers holds the same", "[cache]") {
   std::vector<float> reference;
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     sequence_world world(edit_shapes[2], 52);
     thread_executor threads(workers);
     sequence_type tokens(world.pool);
     append_options options;
     options.parts = threads.get();
-    for (const std::size_t count : {30, 100, 1, 1, 64}) {
+    for (const std::size_t count : {30U, 100U, 1U, 1U, 64U}) {
       world.draw(count);
       REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
     }
@@ -257,7 +257,7 @@ TEST_CASE("slot lists over interleaved cells read only their own", "[cache]") {
   std::vector<float> lse(6);
   std::vector<status> outcomes(3);
   std::vector<std::vector<float>> results;
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     thread_executor threads(workers);
     std::vector<std::byte> workspace(ragged_workspace_bytes(items.data(), 3, 12, 12, workers));
     REQUIRE_OK(attend_items(bank, view_rows(queries.data(), 6, 12), items.data(), 3, threads.get(), workspace.data(),

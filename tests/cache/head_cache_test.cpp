@@ -300,7 +300,7 @@ TEST_CASE("attention over a cache equals attention over the rows it holds", "[ca
     cache_type cache;
     REQUIRE_OK(cache_type::make(bank, config, {}, cache));
     std::size_t t = 0;
-    for (const std::size_t step : {3, 100, 60, 1, 1, 300, 2, 1}) {
+    for (const std::size_t step : {3U, 100U, 60U, 1U, 1U, 300U, 2U, 1U}) {
       REQUIRE_OK(cache.append(tokens.key_rows(t, step), tokens.value_rows(t, step)));
       t += step;
       check_against_rows(cache, bank, random, 2e-5);
@@ -446,7 +446,6 @@ TEST_CASE("each allocation may fail in turn", "[cache]") {
     counting_resource memory;
     {
       bank_type bank(memory.resource());
-      bank_type plain;
       cache_config config = small_config();
       config.rotation = rope.rotation;
       cache_type cache;
@@ -454,7 +453,7 @@ TEST_CASE("each allocation may fail in turn", "[cache]") {
       std::size_t held = 0;
       memory.fail_after = memory.allocations + fail;
       status last;
-      for (const std::size_t step : {100, 60, 400, 1, 300}) {
+      for (const std::size_t step : {100U, 60U, 400U, 1U, 300U}) {
         last = cache.append(tokens.key_rows(held, step), tokens.value_rows(held, step));
         if (!last) {
           CHECK(last.code == status_code::out_of_memory);
@@ -491,7 +490,7 @@ TEST_CASE("the memory report equals what was allocated", "[cache]") {
   cache_type cache;
   REQUIRE_OK(cache_type::make(bank, config, memory.resource(), cache));
   std::size_t t = 0;
-  for (const std::size_t step : {1, 8, 100, 48, 1, 1, 500, 2000}) {
+  for (const std::size_t step : {1U, 8U, 100U, 48U, 1U, 1U, 500U, 2000U}) {
     REQUIRE_OK(cache.append(tokens.key_rows(t, step), tokens.value_rows(t, step)));
     t += step;
     CHECK(cache.memory().total_bytes() == memory.live_bytes);
@@ -707,7 +706,7 @@ TEST_CASE("with every switch each allocation may fail in turn", "[cache]") {
       std::size_t held = 0;
       memory.fail_after = memory.allocations + fail;
       status last;
-      for (const std::size_t step : {100, 300, 1, 60, 200}) {
+      for (const std::size_t step : {100U, 300U, 1U, 60U, 200U}) {
         if (held == 100) {
           last = cache.observe(view_rows(queries.data(), 30, 16), positions.data());
         }
@@ -994,7 +993,7 @@ TEST_CASE("tokens that codes serve badly stay exact, within the budget", "[cache
   append_singly(cache, tokens, 450, 700);
   CHECK(cache.outlier_tokens() >= odd.size());
   CHECK(cache.outlier_tokens() <= std::size_t(0.1 * double(cache.coded_tokens())));
-  for (const std::size_t token : {300, 470, 471, 500, 555, 600}) {
+  for (const std::size_t token : {300U, 470U, 471U, 500U, 555U, 600U}) {
     CAPTURE(token);
     const stored_error error = error_of(cache, tokens, token, token + 1);
     CHECK(error.keys + error.values == 0.0);

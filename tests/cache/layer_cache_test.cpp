@@ -64,8 +64,8 @@ TEST_CASE("a layer equals its heads, for any group size and query layout", "[cac
   REQUIRE_OK(layer.append(data.key_rows(0, 250), data.value_rows(0, 250)));
   REQUIRE_OK(layer.append(data.key_rows(250, 50), data.value_rows(250, 50)));
   CHECK(layer.size() == 300);
-  for (const std::size_t group : {1, 2, 5}) {
-    for (const std::size_t steps : {1, 4}) {
+  for (const std::size_t group : {1U, 2U, 5U}) {
+    for (const std::size_t steps : {1U, 4U}) {
       CAPTURE(group, steps);
       const std::size_t heads = group * kv_heads;
       const std::vector<float> queries = random.normals(steps * heads * key_dim);
@@ -107,7 +107,7 @@ TEST_CASE("a layer gives the same bits on any executor", "[cache]") {
   const layer_data data(random, 260);
   const std::vector<float> queries = random.normals(2 * kv_heads * key_dim);
   std::vector<float> reference;
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     pqattn_test::thread_executor threads(workers);
     layer_type layer;
     REQUIRE_OK(layer_type::make(bank, layer_config(), kv_heads, threads.get(), {}, layer));

@@ -40,7 +40,7 @@ struct preset {
 
 TEST_CASE("presets have the bits of their names, for any head", "[cache]") {
   for (const double bits : {1.0, 2.0, 3.0, 4.0}) {
-    for (const std::size_t rows : {64, 512, 1536, 20000}) {
+    for (const std::size_t rows : {64U, 512U, 1536U, 20000U}) {
       using dims = std::pair<std::uint32_t, std::uint32_t>;
       for (const auto& [key_dim, value_dim] : {dims{64, 64}, dims{128, 128}, dims{80, 96}, dims{33, 17}}) {
         CAPTURE(bits, rows, key_dim, value_dim);

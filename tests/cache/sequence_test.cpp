@@ -215,7 +215,7 @@ TEST_CASE("a pool trains and codes what a layer of the same configuration does",
     REQUIRE_OK(layer_cache<f32_bank>::make(world.bank, world.config, world.shape.heads, {}, {}, layer));
     const std::size_t q_heads = shape->heads * shape->group;
     std::size_t held = 0;
-    for (const std::size_t count : {3, 40, 70, 1, 1, 200}) {
+    for (const std::size_t count : {3U, 40U, 70U, 1U, 1U, 200U}) {
       world.draw(count);
       const std::vector<float> queries = world.random.normals(q_heads * count * shape->key_dim, 2.0f);
       const head_rows query_rows{view_rows(queries.data(), count, shape->key_dim), q_heads,
@@ -484,6 +484,98 @@ TEST_CASE("importance weights are gathered from the queries of appends", "[cache
   }
 }
 
+TEST_CASE("odd heads serve all settings, from no token on", "[cache]") {
+  const edit_shape odd[] = {
+      {.name = "one channel in a metric, turned", .key_dim = 1, .value_dim = 1, .key_subvectors = 1,
+       .value_subvectors = 1, .centroids = 2, .rope = false, .metric = true, .turned_values = true, .joint_passes = 1,
+       .sweeps = 1, .query_rows = 5},
+      {.name = "one latent channel, one of tail", .key_dim = 1, .value_dim = 1, .key_subvectors = 1,
+       .value_subvectors = 1, .centroids = 2, .heads = 1, .rope = false, .key_tail = 1, .values_from_keys = true},
+      {.name = "1023 latent channels, one of tail", .key_dim = 1023, .value_dim = 1023, .key_subvectors = 37,
+       .value_subvectors = 37, .centroids = 3, .heads = 1, .rope = false, .key_tail = 1, .values_from_keys = true},
+      {.name = "two latent channels, a tail of 1022", .key_dim = 2, .value_dim = 3, .key_subvectors = 1,
+       .value_subvectors = 3, .centroids = 3, .heads = 1, .exact = dtype::bf16, .key_tail = 1022},
+      {.name = "201 channels in a metric, 67 turned", .key_dim = 201, .value_dim = 67, .key_subvectors = 13,
+       .value_subvectors = 9, .centroids = 3, .stages = 2, .heads = 1, .metric = true, .turned_values = true,
+       .joint_passes = 1, .sweeps = 2, .coding_batch = 5, .query_rows = 9},
+  };
+  for (const edit_shape& shape : odd) {
+    sequence_world world(shape, 45);
+    CAPTURE(shape.name, world.random.seed());
+    sequence_type tokens(world.pool);
+    model_sequence model;
+    for (const std::size_t count : {0U, 1U, 0U, 70U, 1U, 9U}) {
+      world.observe(tokens, count);
+      append(world, tokens, model, count);
+      world.check(tokens, model);
+      world.check_attention({&tokens}, {&model}, tokens.next_position(), false, 0);
+    }
+    CHECK(world.pool.trained());
+    CHECK((world.pool.transform(0, kv_side::keys) != nullptr) == shape.metric);
+    REQUIRE_OK(tokens.shift(1, tokens.size() - 1, 9));
+    world.shift(model, 1, model.size() - 1, 9);
+    world.check(tokens, model);
+    tokens.truncate(1);
+    model.remove(1, model.size() - 1);
+    world.check(tokens, model);
+    tokens.clear();
+    world.check_attention({&tokens}, {}, 0, false, 0);
+  }
+}
+
+TEST_CASE("numbers that no sequence can have are refused before anything is computed from them", "[cache]") {
+  sequence_world world(shape_named("metric after RoPE, weights by attention"), 46);
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 20);
+  constexpr auto most = std::numeric_limits<std::int32_t>::max();
+  CHECK(tokens.reserve(std::numeric_limits<std::size_t>::max()).code == status_code::capacity);
+  CHECK(tokens.reserve(std::size_t{most} + 1).code == status_code::capacity);
+  CHECK(tokens.remove(std::numeric_limits<std::size_t>::max(), 2).code == status_code::invalid_argument);
+  CHECK(tokens.remove(2, std::numeric_limits<std::size_t>::max()).code == status_code::invalid_argument);
+  CHECK(tokens.shift(0, 20, std::numeric_limits<std::int64_t>::min()).code == status_code::invalid_argument);
+  const float row[32] = {};
+  const std::size_t heads = world.shape.heads;
+  const head_rows query{view_rows(row, 1, world.shape.key_dim), heads, 0};
+  for (const std::int64_t position : {std::int64_t{-1}, std::int64_t{most}, std::numeric_limits<std::int64_t>::max()}) {
+    CHECK(tokens.observe(query, position).code == status_code::invalid_argument);
+  }
+  const std::int64_t last = most;
+  append_options options;
+  options.positions = &last;
+  world.draw(1);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
+  world.append(model, last);
+  CHECK(tokens.append(world.key_rows(), world.value_rows()).code == status_code::invalid_argument);  // no position left
+  const std::vector<float> metrics(heads * world.shape.key_dim * world.shape.key_dim,
+                                   std::numeric_limits<float>::quiet_NaN());
+  options.key_metrics = metrics.data();
+  CHECK(tokens.append(world.key_rows(), world.value_rows(), options).code == status_code::not_finite);
+  world.check(tokens, model);
+}
+
+TEST_CASE("metrics of the keys come with the append that trains", "[cache]") {
+  sequence_world world(shape_named("metric after RoPE, weights by attention"), 47);
+  CAPTURE(world.random.seed());
+  const std::size_t dim = world.shape.key_dim;
+  std::vector<float> metrics(world.shape.heads * dim * dim);
+  for (std::size_t i = 0; i < world.shape.heads * dim; ++i) {
+    metrics[i * dim + i % dim] = 1.0f + static_cast<float>(i);
+  }
+  append_options options;
+  options.key_metrics = metrics.data();
+  sequence_type tokens(world.pool);
+  world.draw(100);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
+  for (std::size_t head = 0; head < world.shape.heads; ++head) {
+    std::vector<float> full(dim * dim);
+    REQUIRE(world.pool.transform(head, kv_side::keys) != nullptr);
+    unpack_metric(world.pool.transform(head, kv_side::keys), dim, full.data());
+    const bool same = std::equal(full.begin(), full.end(), metrics.begin() + std::ptrdiff_t(head * dim * dim));
+    CHECK(same);
+  }
+}
+
 TEST_CASE("what pages do not serve is refused", "[cache]") {
   f32_bank bank;
   const auto refused = [&](auto&& change) {
@@ -547,7 +639,7 @@ TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]"
       return bytes;
     };
     CHECK(accounted() == memory.live_bytes);
-    for (const std::size_t count : {1, 30, 200, 300}) {
+    for (const std::size_t count : {1U, 30U, 200U, 300U}) {
       world.draw(count);
       world.observe(tokens[0], 2);
       CHECK(accounted() == memory.live_bytes);

@@ -4,12 +4,16 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cache/sequence_model.hpp"
 #include "pqattn/cache/snapshot_file.hpp"
+#include "support/repair_snapshot.hpp"
 #include "support/resident.hpp"
 
 #if defined(__unix__)
@@ -124,11 +128,11 @@ TEST_CASE("what is written loads as it was, codebooks apart from tokens", "[cach
 
 TEST_CASE("codebooks load to the same bits, however far their centroids lie from 0", "[cache]") {
   edit_shape shape = edit_shapes[0];
-  for (const bool rope : {false, true}) {
-    shape.rope = rope;
+  for (const bool with_rope : {false, true}) {
+    shape.rope = with_rope;
     for (std::uint64_t round = 0; round < 40; ++round) {
       sequence_world world(shape, 1000 + round);
-      CAPTURE(rope, round, world.random.seed());
+      CAPTURE(with_rope, round, world.random.seed());
       for (std::size_t head = 0; head < shape.heads; ++head) {
         for (const kv_side side : kv_sides) {
           std::vector<float> centroids = world.random.normals(world.pool.side(side).shape.codebook_values(), 0.01f);
@@ -272,6 +276,146 @@ TEST_CASE("a damaged snapshot is refused and changes nothing", "[cache]") {
     std::vector<std::byte> longer = whole;
     longer.push_back(std::byte{0});
     CHECK(snapshot_view::open(longer, view).code == status_code::corrupt_data);
+  }
+}
+
+std::vector<std::byte> file_bytes(const std::string& name) {
+  std::ifstream file(std::string(PQATTN_SOURCE_DIR) + "/tests/cache/snapshot_v1/" + name, std::ios::binary);
+  const std::vector<char> text{std::istreambuf_iterator<char>(file), {}};
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+TEST_CASE("snapshots of version 1 load, newer ones than this are refused by version", "[cache]") {
+  cache_config config;  // what the files were written with
+  config.keys.shape = {4, 2, 3, 1};
+  config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
+  config.sinks = 2;
+  config.recent = 2;
+  config.train_tokens = 8;
+  host_bank<> bank;
+  page_pool<host_bank<>> pool;
+  REQUIRE_OK(page_pool<host_bank<>>::make(bank, config, 1, {}, pool));
+  snapshot_view view;
+  for (const char* name : {"exact.bin", "codebooks.bin", "coded.bin"}) {
+    CAPTURE(name);
+    const std::vector<std::byte> bytes = file_bytes(name);
+    REQUIRE_OK(snapshot_view::open(bytes, view));
+    CHECK(view.version() == 1);
+    if (view.kind() == snapshot_kind::codebooks) {
+      REQUIRE_OK(load_codebooks(view, pool));
+      continue;
+    }
+    sequence<host_bank<>> tokens(pool);
+    REQUIRE_OK(load_sequence(view, tokens));
+    CHECK(tokens.size() == (pool.trained() ? 69 : 5));
+    CHECK(tokens.coded_tokens() == (pool.trained() ? 65 : 0));
+    CHECK(tokens.position(4) == 6);  // tokens 4 and 5 had been removed
+    // A pool of a configuration that version 1 does not know refuses it.
+    cache_config turned = config;
+    turned.values.rotated = true;
+    page_pool<host_bank<>> other;
+    REQUIRE_OK(page_pool<host_bank<>>::make(bank, turned, 1, {}, other));
+    sequence<host_bank<>> none(other);
+    CHECK(load_sequence(view, none).code == status_code::shape_mismatch);
+  }
+  std::vector<std::byte> newer = file_bytes("exact.bin");
+  const std::uint32_t version = snapshot_version + 1;
+  std::memcpy(newer.data() + 8, &version, sizeof version);
+  const status refused = snapshot_view::open(newer, view);
+  CHECK(refused.code == status_code::unsupported);
+  CHECK(refused.expected == snapshot_version);
+  CHECK(refused.got == version);
+}
+
+/// Overwrites bytes of a section and makes the checksums fit again.
+template <class Number>
+std::vector<std::byte> forged(std::vector<std::byte> bytes, pqattn::detail::section_type type, std::uint32_t index,
+                              std::size_t at, Number number) {
+  const pqattn::detail::section_entry entry = find_section(bytes, type, index);
+  REQUIRE(at + sizeof number <= entry.bytes);
+  std::memcpy(bytes.data() + entry.offset + at, &number, sizeof number);
+  repair_snapshot(bytes);
+  return bytes;
+}
+
+TEST_CASE("forged numbers behind right checksums are refused and change nothing", "[cache]") {
+  using pqattn::detail::section_type;
+  const float infinite = std::numeric_limits<float>::infinity();
+  const auto opened = [](const std::vector<std::byte>& bytes) {
+    snapshot_view view;
+    REQUIRE_OK(snapshot_view::open(bytes, view));
+    return view;
+  };
+  // Metric and rotation, of the preset; a refused load takes none.
+  {
+    snapshot_scene scene(edit_shapes[10], true, 69);
+    CAPTURE(edit_shapes[10].name, scene.world.random.seed());
+    const std::vector<std::byte> books = bytes_of(scene.world.pool);
+    for (const std::uint32_t index : {0U, 4U}) {  // keys and values of head 0
+      const std::vector<std::byte> bad = forged(books, section_type::transform, index, 12, infinite);
+      pool_type fresh;
+      REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, fresh));
+      CHECK(load_codebooks(opened(bad), fresh).code == status_code::not_finite);
+      CHECK_FALSE(fresh.trained());
+      CHECK(fresh.transform(0, kv_side::keys) == nullptr);
+      CHECK(fresh.memory().codebooks_bytes + fresh.memory().transforms_bytes == 0);
+      // Another rotation makes other codebooks: tokens coded in the first do not load.
+      const std::vector<std::byte> turned = forged(books, section_type::transform, index, 12, 0.25f);
+      REQUIRE_OK(load_codebooks(opened(turned), fresh));
+      sequence_type tokens(fresh);
+      CHECK(load_sequence(opened(bytes_of(scene.tokens)), tokens).code == status_code::shape_mismatch);
+    }
+  }
+  // Tails of latent keys.
+  {
+    snapshot_scene scene(edit_shapes[13], true, 70);
+    CAPTURE(edit_shapes[13].name, scene.world.random.seed());
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    const std::uint32_t index = 1;  // body, keys, head 0
+    sequence_type tokens(scene.world.pool);
+    const std::size_t used = scene.world.pool.coded_pages().used_pages();
+    CHECK(load_sequence(opened(forged(saved, section_type::tails, index, 8, infinite)), tokens).code ==
+          status_code::not_finite);
+    CHECK(tokens.size() == 0);
+    CHECK(scene.world.pool.coded_pages().used_pages() == used);
+  }
+  // Queries kept for training.
+  {
+    snapshot_scene scene(edit_shapes[11], false, 71);
+    CAPTURE(edit_shapes[11].name, scene.world.random.seed());
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    const auto refused = [&](std::size_t at, auto number) {
+      sequence_type tokens(scene.world.pool);
+      const status loaded = load_sequence(opened(forged(saved, section_type::queries, 1, at, number)), tokens);
+      CHECK(loaded.code == status_code::corrupt_data);
+      CHECK(tokens.size() == 0);
+      CHECK_FALSE(tokens.queries().is_open());
+    };
+    refused(0, std::int64_t{0});                                       // stride
+    refused(0, std::int64_t{3});
+    refused(0, std::int64_t{-1});
+    refused(8, std::int64_t{-1});                                      // a position
+    refused(find_section(saved, section_type::queries, 1).bytes - 4, infinite);  // a number of a row
+    // More rows than the pool keeps.
+    sequence_world poor(edit_shapes[11], 72);
+    poor.config.query_rows = 1;
+    pool_type small_pool;
+    REQUIRE_OK(pool_type::make(poor.bank, poor.config, poor.shape.heads, {}, small_pool));
+    sequence_type tokens(small_pool);
+    CHECK(load_sequence(opened(saved), tokens).code == status_code::corrupt_data);
+    // The restored queries teach what the first ones would have.
+    pool_type twin_pool;
+    REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, twin_pool));
+    sequence_type twin(twin_pool);
+    REQUIRE_OK(load_sequence(opened(saved), twin));
+    scene.world.draw(120);
+    REQUIRE_OK(scene.tokens.append(scene.world.key_rows(), scene.world.value_rows()));
+    REQUIRE_OK(twin.append(scene.world.key_rows(), scene.world.value_rows()));
+    REQUIRE(scene.world.pool.transform(0, kv_side::keys) != nullptr);
+    const bool same_books = bytes_of(scene.world.pool) == bytes_of(twin_pool);
+    CHECK(same_books);
   }
 }
 

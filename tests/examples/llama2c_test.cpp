@@ -17,31 +17,14 @@
 #include "examples/llama2c/checkpoint.hpp"
 #include "examples/llama2c/runner.hpp"
 #include "support/run_program.hpp"
+#include "support/scratch_folder.hpp"
 
 using llama2c::checkpoint;
 using llama2c::model_shape;
 
 namespace {
 
-/// A folder of this test, removed at the end.
-class scratch_folder {
- public:
-  scratch_folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "pqattn_llama2c_XXXXXX").string();
-    REQUIRE(mkdtemp(pattern.data()) != nullptr);
-    path_ = pattern;
-  }
-  scratch_folder(const scratch_folder&) = delete;
-  scratch_folder& operator=(const scratch_folder&) = delete;
-  ~scratch_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
+using pqattn_test::scratch_folder;
 
 void write_bytes(const std::string& path, const std::vector<char>& bytes) {
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));

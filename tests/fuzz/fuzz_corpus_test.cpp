@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <string>
 
 #include "support/random_data.hpp"
 
@@ -58,7 +59,7 @@ TEST_CASE("every parser survives its corpus, cut short and altered", "[fuzz]") {
 /// Not run by the suite: writes the snapshots of the corpus anew, after a change of the format.
 TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
   using namespace pqattn;
-  const auto file_of = [](const char* name) {
+  const auto file_of = [](const std::string& name) {
     return std::ofstream(std::filesystem::path(PQATTN_SOURCE_DIR) / "tests/fuzz/corpus/snapshot" / name,
                          std::ios::binary);
   };
@@ -70,25 +71,29 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
                          },
                          &file};
   };
-  for (const bool trained : {false, true}) {
-    pqattn_fuzz::snapshot_scene scene(trained);
-    pqattn_fuzz::snapshot_scene::sequence_type tokens(scene.pool);
-    const std::size_t count = trained ? 71 : 7;
-    std::vector<float> rows(count * 4);
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      rows[i] = 0.5f * static_cast<float>(i * 5 % 11);
+  const char* const names[] = {"", "turned_", "latent_"};
+  for (std::size_t k = 0; k < std::size(names); ++k) {
+    for (const bool trained : {false, true}) {
+      pqattn_fuzz::snapshot_scene scene(trained, pqattn_fuzz::snapshot_kinds[k]);
+      pqattn_fuzz::snapshot_scene::sequence_type tokens(scene.pool);
+      const std::size_t count = trained ? 71 : 7;
+      std::vector<float> rows(count * 6);
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        rows[i] = 0.5f * static_cast<float>(i * 5 % 11);
+      }
+      REQUIRE(tokens.observe({view_rows(rows.data(), 3, scene.key_dim()), 1, 0}, 0).ok());
+      REQUIRE(scene.append(tokens, rows.data(), count).ok());
+      REQUIRE(tokens.remove(4, 2).ok());
+      std::ofstream file = file_of(std::string(names[k]) + (trained ? "coded.bin" : "exact.bin"));
+      REQUIRE(write_sequence(tokens, into(file)).ok());
+      if (trained) {
+        std::ofstream books = file_of(std::string(names[k]) + "codebooks.bin");
+        REQUIRE(write_codebooks(scene.pool, into(books)).ok());
+      }
+      tokens.clear();
+      std::ofstream nothing = file_of(std::string(names[k]) + (trained ? "empty.bin" : "empty_exact.bin"));
+      REQUIRE(write_sequence(tokens, into(nothing)).ok());
     }
-    REQUIRE(tokens.append({view_rows(rows.data(), count, 4), 1, 0}, {view_rows(rows.data(), count, 3), 1, 0}).ok());
-    REQUIRE(tokens.remove(4, 2).ok());
-    std::ofstream file = file_of(trained ? "coded.bin" : "exact.bin");
-    REQUIRE(write_sequence(tokens, into(file)).ok());
-    if (trained) {
-      std::ofstream books = file_of("codebooks.bin");
-      REQUIRE(write_codebooks(scene.pool, into(books)).ok());
-    }
-    tokens.clear();
-    std::ofstream nothing = file_of(trained ? "empty.bin" : "empty_exact.bin");
-    REQUIRE(write_sequence(tokens, into(nothing)).ok());
   }
 }
 

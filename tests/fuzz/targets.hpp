@@ -21,6 +21,7 @@
 #include "pqattn/bank/pim/presets.hpp"
 #include "pqattn/cache/snapshot.hpp"
 #include "pqattn/study/npy.hpp"
+#include "support/repair_snapshot.hpp"
 
 namespace pqattn_fuzz {
 
@@ -107,109 +108,116 @@ struct snapshot_scene {
   using bank_type = pqattn::host_bank<>;
   using pool_type = pqattn::page_pool<bank_type>;
   using sequence_type = pqattn::sequence<bank_type>;
+  enum class kind { plain, turned, latent };
 
   bank_type bank;
   pool_type pool;
 
-  explicit snapshot_scene(bool with_books) {
+  explicit snapshot_scene(bool with_books, kind which = kind::plain) {
     pqattn::cache_config config;
     config.keys.shape = {4, 2, 3, 1};
     config.values = {true, {3, 1, 5, 1}, pqattn::codebook_storage::f16};
     config.sinks = 2;
     config.recent = 2;
     config.train_tokens = 8;
+    if (which == kind::turned) {
+      config.keys.metric = true;
+      config.values.rotated = true;
+      config.query_rows = 4;
+    } else if (which == kind::latent) {
+      config.values = config.keys;
+      config.values_from_keys = true;
+      config.key_tail = 2;
+    }
     promise(pool_type::make(bank, config, 1, {}, pool).ok(), "the pool is made");
     for (const pqattn::kv_side side : pqattn::kv_sides) {
       std::vector<float> centroids(pool.side(side).shape.codebook_values());
       for (std::size_t i = 0; i < centroids.size(); ++i) {
         centroids[i] = 0.25f * static_cast<float>(i * 7 % 13);
       }
-      promise(!with_books || pool.load_codebook(0, side, centroids.data()).ok(), "codebooks load");
+      std::vector<float> transform(pool.transform_floats(side));
+      for (std::size_t i = 0; i < transform.size(); ++i) {
+        transform[i] = 0.5f * static_cast<float>(i * 3 % 5) + 1.0f;
+      }
+      promise(!with_books || !pool.stores(side) ||
+                  pool.load_codebook(0, side, centroids.data(), transform.empty() ? nullptr : transform.data()).ok(),
+              "codebooks load");
     }
+  }
+
+  [[nodiscard]] std::size_t key_dim() const { return pool.row_dim(pqattn::kv_side::keys); }
+  [[nodiscard]] std::size_t value_dim() const { return pool.row_dim(pqattn::kv_side::values); }
+  /// Appends rows of numbers; `numbers` has count * 6 of them.
+  pqattn::status append(sequence_type& tokens, const float* numbers, std::size_t count) const {
+    const pqattn::head_rows keys{pqattn::view_rows(numbers, count, key_dim()), 1, 0};
+    const pqattn::head_rows values{pqattn::view_rows(numbers, count, value_dim()), 1, 0};
+    return tokens.append(keys, pool.stores(pqattn::kv_side::values) ? values : pqattn::head_rows{});
   }
 };
+inline constexpr snapshot_scene::kind snapshot_kinds[] = {snapshot_scene::kind::plain, snapshot_scene::kind::turned,
+                                                          snapshot_scene::kind::latent};
 
-/// Makes the checksums of a snapshot fit where its table makes sense, so that what lies behind them is reached.
-inline void repair_snapshot(std::vector<std::byte>& bytes) {
-  using namespace pqattn::detail;
-  snapshot_header header;
-  if (bytes.size() < sizeof header) {
+/// One snapshot for pools of one kind.
+inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
+  using namespace pqattn;
+  snapshot_view view;
+  if (!snapshot_view::open(input, view)) {
     return;
   }
-  std::memcpy(&header, bytes.data(), sizeof header);
-  const snapshot_header right;
-  std::memcpy(header.magic, right.magic, sizeof right.magic);
-  header.version = right.version;
-  header.endian = right.endian;
-  header.bytes = bytes.size();
-  const std::size_t room = (bytes.size() - sizeof header) / sizeof(section_entry);
-  header.sections = header.sections > room ? static_cast<std::uint32_t>(room) : header.sections;
-  for (std::size_t i = 0; i < header.sections; ++i) {
-    section_entry entry;
-    std::byte* place = bytes.data() + sizeof header + i * sizeof entry;
-    std::memcpy(&entry, place, sizeof entry);
-    if (entry.offset <= bytes.size() && entry.bytes <= bytes.size() - entry.offset) {
-      entry.checksum = checksum_of(bytes.data() + entry.offset, entry.bytes);
-      std::memcpy(place, &entry, sizeof entry);
+  snapshot_scene fresh(false, kind);
+  const bool loaded = load_codebooks(view, fresh.pool).ok();
+  promise(loaded == fresh.pool.trained(), "codebooks load whole or not at all");
+  snapshot_scene scene(true, kind);
+  const std::size_t key_dim = scene.key_dim();
+  const std::size_t value_dim = scene.value_dim();
+  snapshot_scene::sequence_type tokens(scene.pool);
+  if (!load_sequence(view, tokens)) {
+    promise(tokens.size() == 0, "a refused sequence changes nothing");
+    promise(scene.pool.coded_pages().used_pages() == 0 && scene.pool.exact_pages().used_pages() == 0,
+            "a refused sequence keeps no page");
+  } else {
+    std::vector<float> keys(tokens.size() * key_dim);
+    std::vector<float> values(tokens.size() * value_dim);
+    promise(tokens.read(0, 0, ref_rows(keys.data(), tokens.size(), key_dim),
+                        ref_rows(values.data(), tokens.size(), value_dim))
+                .ok(),
+            "a loaded sequence can be read");
+    const snapshot_sink nowhere{[](void*, const void*, std::size_t) { return true; }, nullptr};
+    promise(write_sequence(tokens, nowhere).ok(), "a loaded sequence can be written");
+    if (tokens.next_position() < (std::int64_t{1} << 31) - 2) {
+      const float row[6] = {};
+      promise(scene.append(tokens, row, 1).ok(), "a loaded sequence can grow");
     }
+    tokens.truncate(tokens.size() / 2);
   }
-  header.table_checksum = checksum_of(bytes.data() + sizeof header, header.sections * sizeof(section_entry));
-  header.checksum = checksum_of(&header, offsetof(snapshot_header, checksum));
-  std::memcpy(bytes.data(), &header, sizeof header);
+  // In place, from memory as aligned as a mapped file's.
+  buffer aligned;
+  promise(buffer::make({}, input.size(), aligned).ok(), "memory for a copy");
+  std::memcpy(aligned.data(), input.data(), input.size());
+  promise(snapshot_view::open({aligned.data(), input.size()}, view).ok(), "a copy opens, too");
+  segment<std::byte*> segments[3];
+  std::size_t count = 0;
+  buffer tables;
+  promise(buffer::make({}, 64 + attention_table_bytes(scene.bank, scene.pool.config().keys.shape, 1, {}), tables).ok(),
+          "memory for tables");
+  if (snapshot_segments(view, scene.pool, 0, tables.data(), segments, count)) {
+    const float query[6] = {1.0f, -1.0f, 0.5f, 2.0f, -0.5f, 1.5f};
+    float out[4];
+    std::vector<std::byte> workspace(attention_workspace_bytes(segments, count, 1, key_dim, value_dim, 1));
+    promise(attend(scene.bank, view_rows(query, 1, key_dim), segments, count, {}, workspace.data(), workspace.size(),
+                   ref_rows(out, 1, value_dim), nullptr)
+                .ok(),
+            "segments in place can be attended to");
+  }
 }
 
 /// Snapshots: a refused one changes nothing, an accepted one can be read, edited, attended to in place and written again.
 inline void snapshot(bytes_view bytes) {
-  using namespace pqattn;
   std::vector<std::byte> repaired(bytes.begin(), bytes.end());
-  repair_snapshot(repaired);
-  for (const bytes_view input : {bytes, bytes_view(repaired)}) {
-    snapshot_view view;
-    if (!snapshot_view::open(input, view)) {
-      continue;
-    }
-    snapshot_scene fresh(false);
-    const bool loaded = load_codebooks(view, fresh.pool).ok();
-    promise(loaded == fresh.pool.trained(), "codebooks load whole or not at all");
-    snapshot_scene scene(true);
-    snapshot_scene::sequence_type tokens(scene.pool);
-    if (!load_sequence(view, tokens)) {
-      promise(tokens.size() == 0, "a refused sequence changes nothing");
-      promise(scene.pool.coded_pages().used_pages() == 0 && scene.pool.exact_pages().used_pages() == 0,
-              "a refused sequence keeps no page");
-    } else {
-      std::vector<float> keys(tokens.size() * 4);
-      std::vector<float> values(tokens.size() * 3);
-      promise(tokens.read(0, 0, ref_rows(keys.data(), tokens.size(), 4), ref_rows(values.data(), tokens.size(), 3)).ok(),
-              "a loaded sequence can be read");
-      const snapshot_sink nowhere{[](void*, const void*, std::size_t) { return true; }, nullptr};
-      promise(write_sequence(tokens, nowhere).ok(), "a loaded sequence can be written");
-      if (tokens.next_position() < (std::int64_t{1} << 31) - 2) {
-        const float row[4] = {};
-        promise(tokens.append({view_rows(row, 1, 4), 1, 0}, {view_rows(row, 1, 3), 1, 0}).ok(),
-                "a loaded sequence can grow");
-      }
-      tokens.truncate(tokens.size() / 2);
-    }
-    // In place, from memory as aligned as a mapped file's.
-    buffer aligned;
-    promise(buffer::make({}, input.size(), aligned).ok(), "memory for a copy");
-    std::memcpy(aligned.data(), input.data(), input.size());
-    promise(snapshot_view::open({aligned.data(), input.size()}, view).ok(), "a copy opens, too");
-    segment<std::byte*> segments[3];
-    std::size_t count = 0;
-    buffer tables;
-    promise(buffer::make({}, 64 + attention_table_bytes(scene.bank, scene.pool.config().keys.shape, 1, {}), tables).ok(),
-            "memory for tables");
-    if (snapshot_segments(view, scene.pool, 0, tables.data(), segments, count)) {
-      const float query[4] = {1.0f, -1.0f, 0.5f, 2.0f};
-      float out[3];
-      std::vector<std::byte> workspace(attention_workspace_bytes(segments, count, 1, 4, 3, 1));
-      promise(attend(scene.bank, view_rows(query, 1, 4), segments, count, {}, workspace.data(), workspace.size(),
-                     ref_rows(out, 1, 3), nullptr)
-                  .ok(),
-              "segments in place can be attended to");
-    }
+  pqattn_test::repair_snapshot(repaired);
+  for (const snapshot_scene::kind kind : snapshot_kinds) {
+    snapshot_for(bytes, kind);
+    snapshot_for(repaired, kind);
   }
 }
 

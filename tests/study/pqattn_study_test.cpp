@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "support/random_data.hpp"
+#include "support/run_program.hpp"
+#include "support/scratch_folder.hpp"
 #include "support/shared_data.hpp"
 
 using Catch::Matchers::WithinRel;
@@ -25,37 +27,7 @@ using nlohmann::json;
 
 namespace {
 
-std::string program() {
-  const char* folder = std::getenv("PQATTN_PROGRAM_DIR");
-#ifdef PQATTN_PROGRAM_DIR
-  folder = folder != nullptr ? folder : PQATTN_PROGRAM_DIR;
-#endif
-  const std::string path = std::string(folder == nullptr ? "" : folder) + "/pqattn-study";
-  if (!std::filesystem::exists(path)) {
-    SKIP("pqattn-study has not been built");
-  }
-  return path;
-}
-
-/// A folder of this test process, removed at the end.
-class scratch_folder {
- public:
-  scratch_folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "pqattn_study_XXXXXX").string();
-    REQUIRE(mkdtemp(pattern.data()) != nullptr);
-    path_ = pattern;
-  }
-  scratch_folder(const scratch_folder&) = delete;
-  scratch_folder& operator=(const scratch_folder&) = delete;
-  ~scratch_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] std::string file(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
-};
+using pqattn_test::scratch_folder;
 
 struct outcome {
   int exit_code = -1;
@@ -72,7 +44,7 @@ std::string read_all(const std::string& path) {
 
 outcome run(const scratch_folder& folder, const std::string& arguments) {
   const std::string command =
-      "'" + program() + "' " + arguments + " >'" + folder.file("out") + "' 2>'" + folder.file("err") + "'";
+      "'" + pqattn_test::program_path("pqattn-study") + "' " + arguments + " >'" + folder.file("out") + "' 2>'" + folder.file("err") + "'";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_all(folder.file("out")), read_all(folder.file("err"))};
 }

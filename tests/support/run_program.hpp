@@ -18,8 +18,8 @@ struct program_outcome {
   std::string text;
 };
 
-/// `arguments` is a piece of a shell command line.
-inline program_outcome run_program(const std::string& name, const std::string& arguments) {
+/// Where a program of this build is; the test skips where it is not built.
+inline std::string program_path(const std::string& name) {
   const char* folder = std::getenv("PQATTN_PROGRAM_DIR");
 #ifdef PQATTN_PROGRAM_DIR
   folder = folder != nullptr ? folder : PQATTN_PROGRAM_DIR;
@@ -28,6 +28,12 @@ inline program_outcome run_program(const std::string& name, const std::string& a
   if (!std::filesystem::exists(path)) {
     SKIP(name << " has not been built");
   }
+  return path;
+}
+
+/// `arguments` is a piece of a shell command line.
+inline program_outcome run_program(const std::string& name, const std::string& arguments) {
+  const std::string path = program_path(name);
   program_outcome outcome;
   FILE* output = popen(("\"" + path + "\" " + arguments + " 2>&1").c_str(), "r");
   REQUIRE(output != nullptr);

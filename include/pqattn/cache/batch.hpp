@@ -197,7 +197,7 @@ class batch_attention {
     }
     const std::size_t group = queries.heads / pool.kv_heads();
     PQATTN_TRY(reserve(pool, entries, count, group));
-    const batch_call call{pool, queries, params, out, lse_e, group};
+    const batch_call call{pool, params, {queries, out, lse_e, group}};
     run_parts(parts_, count * pool.kv_heads(), [&](std::size_t part, std::size_t worker) {
       worker_memory& memory = workers_[worker];
       const status done = serve(call, entries[part / pool.kv_heads()], part % pool.kv_heads(), memory);
@@ -228,11 +228,8 @@ class batch_attention {
   };
   struct batch_call {
     const page_pool<Bank>& pool;
-    const head_rows& queries;
     const batch_params& params;
-    const head_rows_ref& out;
-    float* lse_e;
-    std::size_t group;  ///< query heads per KV head
+    detail::staged_call rows;
   };
   using staged_rows = detail::staged_rows;
 
@@ -375,46 +372,24 @@ class batch_attention {
   /// One entry, one KV head.
   static status serve(const batch_call& call, const batch_entry<Bank>& entry, std::size_t head, worker_memory& memory) {
     const std::size_t tokens = entry.queries;
-    const std::size_t rows = call.group * tokens;
-    const std::size_t key_dim = call.queries.rows.cols;
-    const std::size_t value_dim = call.out.rows.cols;
+    const std::size_t rows = call.rows.group * tokens;
+    const std::size_t key_dim = call.rows.queries.rows.cols;
+    const std::size_t value_dim = call.rows.out.rows.cols;
     const batch_params& params = call.params;
     carver placed(memory.staging.data(), memory.staging.size());
     staged_rows staged;
     staged.carve(placed, rows, key_dim, value_dim);
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t query_head = head * call.group + row / tokens;
-      const std::size_t token = entry.first_query + row % tokens;
-      load_row(call.queries.head(query_head), token, staged.queries + row * key_dim);
-      staged.positions[row] = params.positions != nullptr
-                                  ? params.positions[token]
-                                  : entry.first_position + static_cast<std::int64_t>(row % tokens);
-      staged.slopes[row] = params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[query_head];
-      staged.sinks[row] = params.sink_logits == nullptr ? 0.0f : params.sink_logits[query_head];
-    }
-    attention_params one;
-    one.scale = params.scale;
-    one.method = params.method;
-    one.skip_mass = params.skip_mass;
-    one.sink_logits = params.sink_logits == nullptr ? nullptr : staged.sinks;
-    one.modifiers.softcap = params.softcap;
-    one.modifiers.alibi_slopes = params.alibi_slopes == nullptr ? nullptr : staged.slopes;
-    one.modifiers.query_positions = staged.positions;
-    one.modifiers.causal = params.causal && sees_later_keys(entry, staged.positions, rows);
-    one.modifiers.window = params.window;
+    staged.gather(call.rows, params, head, entry.first_query, tokens, [&](std::size_t token) {
+      return params.positions != nullptr ? params.positions[entry.first_query + token]
+                                         : entry.first_position + static_cast<std::int64_t>(token);
+    });
+    const bool causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     segment<address>* segments = memory.segments.data();
     collect(call.pool, entry, head, memory.scratch.tables(), segments);
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
-                              segment_count(entry), one, memory.scratch.workspace(), memory.scratch.workspace_bytes(),
-                              ref_rows(staged.out, rows, value_dim), staged.lse_e));
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t query_head = head * call.group + row / tokens;
-      const std::size_t token = entry.first_query + row % tokens;
-      store_row(call.out.head(query_head), token, staged.out + row * value_dim);
-      if (call.lse_e != nullptr) {
-        call.lse_e[query_head * call.queries.rows.rows + token] = staged.lse_e[row];
-      }
-    }
+                              segment_count(entry), staged.params(params, causal), memory.scratch.workspace(),
+                              memory.scratch.workspace_bytes(), ref_rows(staged.out, rows, value_dim), staged.lse_e));
+    staged.scatter(call.rows, head, entry.first_query, tokens);
     return {};
   }
 

@@ -12,39 +12,11 @@
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "head_cache.hpp"
+#include "head_rows.hpp"
 #include "staged_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
-
-/// Rows of several heads: head h, token t, channel c at data + h * head_stride + t * row_stride + c * col_stride
-/// elements of `rows`, which describes head 0. Covers (heads, tokens, d), (tokens, heads, d) and anything strided.
-struct head_rows {
-  rows_view rows;
-  std::size_t heads = 0;
-  std::ptrdiff_t head_stride = 0;
-
-  [[nodiscard]] rows_view head(std::size_t index) const noexcept {
-    rows_view one = rows;
-    one.data = static_cast<const std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
-                                                               static_cast<std::ptrdiff_t>(size_of(rows.type));
-    return one;
-  }
-};
-
-/// Writable counterpart of head_rows.
-struct head_rows_ref {
-  rows_ref rows;
-  std::size_t heads = 0;
-  std::ptrdiff_t head_stride = 0;
-
-  [[nodiscard]] rows_ref head(std::size_t index) const noexcept {
-    rows_ref one = rows;
-    one.data = static_cast<std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
-                                                         static_cast<std::ptrdiff_t>(size_of(rows.type));
-    return one;
-  }
-};
 
 /// One attention call of a layer. Everything per query head is indexed by query head.
 struct layer_attention_params {
@@ -281,34 +253,15 @@ class layer_cache {
     carver placed(memory.staging.data(), memory.staging.size());
     staged_rows staged;
     staged.carve(placed, rows, queries.rows.cols, out.rows.cols);
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t query_head = head * group + row / tokens;
-      load_row(queries.head(query_head), row % tokens, staged.queries + row * queries.rows.cols);
-      staged.positions[row] = params.first_position + static_cast<std::int64_t>(row % tokens);
-      staged.slopes[row] = params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[query_head];
-      staged.sinks[row] = params.sink_logits == nullptr ? 0.0f : params.sink_logits[query_head];
-    }
-    attention_params one;
-    one.scale = params.scale;
-    one.method = params.method;
-    one.skip_mass = params.skip_mass;
-    one.sink_logits = params.sink_logits == nullptr ? nullptr : staged.sinks;
-    one.modifiers.softcap = params.softcap;
-    one.modifiers.alibi_slopes = params.alibi_slopes == nullptr ? nullptr : staged.slopes;
-    one.modifiers.query_positions = staged.positions;
+    const detail::staged_call call{queries, out, lse_e, group};
+    staged.gather(call, params, head, 0, tokens,
+                  [&](std::size_t token) { return params.first_position + static_cast<std::int64_t>(token); });
     // A single query token at the end of the context sees every key: no per-slot mask is needed.
-    one.modifiers.causal =
+    const bool causal =
         params.causal && (tokens > 1 || params.first_position + 1 < static_cast<std::int64_t>(heads_[head].size()));
-    one.modifiers.window = params.window;
-    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), one, memory.scratch,
-                                   ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t query_head = head * group + row / tokens;
-      store_row(out.head(query_head), row % tokens, staged.out + row * out.rows.cols);
-      if (lse_e != nullptr) {
-        lse_e[query_head * tokens + row % tokens] = staged.lse_e[row];
-      }
-    }
+    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), staged.params(params, causal),
+                                   memory.scratch, ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
+    staged.scatter(call, head, 0, tokens);
     return {};
   }
 

@@ -16,7 +16,7 @@
 #include "../core/memory.hpp"
 #include "../core/executor.hpp"
 #include "../encode/encode.hpp"
-#include "layer_cache.hpp"
+#include "head_rows.hpp"
 #include "page_pool.hpp"
 #include "query_lesson.hpp"
 #include "query_log.hpp"
@@ -166,7 +166,7 @@ class sequence {
   /// Keeps query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training to come: up
   /// to config.query_rows of each KV head, spread evenly. They teach the keys' metric and, with config.attention_weights,
   /// the importance of tokens. Forks keep a copy; edits leave them alone. Does nothing once the pool is trained. Errors
-  /// (nothing kept): shape mismatch, not finite, out of memory.
+  /// (nothing kept): shape mismatch, positions out of range, not finite, out of memory.
   status observe(const head_rows& queries, std::int64_t first_position) {
     const cache_config& config = pool_->config();
     PQATTN_TRY(check_view(queries.rows, "queries"));
@@ -174,6 +174,11 @@ class sequence {
       return failure(status_code::shape_mismatch, "queries",
                      "must have a multiple of the KV heads and the keys' channels; heads", pool_->kv_heads(),
                      queries.heads);
+    }
+    if (first_position < 0 || queries.rows.rows > static_cast<std::size_t>(max_position) ||
+        first_position > max_position - static_cast<std::int64_t>(queries.rows.rows)) {
+      return failure(status_code::invalid_argument, "first_position", "and what follows must be 0 to 2^31 - 1",
+                     max_position, first_position);
     }
     for (std::size_t head = 0; head < queries.heads; ++head) {
       PQATTN_TRY(detail::check_finite(queries.head(head), "queries"));
@@ -196,7 +201,11 @@ class sequence {
   }
 
   /// Makes room for `tokens` more tokens, so that appends of that many in all allocate nothing but what training needs.
+  /// Errors (nothing that can be seen changed): more tokens than there are positions, out of memory.
   status reserve(std::size_t tokens) {
+    if (tokens > static_cast<std::size_t>(max_position)) {
+      return failure(status_code::capacity, "tokens", "are more than a sequence has positions", max_position, tokens);
+    }
     const std::size_t window = std::size_t{pool_->config().recent} + pool_->config().coding_batch;
     PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(window) + 1)));
     PQATTN_TRY(pool_->reserve_coded(2 + (pool_->trained() ? blocks_for(tokens) : 0)));

@@ -5,13 +5,23 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../attend/attend.hpp"
 #include "../config.hpp"
 #include "../core/memory.hpp"
+#include "head_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
+
+/// A call's rows: (q_heads, tokens, d).
+struct staged_call {
+  const head_rows& queries;
+  const head_rows_ref& out;
+  float* lse_e;       ///< (q_heads, tokens), or null
+  std::size_t group;  ///< query heads per KV head
+};
 
 /// Gathered rows of one KV head: row r is query head r / tokens of the group, token r % tokens.
 struct staged_rows {
@@ -29,6 +39,50 @@ struct staged_rows {
     slopes = memory.take<float>(rows);
     sinks = memory.take<float>(rows);
     positions = memory.take<std::int64_t>(rows);
+  }
+
+  /// Fills queries, slopes, sink logits and positions from tokens [first, first + tokens) of the call.
+  /// position_of(i) is the position of token first + i.
+  template <class Params, class PositionOf>
+  void gather(const staged_call& call, const Params& params, std::size_t kv_head, std::size_t first,
+              std::size_t tokens, const PositionOf& position_of) const noexcept {
+    const std::size_t dim = call.queries.rows.cols;
+    for (std::size_t row = 0; row < call.group * tokens; ++row) {
+      const std::size_t query_head = kv_head * call.group + row / tokens;
+      load_row(call.queries.head(query_head), first + row % tokens, queries + row * dim);
+      positions[row] = position_of(row % tokens);
+      slopes[row] = params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[query_head];
+      sinks[row] = params.sink_logits == nullptr ? 0.0f : params.sink_logits[query_head];
+    }
+  }
+
+  /// The call's parameters (of a layer or of a batch) for the gathered rows.
+  template <class Params>
+  [[nodiscard]] attention_params params(const Params& given, bool causal) const noexcept {
+    attention_params one;
+    one.scale = given.scale;
+    one.method = given.method;
+    one.skip_mass = given.skip_mass;
+    one.sink_logits = given.sink_logits == nullptr ? nullptr : sinks;
+    one.modifiers.softcap = given.softcap;
+    one.modifiers.alibi_slopes = given.alibi_slopes == nullptr ? nullptr : slopes;
+    one.modifiers.query_positions = positions;
+    one.modifiers.causal = causal;
+    one.modifiers.window = given.window;
+    return one;
+  }
+
+  /// Writes outputs and log-sum-exps back to where the rows came from.
+  void scatter(const staged_call& call, std::size_t kv_head, std::size_t first, std::size_t tokens) const noexcept {
+    const std::size_t dim = call.out.rows.cols;
+    for (std::size_t row = 0; row < call.group * tokens; ++row) {
+      const std::size_t query_head = kv_head * call.group + row / tokens;
+      const std::size_t token = first + row % tokens;
+      store_row(call.out.head(query_head), token, out + row * dim);
+      if (call.lse_e != nullptr) {
+        call.lse_e[query_head * call.queries.rows.rows + token] = lse_e[row];
+      }
+    }
   }
 };
 

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// Rows of several heads in the caller's layout.
+#pragma once
+
+#include <cstddef>
+
+#include "../core/view.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+
+/// Rows of several heads: head h, token t, channel c at data + h * head_stride + t * row_stride + c * col_stride
+/// elements of `rows`, which describes head 0. Covers (heads, tokens, d), (tokens, heads, d) and anything strided.
+struct head_rows {
+  rows_view rows;
+  std::size_t heads = 0;
+  std::ptrdiff_t head_stride = 0;
+
+  [[nodiscard]] rows_view head(std::size_t index) const noexcept {
+    rows_view one = rows;
+    one.data = static_cast<const std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
+                                                               static_cast<std::ptrdiff_t>(size_of(rows.type));
+    return one;
+  }
+};
+
+/// Writable counterpart of head_rows.
+struct head_rows_ref {
+  rows_ref rows;
+  std::size_t heads = 0;
+  std::ptrdiff_t head_stride = 0;
+
+  [[nodiscard]] rows_ref head(std::size_t index) const noexcept {
+    rows_ref one = rows;
+    one.data = static_cast<std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
+                                                         static_cast<std::ptrdiff_t>(size_of(rows.type));
+    return one;
+  }
+};
+
+}  // namespace v0
+}  // namespace pqattn
