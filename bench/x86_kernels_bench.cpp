@@ -23,6 +23,7 @@
 namespace {
 
 using pqattn::x86::native;
+using rotary_kernel = pqattn::x86::rotary_narrow<native>;
 
 class aligned_block {
  public:
@@ -95,6 +96,15 @@ coded_head head_of(const benchmark::State& state) {
           static_cast<std::size_t>(state.range(2))};
 }
 
+/// A codebook that was stored for the rotation, as the bank prepares it for each call.
+void list_pairs(const coded_head& head, const pqattn::rope& rotation, void* memory) {
+  pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), memory);
+  if (rotary_kernel::raised_tables) {
+    pqattn::x86::raise_tables<native>(head.shape, rotation, head.book().bytes, memory);
+  }
+}
+
+template <class Kernel>
 void rotary_score(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
@@ -105,17 +115,20 @@ void rotary_score(benchmark::State& state) {
   rotation.frequencies = frequencies.data();
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
   pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
+  if (Kernel::raised_tables) {
+    pqattn::x86::raise_tables<native>(head.shape, rotation, nullptr, book_memory.data());
+  }
   const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data());
-  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
-  pqattn::x86::fill_turn_table<native>(rotation, nullptr, turns.data());
+  const aligned_block turns(Kernel::table_bytes_for(64));
+  pqattn::x86::fill_turn_table<Kernel>(rotation, nullptr, turns.data());
   const std::vector<float> queries = normals(rows * 128, 0.3f);
   const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
-  pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
-  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<native>(head.shape, rotation, rows));
+  pqattn::x86::prepare_rotary_queries<Kernel>(book, queries.data(), rows, 128, query_memory.data());
+  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<Kernel>(head.shape, rotation, rows));
   const aligned_block out(rows * head.tokens * sizeof(float));
   for (auto iteration : state) {
-    pqattn::x86::rotary_score<native>(
-        book, rotation, pqattn::x86::turn_table_at<native>(64, turns.data()),
+    pqattn::x86::rotary_score<Kernel>(
+        book, rotation, turns.data(),
         pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), head.run(),
         [](std::size_t slot) { return static_cast<std::int64_t>(slot); }, static_cast<float*>(out.data()), head.tokens,
         scratch.data());
@@ -172,13 +185,14 @@ void prepare_rotary(benchmark::State& state) {
   }
   const std::vector<float> queries = normals(rows * 128, 0.3f);
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
+  const aligned_block turns(rotary_kernel::table_bytes_for(64));
   const aligned_block query_memory(pqattn::x86::rotary_query_bytes(64, rows));
   for (auto iteration : state) {
-    pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), book_memory.data());
-    pqattn::x86::load_turn_table<native>(rotation, turns.data());
-    const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(), head.book().bytes);
-    pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
+    list_pairs(head, rotation, book_memory.data());
+    pqattn::x86::load_turn_table<rotary_kernel>(rotation, turns.data());
+    const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(),
+                                              rotary_kernel::raised_tables ? nullptr : head.book().bytes);
+    pqattn::x86::prepare_rotary_queries<rotary_kernel>(book, queries.data(), rows, 128, query_memory.data());
     benchmark::ClobberMemory();
   }
   state.SetLabel(native::name);
@@ -219,11 +233,12 @@ void decode(benchmark::State& state) {
     return;
   }
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(), head.book().bytes);
-  const aligned_block turns(pqattn::x86::turn_table_bytes<native>(64));
+  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(),
+                                              rotary_kernel::raised_tables ? nullptr : head.book().bytes);
+  const aligned_block turns(rotary_kernel::table_bytes_for(64));
   const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
   const aligned_block tables(pqattn::x86::score_table_bytes(head.shape, rows, precision));
-  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<native>(head.shape, rotation, rows) +
+  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<rotary_kernel>(head.shape, rotation, rows) +
                               pqattn::x86::score_table_scratch_bytes(head.shape) +
                               pqattn::x86::table_scratch_bytes(rows) +
                               pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
@@ -236,9 +251,9 @@ void decode(benchmark::State& state) {
   std::size_t skipped = 0;
   for (auto iteration : state) {
     if constexpr (Rotary) {
-      pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), book_memory.data());
-      pqattn::x86::load_turn_table<native>(rotation, turns.data());
-      pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, 128, query_memory.data());
+      list_pairs(head, rotation, book_memory.data());
+      pqattn::x86::load_turn_table<rotary_kernel>(rotation, turns.data());
+      pqattn::x86::prepare_rotary_queries<rotary_kernel>(book, queries.data(), rows, 128, query_memory.data());
     } else {
       pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
                                               tables.data(), scratch.data());
@@ -251,8 +266,8 @@ void decode(benchmark::State& state) {
       run.first = first;
       run.count = std::min(tile, head.tokens - first);
       if constexpr (Rotary) {
-        pqattn::x86::rotary_score<native>(
-            book, rotation, pqattn::x86::turn_table_at<native>(64, turns.data()),
+        pqattn::x86::rotary_score<rotary_kernel>(
+            book, rotation, turns.data(),
             pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), run,
             [](std::size_t slot) { return static_cast<std::int64_t>(slot); }, scores, tile, scratch.data());
       } else {
@@ -489,7 +504,8 @@ void exact_arguments(benchmark::internal::Benchmark* bench) {
   }
 }
 
-BENCHMARK(rotary_score)->Apply(coded_arguments);
+BENCHMARK(rotary_score<rotary_kernel>)->Name("rotary_score/bytes")->Apply(coded_arguments);
+BENCHMARK(rotary_score<pqattn::x86::rotary_words<native>>)->Name("rotary_score/words")->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
 BENCHMARK(value_sum)->Apply(coded_arguments);

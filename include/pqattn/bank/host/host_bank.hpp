@@ -183,7 +183,7 @@ class host_bank {
     if constexpr (fast::available) {
       if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
-          fast::prepare_rotary(queries, book, rotation, tables);
+          fast::prepare_rotary(queries, book, rotation, options_.scores, tables);
         } else {
           fast::prepare_tables(queries, book, options_.scores, tables);
         }
@@ -204,7 +204,7 @@ class host_bank {
     if constexpr (fast::available) {
       if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
-          fast::score_rotary(tables, book, rotation, positions, codes, slots, tile);
+          fast::score_rotary(tables, book, rotation, options_.scores, positions, codes, slots, tile);
         } else {
           fast::score_tables(tables, options_.scores, codes, slots, tile);
         }

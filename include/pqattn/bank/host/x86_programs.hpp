@@ -52,16 +52,25 @@ struct x86_kernels {
   [[nodiscard]] static bool serves_scores(const geometry& shape, codebook_storage storage, const rope& rotation,
                                           score_precision precision) noexcept {
     return serves(shape, storage) && precision != score_precision::f32 &&
-           (!rotation.enabled() || rotary_rows(shape, rotation, 1) != 0);
+           (!rotation.enabled() || with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+             return rotary_rows<Kernel>(shape, rotation, 1) != 0;
+           }));
   }
   /// Rows of one pass: a power of two whose scratch fits the stack, no more than needed; 0 when none fits.
+  template <class Kernel>
   [[nodiscard]] static std::size_t rotary_rows(const geometry& shape, const rope& rotation, std::size_t rows) noexcept {
     std::size_t at_once = most_rotary_rows;
     while (at_once != 0 && ((at_once > 1 && at_once / 2 >= rows) ||
-                            x86::rotary_scratch_bytes<Ops>(shape, rotation, at_once) > stack_bytes)) {
+                            x86::rotary_scratch_bytes<Kernel>(shape, rotation, at_once) > stack_bytes)) {
       at_once /= 2;
     }
     return at_once;
+  }
+  /// Calls body<Kernel>() with the rotary kernel of a precision.
+  template <class Body>
+  static decltype(auto) with_rotary_kernel(score_precision precision, const Body& body) noexcept {
+    return precision == score_precision::bytes ? body.template operator()<x86::rotary_narrow<Ops>>()
+                                               : body.template operator()<x86::rotary_words<Ops>>();
   }
 
   [[nodiscard]] static x86::byte_codebook bytes_of(const codebook& book) noexcept {
@@ -81,9 +90,10 @@ struct x86_kernels {
   [[nodiscard]] static std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation,
                                                score_precision precision) noexcept {
     if (rotation.enabled()) {
-      const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
-      return align_up(x86::rotary_book_bytes(shape, rotation)) + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)) +
-             query_bytes(pairs, rows, rotary_rows(shape, rotation, rows));
+      return with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+        const rotary_places at = places_of<Kernel>(shape, rotation, rows);
+        return at.queries + row_batches(rows, at.at_once) * at.query_step;
+      });
     }
     return align_up(x86::score_table_bytes(shape, rows_at_once, width_of(precision))) *
                row_batches(rows, rows_at_once) +
@@ -113,61 +123,70 @@ struct x86_kernels {
 
   // --- scores of keys coded before RoPE: the codebook by pairs, the turn table of a block, the queries by pairs ---
 
-  struct rotary_memory {
-    std::byte* book;
-    std::byte* turns;
-    std::byte* queries;
+  struct rotary_places {
+    std::size_t turns;    ///< byte offset; the book lies at 0
+    std::size_t queries;  ///< byte offset
     std::size_t query_step;
     std::size_t at_once;  ///< rows of one pass
   };
-  [[nodiscard]] static rotary_memory carve_rotary(const geometry& shape, const rope& rotation, std::size_t rows,
-                                                  std::byte* memory) noexcept {
-    const std::size_t pairs = x86::detail::rotary_pairs(shape, rotation);
-    std::byte* turns = memory + align_up(x86::rotary_book_bytes(shape, rotation));
-    const std::size_t at_once = rotary_rows(shape, rotation, rows);
-    return {memory, turns, turns + align_up(x86::turn_table_bytes<Ops>(rotation.pairs + 1)),
-            align_up(x86::rotary_query_bytes(pairs, at_once)), at_once};
+  template <class Kernel>
+  [[nodiscard]] static rotary_places places_of(const geometry& shape, const rope& rotation, std::size_t rows) noexcept {
+    rotary_places at{};
+    at.turns = align_up(x86::rotary_book_bytes(shape, rotation));
+    at.queries = at.turns + align_up(Kernel::table_bytes_for(rotation.pairs));
+    at.at_once = rotary_rows<Kernel>(shape, rotation, rows);
+    at.query_step = align_up(x86::rotary_query_bytes(x86::detail::rotary_pairs(shape, rotation), at.at_once));
+    return at;
   }
 
   /// Whether store_codebook rounded the book for this rotation.
   [[nodiscard]] static bool stored_by_pairs(const codebook& book, const rope& rotation) noexcept {
     return book.rotation.pairs == rotation.pairs && book.rotation.pairing == rotation.pairing;
   }
+  /// Kernels of raised tables keep their own copy, the others read the resident one if they can.
+  template <class Kernel>
   [[nodiscard]] static x86::rotary_book rotary_book_of(const codebook& book, const rope& rotation,
                                                        const std::byte* memory) noexcept {
-    return x86::rotary_book_at(book.shape, rotation, memory,
-                               stored_by_pairs(book, rotation) ? bytes_of(book).bytes : nullptr);
+    const bool in_place = !Kernel::raised_tables && stored_by_pairs(book, rotation);
+    return x86::rotary_book_at(book.shape, rotation, memory, in_place ? bytes_of(book).bytes : nullptr);
   }
 
   static void prepare_rotary(const query_rows& queries, const codebook& book, const rope& rotation,
-                             std::byte* memory) noexcept {
-    const rotary_memory parts = carve_rotary(book.shape, rotation, queries.rows, memory);
-    if (stored_by_pairs(book, rotation)) {
-      x86::list_rotary_pairs(book.shape, rotation, bytes_of(book), parts.book);
-    } else {
-      x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), parts.book);
-    }
-    x86::load_turn_table<Ops>(rotation, parts.turns);
-    const x86::rotary_book by_pairs = rotary_book_of(book, rotation, parts.book);
-    for_each_batch(queries.rows, parts.at_once, [&](std::size_t first, std::size_t rows) {
-      x86::prepare_rotary_queries(by_pairs, queries.row(first), rows, queries.stride,
-                                  parts.queries + first / parts.at_once * parts.query_step);
+                             score_precision precision, std::byte* memory) noexcept {
+    with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+      const rotary_places at = places_of<Kernel>(book.shape, rotation, queries.rows);
+      const bool by_pairs = stored_by_pairs(book, rotation);
+      if (by_pairs) {
+        x86::list_rotary_pairs(book.shape, rotation, bytes_of(book), memory);
+      } else {
+        x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), memory);
+      }
+      if constexpr (Kernel::raised_tables) {
+        x86::raise_tables<Ops>(book.shape, rotation, by_pairs ? bytes_of(book).bytes : nullptr, memory);
+      }
+      x86::load_turn_table<Kernel>(rotation, memory + at.turns);
+      const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
+      for_each_batch(queries.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
+        x86::prepare_rotary_queries<Kernel>(pairs, queries.row(first), rows, queries.stride,
+                                            memory + at.queries + first / at.at_once * at.query_step);
+      });
     });
   }
 
-  static void score_rotary(std::byte* memory, const codebook& book, const rope& rotation,
-                           const slot_positions& positions, const span& codes, slot_range slots,
-                           const score_tile& tile) noexcept {
+  static void score_rotary(const std::byte* memory, const codebook& book, const rope& rotation,
+                           score_precision precision, const slot_positions& positions, const span& codes,
+                           slot_range slots, const score_tile& tile) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
-    const rotary_memory parts = carve_rotary(codes.shape, rotation, tile.rows, memory);
-    const x86::rotary_book by_pairs = rotary_book_of(book, rotation, parts.book);
-    const auto turns = x86::turn_table_at<Ops>(rotation.pairs, parts.turns);
-    for_each_batch(tile.rows, parts.at_once, [&](std::size_t first, std::size_t rows) {
-      const x86::rotary_queries queries =
-          x86::rotary_queries_at(by_pairs.count, rows, parts.queries + first / parts.at_once * parts.query_step);
-      x86::rotary_score<Ops>(by_pairs, rotation, turns, queries, run_of(codes, slots),
-                             [&](std::size_t slot) { return positions.at(slot); }, tile.row(first), tile.stride,
-                             scratch);
+    with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+      const rotary_places at = places_of<Kernel>(codes.shape, rotation, tile.rows);
+      const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
+      for_each_batch(tile.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
+        const x86::rotary_queries queries =
+            x86::rotary_queries_at(pairs.count, rows, memory + at.queries + first / at.at_once * at.query_step);
+        x86::rotary_score<Kernel>(pairs, rotation, memory + at.turns, queries, run_of(codes, slots),
+                                  [&](std::size_t slot) { return positions.at(slot); }, tile.row(first), tile.stride,
+                                  scratch);
+      });
     });
   }
 
@@ -272,9 +291,6 @@ struct x86_kernels {
  private:
   [[nodiscard]] static constexpr std::size_t row_batches(std::size_t rows, std::size_t at_once) noexcept {
     return (rows + at_once - 1) / at_once;
-  }
-  [[nodiscard]] static std::size_t query_bytes(std::size_t pairs, std::size_t rows, std::size_t at_once) noexcept {
-    return row_batches(rows, at_once) * align_up(x86::rotary_query_bytes(pairs, at_once));
   }
   template <class Body>
   static void for_each_batch(std::size_t rows, std::size_t at_once, const Body& body) noexcept {

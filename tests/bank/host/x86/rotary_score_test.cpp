@@ -17,12 +17,38 @@ using pqattn::rope_pairing;
 using pqattn_test::aligned_bytes;
 using pqattn_test::coded_data;
 
+#if PQATTN_X86_AVX512VBMI
+#define PQATTN_TEST_ROTARY_KERNELS                                                  \
+  pqattn::x86::rotary_words<pqattn::x86::avx2>, pqattn::x86::rotary_words<pqattn::x86::avx512bw>, \
+      pqattn::x86::rotary_words<pqattn::x86::avx512vbmi>, pqattn::x86::rotary_bytes
+#elif PQATTN_X86_AVX512BW
+#define PQATTN_TEST_ROTARY_KERNELS \
+  pqattn::x86::rotary_words<pqattn::x86::avx2>, pqattn::x86::rotary_words<pqattn::x86::avx512bw>
+#else
+#define PQATTN_TEST_ROTARY_KERNELS pqattn::x86::rotary_words<pqattn::x86::avx2>
+#endif
+
 /// Score of a slot and the most the documented roundings can change it by.
 struct expected_score {
   double value = 0.0;
   double bound = 0.0;
 };
 
+/// What a kernel adds to a component of a turned pair: relative to the pair's length, and in units of its table.
+template <class Kernel>
+struct turn_error {
+  static constexpr double relative = 1.0 / 255.0 + 2e-5;
+  static constexpr double units = 0.0;
+};
+#if PQATTN_X86_AVX512VBMI
+template <>
+struct turn_error<pqattn::x86::rotary_bytes> {
+  static constexpr double relative = 1.4143 * (0.5 / 105.0 + 0.5 / 255.0) + 2e-5;
+  static constexpr double units = 1.4143 * 64.0 / 105.0;
+};
+#endif
+
+template <class Kernel>
 expected_score reference(const coded_data& data, const rope& rotation, const pqattn::x86::rotary_book& book,
                          const float* query, double unit, std::size_t slot, std::int64_t position) {
   expected_score out;
@@ -45,8 +71,8 @@ expected_score reference(const coded_data& data, const rope& rotation, const pqa
     }
     const double scale = static_cast<double>(pair.scale);
     const double reach = 127.0 * scale;  // no pair is longer
-    out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * (1.0 / 255.0 + 2e-5));
-    out.bound += 0.7072 * unit * reach / scale;  // the query's own rounding, in units of its integer
+    out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * turn_error<Kernel>::relative + turn_error<Kernel>::units * scale);
+    out.bound += 0.7072 * unit * (reach / scale + turn_error<Kernel>::units);  // the query's own rounding, in units of its integer
   }
   return out;
 }
@@ -56,9 +82,10 @@ struct rotary_shape {
   rope_pairing pairing;
 };
 
-template <class Isa>
+template <class Kernel>
 void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::size_t rows, std::size_t first,
            std::size_t count, int positions) {
+  using Isa = typename Kernel::isa;
   pqattn_test::random_data random(shape.dim * 1000 + rows * 100 + static_cast<std::size_t>(positions));
   const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
   std::vector<float> frequencies(turn.pairs + 1);
@@ -74,21 +101,24 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   }
   const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
   pqattn::x86::build_rotary_book<Isa>(data.shape, rotation, data.book(), book_memory.data());
+  if (Kernel::raised_tables) {
+    pqattn::x86::raise_tables<Isa>(data.shape, rotation, nullptr, book_memory.data());
+  }
   const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
-  const aligned_bytes turns(pqattn::x86::turn_table_bytes<Isa>(turn.pairs));
-  pqattn::x86::fill_turn_table<Isa>(rotation, nullptr, turns.data());
+  const aligned_bytes turns(Kernel::table_bytes_for(turn.pairs));
+  pqattn::x86::fill_turn_table<Kernel>(rotation, nullptr, turns.data());
   const std::size_t query_stride = shape.dim + 3;
   const std::vector<float> queries = random.normals(rows * query_stride);
   const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
-  pqattn::x86::prepare_rotary_queries(book, queries.data(), rows, query_stride, query_memory.data());
+  pqattn::x86::prepare_rotary_queries<Kernel>(book, queries.data(), rows, query_stride, query_memory.data());
   const auto prepared = pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data());
-  const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<Isa>(data.shape, rotation, rows));
+  const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<Kernel>(data.shape, rotation, rows));
   const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
                                   data.block_bytes(), first, count};
   const std::size_t stride = count + 5;
   std::vector<float> out(rows * stride, -77.0f);
-  const bool done = pqattn::x86::rotary_score<Isa>(
-      book, rotation, pqattn::x86::turn_table_at<Isa>(turn.pairs, turns.data()), prepared, run,
+  const bool done = pqattn::x86::rotary_score<Kernel>(
+      book, rotation, turns.data(), prepared, run,
       [&](std::size_t slot) { return at[slot]; }, out.data(), stride, scratch.data());
   INFO(Isa::name << ", " << data.name() << ", pairs " << turn.pairs << ", rows " << rows << ", first " << first
                  << ", positions " << positions << ", seed " << random.seed());
@@ -100,8 +130,8 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   double bounds = 0.0;
   for (std::size_t row = 0; row < rows; ++row) {
     for (std::size_t i = 0; i < count; ++i) {
-      const double unit = 255.0 * static_cast<double>(prepared.factor[row]);
-      const auto want = reference(data, rotation, book, queries.data() + row * query_stride, unit, first + i,
+      const double unit = static_cast<double>(Kernel::product) * static_cast<double>(prepared.factor[row]);
+      const auto want = reference<Kernel>(data, rotation, book, queries.data() + row * query_stride, unit, first + i,
                                   at[first + i]);
       const double error = static_cast<double>(out[row * stride + i]) - want.value;
       if (!(std::fabs(error) <= want.bound)) {
@@ -122,7 +152,7 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]", PQATTN_TEST_X86_ISAS) {
+TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]", PQATTN_TEST_ROTARY_KERNELS) {
   for (const auto& shape : pqattn_test::coded_cases) {
     const std::uint32_t most = shape.dim / 2;
     check<TestType>(shape, {most, rope_pairing::half_split}, 1, 0, 130, 0);
@@ -133,7 +163,7 @@ TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]
   }
 }
 
-TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]", PQATTN_TEST_X86_ISAS) {
+TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]", PQATTN_TEST_ROTARY_KERNELS) {
   pqattn_test::random_data random(5);
   const coded_data data(random, 64, 16, 256, 1, 700);
   std::vector<float> frequencies(32);
@@ -142,20 +172,23 @@ TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for
   rotation.pairs = 32;
   rotation.frequencies = frequencies.data();
   const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
-  pqattn::x86::build_rotary_book<TestType>(data.shape, rotation, data.book(), book_memory.data());
+  pqattn::x86::build_rotary_book<typename TestType::isa>(data.shape, rotation, data.book(), book_memory.data());
+  if (TestType::raised_tables) {
+    pqattn::x86::raise_tables<typename TestType::isa>(data.shape, rotation, nullptr, book_memory.data());
+  }
   const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
-  const aligned_bytes turns(pqattn::x86::turn_table_bytes<TestType>(32));
+  const aligned_bytes turns(TestType::table_bytes_for(32));
   pqattn::x86::fill_turn_table<TestType>(rotation, nullptr, turns.data());
   const std::vector<float> queries = random.normals(128);
   const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, 2));
-  pqattn::x86::prepare_rotary_queries(book, queries.data(), 2, 64, query_memory.data());
+  pqattn::x86::prepare_rotary_queries<TestType>(book, queries.data(), 2, 64, query_memory.data());
   const auto prepared = pqattn::x86::rotary_queries_at(book.count, 2, query_memory.data());
   const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<TestType>(data.shape, rotation, 2));
   const auto score = [&](std::size_t first, std::size_t count, float* out) {
     const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
                                     data.block_bytes(), first, count};
     REQUIRE(pqattn::x86::rotary_score<TestType>(
-        book, rotation, pqattn::x86::turn_table_at<TestType>(32, turns.data()), prepared, run,
+        book, rotation, turns.data(), prepared, run,
         [](std::size_t slot) { return static_cast<std::int64_t>(slot) + 17; }, out, 700, scratch.data()));
   };
   std::vector<float> whole(1400);
