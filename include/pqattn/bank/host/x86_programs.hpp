@@ -52,7 +52,7 @@ struct x86_kernels {
   [[nodiscard]] static bool serves_scores(const geometry& shape, codebook_storage storage, const rope& rotation,
                                           score_precision precision) noexcept {
     return serves(shape, storage) && precision != score_precision::f32 &&
-           (!rotation.enabled() || with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+           (!rotation.enabled() || with_rotary_kernel(shape, precision, [&]<class Kernel>() noexcept {
              return rotary_rows<Kernel>(shape, rotation, 1) != 0;
            }));
   }
@@ -66,10 +66,13 @@ struct x86_kernels {
     }
     return at_once;
   }
-  /// Calls body<Kernel>() with the rotary kernel of a precision.
+  /// Calls body<Kernel>() with the rotary kernel of a precision. Codes of more than 4 bits per channel or with residual
+  /// stages lose too little for the 8-bit kernel to stay far below that.
   template <class Body>
-  static decltype(auto) with_rotary_kernel(score_precision precision, const Body& body) noexcept {
-    return precision == score_precision::bytes ? body.template operator()<x86::rotary_narrow<Ops>>()
+  static decltype(auto) with_rotary_kernel(const geometry& shape, score_precision precision,
+                                           const Body& body) noexcept {
+    const bool coarse = shape.stages == 1 && shape.subvectors * shape.code_bits() <= 4 * shape.dim;
+    return precision == score_precision::bytes && coarse ? body.template operator()<x86::rotary_narrow<Ops>>()
                                                : body.template operator()<x86::rotary_words<Ops>>();
   }
 
@@ -90,7 +93,7 @@ struct x86_kernels {
   [[nodiscard]] static std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation,
                                                score_precision precision) noexcept {
     if (rotation.enabled()) {
-      return with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+      return with_rotary_kernel(shape, precision, [&]<class Kernel>() noexcept {
         const rotary_places at = places_of<Kernel>(shape, rotation, rows);
         return at.queries + row_batches(rows, at.at_once) * at.query_step;
       });
@@ -153,7 +156,7 @@ struct x86_kernels {
 
   static void prepare_rotary(const query_rows& queries, const codebook& book, const rope& rotation,
                              score_precision precision, std::byte* memory) noexcept {
-    with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+    with_rotary_kernel(book.shape, precision, [&]<class Kernel>() noexcept {
       const rotary_places at = places_of<Kernel>(book.shape, rotation, queries.rows);
       const bool by_pairs = stored_by_pairs(book, rotation);
       if (by_pairs) {
@@ -177,7 +180,7 @@ struct x86_kernels {
                            score_precision precision, const slot_positions& positions, const span& codes,
                            slot_range slots, const score_tile& tile) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
-    with_rotary_kernel(precision, [&]<class Kernel>() noexcept {
+    with_rotary_kernel(book.shape, precision, [&]<class Kernel>() noexcept {
       const rotary_places at = places_of<Kernel>(codes.shape, rotation, tile.rows);
       const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
       for_each_batch(tile.rows, at.at_once, [&](std::size_t first, std::size_t rows) {

@@ -71,8 +71,9 @@ expected_score reference(const coded_data& data, const rope& rotation, const pqa
     }
     const double scale = static_cast<double>(pair.scale);
     const double reach = 127.0 * scale;  // no pair is longer
-    out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * turn_error<Kernel>::relative + turn_error<Kernel>::units * scale);
-    out.bound += 0.7072 * unit * (reach / scale + turn_error<Kernel>::units);  // the query's own rounding, in units of its integer
+    const double units = turn_error<Kernel>::units;
+    out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * turn_error<Kernel>::relative + units * scale);
+    out.bound += 0.7072 * unit * (reach / scale + units);  // the query's own rounding, in units of its integer
   }
   return out;
 }
@@ -163,7 +164,8 @@ TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]
   }
 }
 
-TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]", PQATTN_TEST_ROTARY_KERNELS) {
+TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]",
+                   PQATTN_TEST_ROTARY_KERNELS) {
   pqattn_test::random_data random(5);
   const coded_data data(random, 64, 16, 256, 1, 700);
   std::vector<float> frequencies(32);

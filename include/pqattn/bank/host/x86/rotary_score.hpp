@@ -240,7 +240,8 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
 template <class Kernel>
 [[nodiscard]] inline std::size_t rotary_scratch_bytes(const geometry& shape, const rope& rotation,
                                                       std::size_t rows) noexcept {
-  return detail::carve_rotary_scratch<Kernel>(detail::rotary_pairs(shape, rotation), rotation.pairs, rows, nullptr).bytes;
+  const std::size_t pairs = detail::rotary_pairs(shape, rotation);
+  return detail::carve_rotary_scratch<Kernel>(pairs, rotation.pairs, rows, nullptr).bytes;
 }
 
 /// out(row, slot - run.first) = score of the slot. `position(slot)` gives a slot's position (int64).
