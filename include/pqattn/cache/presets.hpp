@@ -22,8 +22,8 @@ inline namespace PQATTN_ISA_UNIT {
 /// side by side, values turned to principal components, codes chosen with two sweeps, bytes for centroids.
 ///
 /// `rotation` is the model's RoPE, value-initialised for none; it and `key_order` (d_k entries, written) must outlive
-/// the cache. Show the cache its queries with observe(), or pass a metric with the append that trains; without either
-/// keys are coded without a metric. Change any field afterwards.
+/// the cache or pool. Show it (or a pool's sequence) its queries with observe(), or pass a metric with the append that
+/// trains; without either keys are coded without a metric. Change any field afterwards.
 ///
 /// What it costs besides code bits, per head: stages * d * K bytes of codebook for K and for V (at d = 64 and 2 bits
 /// from 1536 rows 98 KiB), d_k (d_k + 1) / 2 + d_v (d_v + 1) floats of transforms, 40 exact tokens and up to 63 more
