@@ -105,6 +105,8 @@ void decode_peaked(benchmark::State& state, peak where) {
       }
     }
   }
+  pqattn::skip_statistics skips;
+  step.params.skips = &skips;
   std::size_t next = 0;
   for (auto iteration : state) {
     step.queries.swap(queries[next]);
@@ -117,6 +119,8 @@ void decode_peaked(benchmark::State& state, peak where) {
     next = next + 1 < heads.count() ? next + 1 : 0;
   }
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
+  state.counters["skipped_fraction"] =
+      skips.blocks == 0 ? 0.0 : static_cast<double>(skips.skipped) / static_cast<double>(skips.blocks);
   bench::label<pqattn::isa::native>(state);
 }
 void decode_sinks(benchmark::State& state) { decode_peaked(state, peak::sinks); }

@@ -34,7 +34,7 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : 0.5 * (values[half - 1] + values[half]);
 }
 
-/// Keeps every run's time and counters (nothing but times and rates), and hands the run to the raw JSON file.
+/// Keeps every run's time and counters (times, rates and fractions of what was asked for), and hands the run to the raw JSON file.
 class collector : public benchmark::BenchmarkReporter {
  public:
   explicit collector(std::ostream& raw) {
@@ -60,6 +60,10 @@ class collector : public benchmark::BenchmarkReporter {
       values["ns"].push_back(own_ns);
       values["wall_ns"].push_back(wall_ns);
       for (const auto& [name, counter] : run.counters) {
+        if (name == "skipped_fraction") {
+          values[name].push_back(counter.value);
+          continue;
+        }
         const bool time = name.rfind("ns_per_", 0) == 0;
         values[name].push_back(time ? counter.value * own_ns / wall_ns : counter.value * wall_ns / own_ns);
       }
@@ -270,7 +274,9 @@ std::vector<figure> figures_of(const collector& measured) {
       {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64)), none, none},
       {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64)), none, none},
       {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16", f.ratio(f.f16(context, 4), f.ns(coded("decode_sinks", 32, 8, context, 4))), at_least(6), none},
+      {"skipped_fraction", "value blocks left out there, of all", f.value(coded("decode_sinks", 32, 8, context, 4), "skipped_fraction"), none, none},
       {"skip_speedup_needle_g4", "peaks at random places, the same", f.ratio(f.f16(context, 4), f.ns(coded("decode_needle", 32, 8, context, 4))), none, none},
+      {"skipped_fraction_needle", "value blocks left out there, of all", f.value(coded("decode_needle", 32, 8, context, 4), "skipped_fraction"), none, none},
       {"ns_per_token_g1", "decode, 2 bits, ns per token", median(tables(1)), none, none},
       {"ns_per_token_g4", "4 query heads", median(tables(4)), none, at_least(9)},
       {"score_ns_per_token", "scores alone, 1 query head, in cache", f.per_token(program("score_tables", 1)), none, none},
@@ -331,7 +337,8 @@ void write_table(std::ostream& out, const std::vector<figure>& all, bool markdow
 }
 
 void write_csv(std::ostream& out, const collector& measured) {
-  static constexpr const char* counters[] = {"ns", "ns_per_token", "ns_per_vector", "bytes_per_second", "dram_share", "port_share"};
+  static constexpr const char* counters[] = {"ns", "ns_per_token", "ns_per_vector", "bytes_per_second", "dram_share", "port_share",
+                                           "skipped_fraction"};
   out << "bench,rounds";
   for (const char* counter : counters) {
     out << ',' << counter;
