@@ -24,7 +24,8 @@ constexpr const char* examples = R"(Figures:
   attention_kl            mean over query rows of KL(exact attention || attention on codes), in nats
   top1_agreement          share of query rows whose most attended token is the same
   bits_per_element        codes, codebooks, rotations, metrics and exact tokens (16 bits) over all elements of K and V
-  bits_per_element_codes  codes alone, with the scales of scalar formats, per element of the coded tokens
+  bits_per_element_codes  codes, with the scales of scalar formats and outliers kept exact, per element of the coded
+                          tokens
 Queries at positions >= --train-tokens are judged. The first --sinks tokens and the last --recent tokens up to and
 including the query are exact for every method. With --rope, every method codes the keys before RoPE.
 
@@ -33,8 +34,9 @@ Methods of this library:
   pq         the same with k-means weighted by attention
   pq_shared  one codebook for all KV heads, trained on --calibration-keys and --calibration-values, or without them on
              the first n tokens of all heads
-  pq_best    --target-bits B: shapes from choose_preset (or --subvectors, --stages, --bits, or --policy), keys trained and coded in the metric of the queries before
-             position n, values rotated onto principal components, additive stages refined together
+  pq_best    --target-bits B: shapes and outliers from choose_preset (or --subvectors, --stages, --bits, or --policy),
+             keys trained and coded in the metric of the queries before position n, values rotated onto principal
+             components, additive stages refined together, rows weighted by tempered attention
 
 Examples:
   2 bits per element, keys coded before RoPE (LLaMA-style models):
@@ -107,18 +109,17 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->check(count)
       ->capture_default_str();
   app.add_option("--weights", chosen.weights,
-                 "k-means weights: attention mass from the last 32 training queries, or none (default: attention for "
-                 "pq, none for pq_best)")
+                 "k-means weights: attention mass from the last 32 training queries, or none (default: attention)")
       ->check(CLI::IsMember({"none", "attention"}));
-  app.add_option("--weight-exponent", chosen.weight_exponent, "weights become max((mass / mean mass)^exponent, floor)")
-      ->check(CLI::Range(0.0, 4.0))
-      ->capture_default_str();
-  app.add_option("--weight-floor", chosen.weight_floor, "see --weight-exponent")
-      ->check(CLI::Range(0.0, 1e6))
-      ->capture_default_str();
-  app.add_option("--rope", chosen.rope,
-                 "code keys before RoPE: how the model pairs channels; auto finds pairing and base from the keys before "
-                 "position n (default: auto for pq_best, else none)")
+  app.add_option("--weight-exponent", chosen.weight_exponent,
+                 "weights become max((mass / mean mass)^exponent, floor) (default: 0.5 for pq_best, else 1)")
+      ->check(CLI::Range(0.0, 4.0));
+  app.add_option("--weight-floor", chosen.weight_floor, "see --weight-exponent (default: 0.05 for pq_best, else 1)")
+      ->check(CLI::Range(0.0, 1e6));
+  app.add_option(
+         "--rope", chosen.rope,
+         "code keys before RoPE: how the model pairs channels; auto finds pairing and base from the keys before "
+         "position n (default: auto for pq_best, else none)")
       ->check(CLI::IsMember({"none", "half", "interleaved", "auto"}));
   app.add_option("--rope-theta", chosen.rope_theta, "base of the RoPE frequencies; auto tries 5e5 and 1e6 too")
       ->check(CLI::PositiveNumber)
@@ -126,8 +127,7 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--seed", chosen.seed, "seed of k-means and of random rotations")->check(count)->capture_default_str();
   app.add_option("--iterations", chosen.iterations, "k-means iterations (default: 12 for pq_best, else 25)")
       ->check(CLI::Range(1, 10000));
-  app.add_option("--codebooks", chosen.codebooks,
-                 "numbers a codebook is stored as (default: i8 for pq_best, else f16)")
+  app.add_option("--codebooks", chosen.codebooks, "numbers a codebook is stored as (default: i8 for pq_best, else f16)")
       ->check(CLI::IsMember({"f32", "f16", "i8"}));
   app.add_option("--windows", chosen.windows,
                  "pq and pq_plain: cut the training range into so many windows, each with a codebook of its own that "
@@ -153,15 +153,16 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->capture_default_str();
   app.add_flag("!--no-smoothing", chosen.smooth, "pq_best: no made-up rows where few rows teach a codebook");
   app.add_option("--outlier-share", chosen.outlier_share,
-                 "pq_best: share of the coded rows kept exact, those with the largest error")
-      ->check(CLI::Range(0.0, 0.5))
-      ->capture_default_str();
+                 "pq_best: share of the coded rows kept exact, those with the largest error (default: what the preset "
+                 "spends of --target-bits on them; 0 with --subvectors)")
+      ->check(CLI::Range(0.0, 0.5));
   app.add_option("--value-rotation", chosen.value_rotation, "pq_best: rotation of values before coding")
       ->check(CLI::IsMember({"pca", "none"}))
       ->capture_default_str();
-  app.add_option("--channel-order", chosen.channel_order,
-                 "channels of a sub-vector: as they come, rotation pairs of keys side by side (pq_best), or the paper's "
-                 "sorting by cosine similarity from the training rows")
+  app.add_option(
+         "--channel-order", chosen.channel_order,
+         "channels of a sub-vector: as they come, rotation pairs of keys side by side (pq_best), or the paper's "
+         "sorting by cosine similarity from the training rows")
       ->check(CLI::IsMember({"none", "pairs", "cosine"}))
       ->capture_default_str();
   const std::map<std::string, coded_sides> sides = {
@@ -169,7 +170,8 @@ parsed_options parse_options(int argc, const char* const* argv) {
   app.add_option("--code", chosen.sides, "what to code; the rest stays exact: keys, values or both (default: both)")
       ->transform(CLI::Transformer(sides))
       ->option_text("TEXT");
-  app.add_option("--policy", chosen.policy, "pq_best: JSON file that says how each KV head's keys and values are coded");
+  app.add_option("--policy", chosen.policy,
+                 "pq_best: JSON file that says how each KV head's keys and values are coded");
   app.add_option("--suggest", chosen.suggest,
                  "pq_best: find such a policy for --target-bits or --target-error from the tokens before position n, "
                  "write it to this file and print why");

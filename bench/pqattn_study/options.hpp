@@ -30,8 +30,8 @@ struct options {
   std::size_t sinks = 8;
   std::size_t recent = 32;
   std::optional<std::string> weights;  ///< "attention" or "none"; the default depends on the method
-  double weight_exponent = 1.0;
-  double weight_floor = 1.0;
+  std::optional<double> weight_exponent;  ///< the defaults depend on the method
+  std::optional<double> weight_floor;
   std::optional<std::string> rope;  ///< the default depends on the method
   double rope_theta = 10000.0;
   std::uint64_t seed = 1;
@@ -46,7 +46,7 @@ struct options {
   std::size_t sweeps = 2;
   std::size_t beam = 4;
   bool smooth = true;
-  double outlier_share = 0.0;
+  std::optional<double> outlier_share;  ///< the default is the preset's
   std::string value_rotation = "pca";
   std::string channel_order = "pairs";
   coded_sides sides = coded_sides::both;

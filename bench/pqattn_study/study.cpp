@@ -41,6 +41,9 @@ struct plan {
   bool is_best = false;
   bool is_shared = false;
   bool weighted = false;
+  double weight_exponent = 1.0;
+  double weight_floor = 1.0;
+  double outlier_share = 0.0;
   pqattn::baseline_format format = pqattn::baseline_format::exact;
   pqattn::codebook_storage storage = pqattn::codebook_storage::f16;
   pqattn::geometry key_shape;
@@ -54,7 +57,7 @@ struct plan {
   pqattn::rope rotation;
   std::vector<std::uint16_t> key_order;
   std::vector<pqattn::head_policy> policy;  ///< per KV head; empty without --policy
-  std::vector<float> shared_keys;  ///< pq_shared: centroids for all heads
+  std::vector<float> shared_keys;           ///< pq_shared: centroids for all heads
   std::vector<float> shared_values;
 };
 
@@ -101,9 +104,11 @@ void plan_best(const inputs& layer, const options& chosen, plan& made) {
           "--target-bits");
   if (chosen.subvectors) {
     plan_shapes(layer, chosen, made);
+    made.outlier_share = chosen.outlier_share.value_or(0.0);
   } else {
     made.key_shape = preset.keys;
     made.value_shape = preset.values;
+    made.outlier_share = chosen.outlier_share.value_or(static_cast<double>(preset.outlier_share));
   }
   if (chosen.channel_order != "pairs") {
     return;
@@ -211,8 +216,9 @@ void plan_method(const options& chosen, plan& made) {
   made.storage = storage == "f32"   ? pqattn::codebook_storage::f32
                  : storage == "f16" ? pqattn::codebook_storage::f16
                                     : pqattn::codebook_storage::i8;
-  made.weighted = made.is_best ? chosen.weights.value_or("none") == "attention"
-                               : chosen.method == "pq" && chosen.weights.value_or("attention") == "attention";
+  made.weighted = (made.is_best || chosen.method == "pq") && chosen.weights.value_or("attention") == "attention";
+  made.weight_exponent = chosen.weight_exponent.value_or(made.is_best ? 0.5 : 1.0);
+  made.weight_floor = chosen.weight_floor.value_or(made.is_best ? 0.05 : 1.0);
 }
 
 /// The rules of a policy file for the KV heads of this layer.
@@ -291,7 +297,7 @@ void rotate_all(const pqattn::rope& rotation, float direction, std::size_t dim, 
 }
 
 /// Weights of the tokens before the training boundary: the mass they get from the last query rows of the whole group.
-std::vector<float> importance(const inputs& layer, const options& chosen, const plan& made, std::size_t kv_head) {
+std::vector<float> importance(const inputs& layer, const plan& made, std::size_t kv_head) {
   const std::size_t end = made.window.first_query;
   const std::size_t rows = std::min(weight_rows, end);
   std::vector<std::int64_t> positions(rows);
@@ -307,8 +313,8 @@ std::vector<float> importance(const inputs& layer, const options& chosen, const 
   }
   // Sinks take a large part of the mass but are not coded: the mean is taken over what is.
   const std::size_t coded = std::min(made.coded_first, end);
-  pqattn::temper_weights(weights.data() + coded, end - coded, static_cast<float>(chosen.weight_exponent),
-                         static_cast<float>(chosen.weight_floor));
+  pqattn::temper_weights(weights.data() + coded, end - coded, static_cast<float>(made.weight_exponent),
+                         static_cast<float>(made.weight_floor));
   return weights;
 }
 
@@ -438,7 +444,7 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     return;
   }
   pq_settings settings = settings_of(chosen, made, job.keys(), 2 * job.kv_head + (job.keys() ? 0 : 1));
-  double outlier_share = chosen.outlier_share;
+  double outlier_share = made.outlier_share;
   if (!made.policy.empty()) {
     const pqattn::side_policy& side = job.keys() ? made.policy[job.kv_head].keys : made.policy[job.kv_head].values;
     if (side.exact) {
@@ -519,7 +525,7 @@ void study_kv_head(const inputs& layer, const options& chosen, const plan& made,
   const std::vector<float> values = widen(layer.values(kv_head));
   std::vector<float> coded_keys = keys;
   std::vector<float> coded_values = values;
-  const std::vector<float> weights = made.weighted ? importance(layer, chosen, made, kv_head) : std::vector<float>();
+  const std::vector<float> weights = made.weighted ? importance(layer, made, kv_head) : std::vector<float>();
   if (chosen.codes_keys()) {
     const std::vector<float> metric =
         made.is_best && chosen.metric != "none" ? key_metric(layer, chosen, made, kv_head) : std::vector<float>();
@@ -599,9 +605,12 @@ suggestion suggest(const inputs& layer, const options& chosen) {
     for (std::size_t i = 0; i < layer.group(); ++i) {
       queries[head].push_back(layer.queries(head * layer.group() + i).slice(0, made.window.first_query));
     }
-    heads[head] = {static_cast<std::uint32_t>(chosen.layer), static_cast<std::uint32_t>(head),
+    heads[head] = {static_cast<std::uint32_t>(chosen.layer),
+                   static_cast<std::uint32_t>(head),
                    layer.keys(head).slice(0, made.window.first_query),
-                   layer.values(head).slice(0, made.window.first_query), queries[head].data(), queries[head].size()};
+                   layer.values(head).slice(0, made.window.first_query),
+                   queries[head].data(),
+                   queries[head].size()};
   }
   pqattn::suggest_params params;
   params.target_bits = chosen.target_error ? 0.0 : chosen.target_bits.value_or(2.0);

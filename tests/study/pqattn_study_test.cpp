@@ -191,14 +191,17 @@ TEST_CASE("pqattn-study on real activations: pq_best", "[study][program]") {
   const auto figure = [](const json& result, const char* name) { return result.at(name).get<double>(); };
   const json plain = run_json(folder, shipped() + "--rope half --method pq_plain");
   const json two = best("--target-bits 2");
-  CHECK(two.at("bits_per_element_codes") == 2.0);
+  CHECK(figure(two, "bits_per_element_codes") <= 2.0);
+  CHECK(figure(two, "bits_per_element_codes") > 1.95);
   CHECK(figure(two, "attention_kl") < 0.4 * figure(plain, "attention_kl"));
   CHECK(figure(two, "output_nmse") < 0.5 * figure(plain, "output_nmse"));
   // Everything: i8 codebooks with two floats of scale per stage and channel, the metric's triangle in f32, the
   // rotation and mean in f16, 40 exact tokens.
   const double key_bits = 2008 * 128.0 + 8.0 * (4 * 64 * 256 + 8 * 4 * 64) + 32.0 * 64 * 65 / 2 + 40 * 64 * 16.0;
   const double value_bits = 2008 * 128.0 + 8.0 * (2 * 64 * 256 + 8 * 2 * 64) + 16.0 * (64 * 64 + 64) + 40 * 64 * 16.0;
-  CHECK_THAT(figure(two, "bits_per_element"), WithinRel((key_bits + value_bits) / (2 * 2048 * 64), 1e-12));
+  const json shaped = best("--subvectors 4 --stages 4 --value-subvectors 8 --value-stages 2");
+  CHECK(shaped.at("bits_per_element_codes") == 2.0);
+  CHECK_THAT(figure(shaped, "bits_per_element"), WithinRel((key_bits + value_bits) / (2 * 2048 * 64), 1e-12));
 
   // Each part earns its place.
   CHECK(figure(best("--target-bits 2 --metric none"), "attention_kl") > 1.2 * figure(two, "attention_kl"));
@@ -209,7 +212,7 @@ TEST_CASE("pqattn-study on real activations: pq_best", "[study][program]") {
     const json result = best(std::string("--target-bits ") + bits);
     CAPTURE(bits);
     CHECK(std::abs(figure(result, "bits_per_element_codes") - std::stod(bits)) < 0.07);
-    CHECK(figure(result, "bits_per_element_codes") < std::stod(bits) + 0.021);
+    CHECK(figure(result, "bits_per_element_codes") <= std::stod(bits));
     CHECK(figure(result, "attention_kl") < last);
     last = figure(result, "attention_kl");
   }

@@ -102,6 +102,7 @@ TEST_CASE("hard activations are coded sanely", "[study][stress]") {
     pqattn::pq_cost cost;
     pqattn::pq_recipe recipe;
     recipe.shape = preset.keys;
+    recipe.outlier_share = static_cast<double>(preset.outlier_share);
     recipe.metric = metric.data();
     const pqattn::pq_ranges ranges{8, taught, 8, tokens - 32};
     REQUIRE(reconstruct_rows(bank, recipe, ranges, nullptr, keys.data(), cost).ok());

@@ -27,8 +27,8 @@ rate_curve curve_of(const std::vector<std::pair<double, double>>& points) {
   return curve;
 }
 
-/// Two KV heads of 16 channels: head 0's values and head 1's keys are spread over all channels, the other sides lie near
-/// a plane and need few bits. Two query heads each. The first 400 tokens calibrate, the rest are held.
+/// Two KV heads of 16 channels: head 0's values and head 1's keys are spread over all channels, the other sides lie
+/// near a plane and need few bits. Two query heads each. The first 400 tokens calibrate, the rest are held.
 struct layer {
   explicit layer(pqattn_test::random_data& random) {
     for (std::size_t head = 0; head < 2; ++head) {
@@ -98,6 +98,7 @@ double held_error(const layer& made, const std::vector<head_policy>& policy) {
         pqattn::pq_recipe recipe;
         recipe.shape = side.shape(16);
         recipe.rotate = !key_side;
+        recipe.outlier_share = static_cast<double>(side.outlier_share);
         recipe.metric = key_side ? metric.data() : nullptr;
         REQUIRE(reconstruct_rows(bank, recipe, ranges, nullptr, (key_side ? keys : values).data(), cost).ok());
       }
@@ -161,8 +162,11 @@ TEST_CASE("a suggested policy beats one shape for all at equal bits, also on hel
   REQUIRE(choose_preset(16, 16, 3.0, 292, workspace.data(), workspace.size(), preset).ok());
   std::vector<head_policy> uniform(2);
   for (head_policy& head : uniform) {
-    head.keys = {false, preset.keys.subvectors, preset.keys.code_bits(), preset.keys.stages};
-    head.values = {false, preset.values.subvectors, preset.values.code_bits(), preset.values.stages};
+    const auto storage = pqattn::codebook_storage::i8;
+    head.keys = {false,   preset.keys.subvectors, preset.keys.code_bits(), preset.keys.stages,
+                 storage, preset.outlier_share};
+    head.values = {false,   preset.values.subvectors, preset.values.code_bits(), preset.values.stages,
+                   storage, preset.outlier_share};
   }
   const double suggested_error = held_error(made, found.policy);
   const double uniform_error = held_error(made, uniform);
@@ -218,7 +222,8 @@ TEST_CASE("a policy survives JSON, and bad JSON is refused", "[study][policy]") 
         "{\"version\": 1, \"heads\": [{\"keys\": {\"exact\": 3}, \"values\": {\"exact\": true}}]}",
         "{\"version\": 1, \"heads\": [{\"keys\": {\"bits\": 8}, \"values\": {\"exact\": true}}]}",
         "{\"version\": 1, \"heads\": [{\"layer\": -1, \"keys\": {\"exact\": true}, \"values\": {\"exact\": true}}]}",
-        "{\"version\": 1, \"heads\": [{\"keys\": {\"subvectors\": 9, \"bits\": 17}, \"values\": {\"exact\": true}}]}"}) {
+        "{\"version\": 1, \"heads\": [{\"keys\": {\"subvectors\": 9, \"bits\": 17}, \"values\": {\"exact\": "
+        "true}}]}"}) {
     CAPTURE(bad);
     CHECK(pqattn::policy_from_json(bad, read).code == pqattn::status_code::corrupt_data);
     CHECK(read == before);

@@ -46,27 +46,41 @@ struct head_policy {
 struct pq_preset {
   geometry keys;
   geometry values;
-  double code_bits = 0.0;  ///< mean bits of codes per element over keys and values
+  float outlier_share = 0.0f;  ///< of the coded tokens, kept exact where codes serve them worst
+  double code_bits = 0.0;      ///< mean bits of codes and outliers per element over keys and values
 };
+
+/// Share of the coded tokens a preset keeps exact, for each of its bits: about 4 % of the budget go there. Tokens that
+/// no codebook serves (heavy tails, contents that training has not seen) cost little else and would dominate errors.
+inline constexpr double preset_outliers_per_bit = 0.0025;
+
+/// Bits per element that outliers cost: 16 an element and 32 for the position of each row, keys and values apart.
+[[nodiscard]] constexpr double outlier_bits(double share, double key_dim, double value_dim) noexcept {
+  return share * (16.0 + 64.0 / (key_dim + value_dim));
+}
 
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// Stages that serve a rate well: wide sub-vectors with several additive stages at low rates, where a single stage
-/// would need narrow sub-vectors; keys gain more from them than values.
+/// Stages that serve a rate well: wide sub-vectors with several additive stages, where a single stage would need narrow
+/// sub-vectors; keys gain more from them than values. Further stages would gain a little more, but each is d * K bytes
+/// of codebook.
 [[nodiscard]] inline double preferred_stages(bool keys, double rate) noexcept {
-  return rate < 2.3 ? (keys ? 4.0 : 2.0) : rate < 3.5 ? 3.0 : rate < 5.0 ? 2.0 : 3.0;
+  return rate < 2.3 ? (keys ? 4.0 : 2.0) : rate < 3.5 ? 3.0 : keys || rate >= 5.0 ? 3.0 : 2.0;
 }
 
-/// Expected error of one side, up to a common factor, from a fit to measured attention errors: about 1.7 powers of two
-/// per bit, and what fewer bits per code and another number of stages than preferred cost at the same rate.
+/// Expected error of one side, up to a common factor, from a fit to measured attention errors: powers of two per bit,
+/// per halving of the stages, and per bit by which codes are shorter than they could be.
 [[nodiscard]] inline double expected_error(bool keys, double rate, std::uint32_t stages, std::uint32_t bits,
                                            std::uint32_t top_bits) noexcept {
   // Short codes take more stages for the same bits of a run.
   const double preferred = preferred_stages(keys, rate) * 8.0 / static_cast<double>(top_bits);
-  const double stage_gap = (std::abs)(std::log2(static_cast<double>(stages) / preferred));
-  const double penalty = 0.4 * stage_gap + 0.25 * static_cast<double>(top_bits - bits);
-  return (keys ? 1.5 : 1.0) * std::exp2(penalty - 1.7 * rate);
+  const double stage_gap = std::log2(static_cast<double>(stages) / preferred);
+  const double too_few = keys ? 0.7 : 0.3;
+  constexpr double too_many = 0.3;  // of memory: errors would fall
+  const double stage_penalty = (stage_gap < 0.0 ? -too_few : too_many) * stage_gap;
+  const double penalty = stage_penalty + 0.6 * static_cast<double>(top_bits - bits);
+  return (keys ? 2.0 : 1.0) * std::exp2(penalty - (keys ? 1.5 : 1.8) * (rate - 2.0));
 }
 
 /// Bits of the codes that `samples` training rows can teach: five rows a centroid, 8 bits at most.
@@ -119,12 +133,12 @@ inline namespace PQATTN_ISA_UNIT {
   return 2 * sizeof(detail::side_candidates) + alignof(detail::side_candidates);
 }
 
-/// Shapes whose mean code bits per element over K and V are as near `target_bits` (above 0, at most 8) as shapes
-/// allow, at most 0.02 above; among those within 0.03 of the best, the smallest expected error. Codes have up to 8
-/// bits, fewer when `training_rows` are too few to teach 256 centroids. Sub-vectors are cut as evenly as possible, so
-/// any head size works. When nothing fits below the target (a row has at least one bit) the smallest shapes result.
-/// Channel orders are left null. Errors: dims outside 1..1024, a target outside 0..8, fewer than two training rows.
-/// O(8 * 8 * 8 * dim + bits of a key row * bits of a value row).
+/// Shapes whose mean code bits per element over K and V, with those of outliers, are as near `target_bits` (above 0, at
+/// most 8) as shapes allow and never above; among those within 0.04 of the best, the smallest expected error. Codes
+/// have up to 8 bits, fewer when `training_rows` are too few to teach 256 centroids. Sub-vectors are cut as evenly as
+/// possible, so any head size works. When nothing fits below the target (a row has at least one bit) the smallest
+/// shapes without outliers result. Channel orders are left null. Errors: dims outside 1..1024, a target outside 0..8,
+/// fewer than two training rows. O(8 * 8 * 8 * dim + bits of a key row * bits of a value row).
 inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, double target_bits,
                             std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
                             pq_preset& result) noexcept {
@@ -151,12 +165,15 @@ inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, doub
   values.fill(false, value_dim, top_bits);
 
   const double elements = static_cast<double>(key_dim) + static_cast<double>(value_dim);
-  const double most = (target_bits + 0.02) * elements;
+  const double share = preset_outliers_per_bit * target_bits;
+  const double spent_on_outliers = outlier_bits(share, key_dim, value_dim) * elements;
+  const double target = target_bits * elements - spent_on_outliers;
+  const double most = target + 1.0e-9;  // sums of floats
   // First pass: the most bits that fit. Second pass: the smallest error among what is near enough.
   double used = 0.0;
   for (int pass = 0; pass < 2; ++pass) {
     double best = -1.0;
-    const double least = target_bits * elements < used ? target_bits * elements : used;
+    const double least = target < used ? target : used;
     for (std::size_t k = 1; k <= std::size_t{8} * key_dim; ++k) {
       for (std::size_t v = 1; v <= std::size_t{8} * value_dim && static_cast<double>(k + v) <= most; ++v) {
         if (keys.error[k] < 0.0 || values.error[v] < 0.0) {
@@ -168,14 +185,14 @@ inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, doub
           continue;
         }
         const double error = keys.error[k] + values.error[v];
-        if (total >= least - 0.03 * elements && (best < 0.0 || error < best)) {
+        if (total >= least - 0.04 * elements && (best < 0.0 || error < best)) {
           best = error;
-          result = {keys.shape[k], values.shape[v], total / elements};
+          result = {keys.shape[k], values.shape[v], static_cast<float>(share), (total + spent_on_outliers) / elements};
         }
       }
     }
     if (pass == 0 && used == 0.0) {
-      result = {keys.shape[1], values.shape[1], 2.0 / elements};
+      result = {keys.shape[1], values.shape[1], 0.0f, 2.0 / elements};
       return {};
     }
   }

@@ -19,11 +19,15 @@ inline namespace PQATTN_ISA_UNIT {
 /// Fills `config` with what serves best at about `target_bits` code bits per element, the mean over K and V; about 1,
 /// 2, 3 and 4 are the usual ones. Shapes come from choose_preset (whose workspace it needs) for codebooks taught by
 /// `training_rows` tokens: additive stages trained together, keys in the metric of the queries and with rotation pairs
-/// side by side, values turned to principal components, codes chosen with two sweeps, bytes for centroids.
+/// side by side, values turned to principal components, codes chosen with two sweeps, bytes for centroids, rows weighted
+/// by tempered attention.
 ///
 /// `rotation` is the model's RoPE, value-initialised for none; it and `key_order` (d_k entries, written) must outlive
 /// the cache or pool. Show it (or a pool's sequence) its queries with observe(), or pass a metric with the append that
-/// trains; without either keys are coded without a metric. Change any field afterwards.
+/// trains; without either keys are coded without a metric and all tokens weigh the same. Change any field afterwards.
+///
+/// The bits leave room for exact tokens: preset_outliers_per_bit * target_bits of the coded ones. Set outlier_share to
+/// that to use it, as the study's pq_best does; it is left at 0 because a page_pool keeps no outliers.
 ///
 /// What it costs besides code bits, per head: stages * d * K bytes of codebook for K and for V (at d = 64 and 2 bits
 /// from 1536 rows 98 KiB), d_k (d_k + 1) / 2 + d_v (d_v + 1) floats of transforms, 40 exact tokens and up to 63 more
@@ -47,6 +51,7 @@ inline status preset_config(std::uint32_t key_dim, std::uint32_t value_dim, cons
     side->joint_passes = 4;
     side->sweeps = 2;
   }
+  made.attention_weights = true;
   made.kmeans.iterations = 12;
   made.query_rows = 512;
   made.coding_batch = block_tokens;

@@ -48,7 +48,7 @@ struct suggest_params {
 /// One side's measured choice: index into the rates that were tried.
 struct rate_choice {
   side_policy how;
-  double bits = 0.0;   ///< of the codes of one token row
+  double bits = 0.0;   ///< of the codes of one token row, and its share of outliers
   double error = 0.0;  ///< output NMSE of this side alone, summed over its query heads
 };
 
@@ -183,12 +183,13 @@ struct head_measurement {
   }
 
   /// Error of attention when only one side is coded with `shape`.
-  status measure(bool keys, const geometry& shape, double& error) const {
+  status measure(bool keys, const geometry& shape, float outlier_share, double& error) const {
     const rows_view& source = keys ? head.keys : head.values;
     const std::size_t width = source.cols;
     std::uint16_t order[max_dim];
     pq_recipe recipe;
     recipe.shape = shape;
+    recipe.outlier_share = static_cast<double>(outlier_share);
     recipe.training.kmeans.seed = mix_seed(params.seed, keys ? 0 : 1);
     recipe.rotate = !keys;
     if (keys) {
@@ -209,13 +210,13 @@ struct head_measurement {
     }
     const rows_view coded = view_rows(rows, source.rows, width);
     const reconstructed_head judged{head.keys, head.values, keys ? coded : head.keys, keys ? head.values : coded};
-    const double scale = params.scale != 0.0f ? static_cast<double>(params.scale)
-                                              : 1.0 / std::sqrt(static_cast<double>(head.keys.cols));
+    const double scale =
+        params.scale != 0.0f ? static_cast<double>(params.scale) : 1.0 / std::sqrt(static_cast<double>(head.keys.cols));
     error = 0.0;
     for (std::size_t i = 0; i < head.query_heads; ++i) {
       attention_error sum;
-      PQATTN_TRY(add_attention_error(judged, head.queries[i], {params.sinks, params.recent, taught}, scale, sum,
-                                     memory));
+      PQATTN_TRY(
+          add_attention_error(judged, head.queries[i], {params.sinks, params.recent, taught}, scale, sum, memory));
       error += sum.output_nmse();
     }
     return {};
@@ -228,19 +229,21 @@ struct head_measurement {
     curve.count = 0;
     const std::size_t rates = sizeof(tried_rates) / sizeof(tried_rates[0]);
     for (std::size_t i = 0; i < rates + (preset != nullptr ? 1 : 0); ++i) {
-      geometry shape;
+      pq_preset found;
       if (i < rates) {
-        pq_preset found;
         PQATTN_TRY(choose_preset(static_cast<std::uint32_t>(dim(keys)), static_cast<std::uint32_t>(dim(keys)),
                                  tried_rates[i], taught - first(), workspace.data(), workspace.size(), found));
-        shape = keys ? found.keys : found.values;
       } else {
-        shape = keys ? preset->keys : preset->values;
+        found = *preset;
       }
+      const geometry& shape = keys ? found.keys : found.values;
+      const double width = static_cast<double>(dim(keys));
       rate_choice& choice = curve.choices[curve.count++];
-      choice.how = {false, shape.subvectors, shape.code_bits(), shape.stages, codebook_storage::i8, 0.0f};
-      choice.bits = static_cast<double>(shape.row_bits());
-      PQATTN_TRY(measure(keys, shape, choice.error));
+      choice.how = {false,        shape.subvectors,     shape.code_bits(),
+                    shape.stages, codebook_storage::i8, found.outlier_share};
+      choice.bits = static_cast<double>(shape.row_bits()) +
+                    outlier_bits(static_cast<double>(found.outlier_share), width, width) * width;
+      PQATTN_TRY(measure(keys, shape, found.outlier_share, choice.error));
     }
     if (params.allow_exact) {
       rate_choice& choice = curve.choices[curve.count++];
@@ -279,11 +282,11 @@ inline status check_calibration(const calibration_head* heads, std::size_t count
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Finds a policy for `count` heads (all layers that share the budget). `policy` (count) and `reasons` (2 * count: keys,
-/// values of each head) receive it; `summary` says what it should cost and lose. Bits are those of the codes (an exact
-/// side counts 16); codebooks come on top. The same activations and seed give the same policy.
-/// Errors: two or no targets, no heads, heads without queries, whatever training reports, out of memory.
-/// Cost: ten trainings of each side of each head, each judged on the queries after the taught tokens.
+/// Finds a policy for `count` heads (all layers that share the budget). `policy` (count) and `reasons` (2 * count:
+/// keys, values of each head) receive it; `summary` says what it should cost and lose. Bits are those of the codes (an
+/// exact side counts 16); codebooks come on top. The same activations and seed give the same policy. Errors: two or no
+/// targets, no heads, heads without queries, whatever training reports, out of memory. Cost: ten trainings of each side
+/// of each head, each judged on the queries after the taught tokens.
 template <bank_policy Bank>
 status suggest_policy(Bank& bank, const calibration_head* heads, std::size_t count, const suggest_params& params,
                       head_policy* policy, policy_reason* reasons, policy_summary& summary,
