@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Random edits of several sequences of one pool, compared with the model after every step. PQATTN_EDIT_STEPS sets the
-// number of steps in all (default 2500): PQATTN_EDIT_STEPS=20000 scripts/test -- -R cache.sequence_edits
+// number of steps in all (default 2000): PQATTN_EDIT_STEPS=20000 scripts/test -- -R cache.sequence_edits
 #include <pqattn/cache/sequence.hpp>
 
 #include <catch2/catch_test_macros.hpp>
@@ -23,7 +23,7 @@ constexpr std::size_t longest = 260;
 
 std::size_t steps_in_all() {
   const char* given = std::getenv("PQATTN_EDIT_STEPS");
-  return given == nullptr ? 2500 : std::strtoull(given, nullptr, 10);
+  return given == nullptr ? 2000 : std::strtoull(given, nullptr, 10);
 }
 
 /// Sequences and their models, side by side.
