@@ -36,11 +36,10 @@ bench::port_bound bound_of(const head_shape& shape, double rows, bool rotary) {
 
 /// Calls step.run on one head after the other.
 template <class Isa>
-void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqattn::host_bank<Isa>>& step,
-               const pqattn::rope& rotation) {
+void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqattn::host_bank<Isa>>& step) {
   std::size_t next = 0;
   for (auto iteration : state) {
-    if (!step.run({heads.head(next, rotation)})) {
+    if (!step.run({heads.head(next)})) {
       state.SkipWithError("attend refused");
       break;
     }
@@ -53,12 +52,10 @@ void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqa
 template <class Isa, bool Rotary>
 void decode_coded(benchmark::State& state) {
   const head_shape shape = shape_of(state);
-  coded_heads<Isa> heads(shape);
   const bench::rotation_of rope(shape.dim);
-  const pqattn::rope rotation = Rotary ? rope.get() : pqattn::rope{};
-  decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0, rotation)}, shape.dim, rows_of(state),
-                                           threads_of(state));
-  run_heads(state, heads, step, rotation);
+  coded_heads<Isa> heads(shape, Rotary ? rope.get() : pqattn::rope{});
+  decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0)}, shape.dim, rows_of(state), threads_of(state));
+  run_heads(state, heads, step);
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
   bench::count_ports(state, shape.tokens, bound_of(shape, static_cast<double>(rows_of(state)), Rotary));
 }

@@ -14,7 +14,7 @@ void encode(benchmark::State& state) {
   const bench::head_shape shape{128, static_cast<std::uint32_t>(state.range(0)),
                                 static_cast<std::uint32_t>(state.range(1)), tokens};
   const auto rows = static_cast<std::size_t>(state.range(2));
-  bench::coded_heads<> heads(shape, 1);
+  bench::coded_heads<> heads(shape, {}, 1);
   const auto head = heads.head(0);
   const bench::pages codes(heads.bank().code_block_bytes(shape.geometry()) * pqattn::blocks_for(tokens));
   const pqattn::code_span<std::byte*> span{shape.geometry(), codes.data(), nullptr};

@@ -15,11 +15,11 @@ struct score_scene {
 
   score_scene(const benchmark::State& state, bool rotary)
       : rows(static_cast<std::size_t>(state.range(3))),
+        rope(128),
         heads({128, static_cast<std::uint32_t>(state.range(0)), static_cast<std::uint32_t>(state.range(1)),
                static_cast<std::size_t>(state.range(2))},
-              1),
-        rope(128),
-        head(heads.head(0, rotary ? rope.get() : pqattn::rope{})),
+              rotary ? rope.get() : pqattn::rope{}, 1),
+        head(heads.head(0)),
         queries(bench::normals(rows * 128, 0.1f)),
         tables(bank.table_bytes(head.keys.book.shape, rows, head.rotation)),
         tile(rows * tile_slots * sizeof(float)) {}
@@ -37,8 +37,8 @@ struct score_scene {
 
   bank_type bank;
   std::size_t rows;
-  bench::coded_heads<> heads;
   bench::rotation_of rope;
+  bench::coded_heads<> heads;
   pqattn::segment<std::byte*> head;
   std::vector<float> queries;
   bench::pages tables;

@@ -21,7 +21,7 @@ void accumulate(benchmark::State& state, pqattn::value_method method) {
   const bench::head_shape shape{128, static_cast<std::uint32_t>(state.range(0)),
                                 static_cast<std::uint32_t>(state.range(1)), static_cast<std::size_t>(state.range(2))};
   const auto rows = static_cast<std::size_t>(state.range(3));
-  bench::coded_heads<> heads(shape, 1);
+  bench::coded_heads<> heads(shape, {}, 1);
   const auto head = heads.head(0);
   const bench::pages memory(rows * tile_slots * sizeof(float));
   auto* probabilities = reinterpret_cast<float*>(memory.data());

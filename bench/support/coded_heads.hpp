@@ -57,24 +57,27 @@ class coded_heads {
   using bank_type = pqattn::host_bank<Isa>;
   using segment = pqattn::segment<std::byte*>;
 
-  explicit coded_heads(const head_shape& shape, std::size_t at_most = SIZE_MAX)
+  /// With a rotation, which must live as long as the heads, keys are coded before RoPE.
+  explicit coded_heads(const head_shape& shape, const pqattn::rope& rotation = {}, std::size_t at_most = SIZE_MAX)
       : shape_(shape),
+        rotation_(rotation),
         code_bytes_(shape.tokens / pqattn::block_tokens * bank_.code_block_bytes(shape.geometry())),
         book_bytes_(pqattn::align_up(bank_.codebook_bytes(shape.geometry(), pqattn::codebook_storage::i8))),
         count_(std::clamp<std::size_t>(cold_bytes() / (2 * (code_bytes_ + book_bytes_)), 1, at_most)),
         codes_(random_bytes(count_ * 2 * code_bytes_)),
-        books_(books(bank_, shape, count_, book_bytes_)) {}
+        books_(books(bank_, shape, rotation, count_, book_bytes_)) {}
 
   [[nodiscard]] std::size_t count() const { return count_; }
   [[nodiscard]] bank_type& bank() { return bank_; }
   [[nodiscard]] const head_shape& shape() const { return shape_; }
 
-  [[nodiscard]] segment head(std::size_t index, const pqattn::rope& rotation = {}) const {
+  [[nodiscard]] segment head(std::size_t index) const {
     segment tokens;
     tokens.keys = source(2 * index);
+    tokens.keys.book.rotation = rotation_;
     tokens.values = source(2 * index + 1);
     tokens.slots = {0, shape_.tokens};
-    tokens.rotation = rotation;
+    tokens.rotation = rotation_;
     return tokens;
   }
 
@@ -87,29 +90,37 @@ class coded_heads {
     return result;
   }
 
-  static std::byte* books(bank_type& bank, const head_shape& shape, std::size_t heads, std::size_t book_bytes) {
-    static std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>, pages> all;
-    const auto key = std::make_tuple(shape.dim, shape.subvectors, shape.bits);
+  static std::byte* books(bank_type& bank, const head_shape& shape, const pqattn::rope& rotation, std::size_t heads,
+                          std::size_t book_bytes) {
+    static std::map<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t, bool>, pages> all;
+    const auto key = std::make_tuple(shape.dim, shape.subvectors, shape.bits, rotation.enabled());
     auto place = all.find(key);
     if (place == all.end() || place->second.size() < 2 * heads * book_bytes) {
       if (place != all.end()) {
         all.erase(place);
       }
       place = all.emplace(key, pages(2 * heads * book_bytes)).first;
-      const pqattn::geometry geometry = shape.geometry();
-      std::vector<float> centroids = normals(geometry.codebook_values());
-      static_cast<void>(pqattn::round_codebook(geometry, pqattn::codebook_storage::i8, centroids.data()));
       std::byte* first = place->second.data();
-      static_cast<void>(bank.store_codebook({geometry, centroids.data()}, {geometry, pqattn::codebook_storage::i8, first}));
-      for (std::size_t side = 1; side < 2 * heads; ++side) {
-        std::memcpy(first + side * book_bytes, first, book_bytes);
+      store_book(bank, shape, rotation, first);
+      store_book(bank, shape, {}, first + book_bytes);
+      for (std::size_t head = 1; head < heads; ++head) {
+        std::memcpy(first + 2 * head * book_bytes, first, 2 * book_bytes);
       }
     }
     return place->second.data();
   }
 
+  static void store_book(bank_type& bank, const head_shape& shape, const pqattn::rope& rotation, std::byte* place) {
+    const pqattn::geometry geometry = shape.geometry();
+    constexpr auto storage = pqattn::codebook_storage::i8;
+    std::vector<float> centroids = normals(geometry.codebook_values());
+    static_cast<void>(pqattn::round_codebook(geometry, storage, centroids.data(), rotation));
+    static_cast<void>(bank.store_codebook({geometry, centroids.data()}, {geometry, storage, place, rotation}));
+  }
+
   bank_type bank_;
   head_shape shape_;
+  pqattn::rope rotation_;
   std::size_t code_bytes_;
   std::size_t book_bytes_;
   std::size_t count_;
