@@ -22,7 +22,11 @@ inline status check_finite(const rows_view& rows, const char* subject) noexcept 
   float row[max_dim];
   for (std::size_t i = 0; i < rows.rows; ++i) {
     load_row(rows, i, row);
+    bool finite = true;  // of all channels, without leaving the loop early: compilers vectorise it
     for (std::size_t c = 0; c < rows.cols; ++c) {
+      finite &= is_finite(row[c]);
+    }
+    for (std::size_t c = 0; !finite && c < rows.cols; ++c) {
       if (!is_finite(row[c])) {
         return failure(status_code::not_finite, subject, "has a NaN or infinity", i, c);
       }

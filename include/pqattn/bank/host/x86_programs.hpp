@@ -186,9 +186,8 @@ struct x86_kernels {
       for_each_batch(tile.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
         const x86::rotary_queries queries =
             x86::rotary_queries_at(pairs.count, rows, memory + at.queries + first / at.at_once * at.query_step);
-        x86::rotary_score<Kernel>(pairs, rotation, memory + at.turns, queries, run_of(codes, slots),
-                                  [&](std::size_t slot) { return positions.at(slot); }, tile.row(first), tile.stride,
-                                  scratch);
+        x86::rotary_score<Kernel>(pairs, rotation, memory + at.turns, queries, run_of(codes, slots), positions,
+                                  tile.row(first), tile.stride, scratch);
       });
     });
   }
@@ -272,23 +271,16 @@ struct x86_kernels {
     const std::size_t plane = book.plane_of(group, 0);
     const std::size_t width = book.book.shape.width(group);
     const std::size_t count = book.book.shape.centroids;
-    std::uint32_t code = 0;
+    const auto in = [&](const auto& planes) { return x86::nearest_centroid<Ops>(planes, plane, width, count, x); };
     switch (book.book.storage) {
       case codebook_storage::f32:
-        x86::nearest_centroids<Ops, 1>(
-            x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries}, plane, width, count, &x, &code);
-        break;
+        return in(x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries});
       case codebook_storage::f16:
-        x86::nearest_centroids<Ops, 1>(
-            x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries}, plane, width, count, &x, &code);
-        break;
-      case codebook_storage::i8:
-        x86::nearest_centroids<Ops, 1>(x86::byte_planes{reinterpret_cast<const std::int8_t*>(book.book.memory),
-                                                        book.scales(), book.offsets(), entries},
-                                       plane, width, count, &x, &code);
-        break;
+        return in(x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries});
+      default:
+        return in(x86::byte_planes{reinterpret_cast<const std::int8_t*>(book.book.memory), book.scales(),
+                                   book.offsets(), entries});
     }
-    return code;
   }
 
  private:

@@ -95,9 +95,9 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   rotation.pairs = turn.pairs;
   rotation.pairing = turn.pairing;
   rotation.frequencies = frequencies.data();
-  std::vector<std::int64_t> at(first + count);
+  std::vector<std::int32_t> at(first + count);
   for (std::size_t slot = 0; slot < at.size(); ++slot) {
-    const auto s = static_cast<std::int64_t>(slot);
+    const auto s = static_cast<std::int32_t>(slot);
     at[slot] = positions == 0 ? s : positions == 1 ? s + 1'000'003 : s < 70 ? s - 40 : 2 * s + s % 3;
   }
   const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
@@ -120,7 +120,7 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   std::vector<float> out(rows * stride, -77.0f);
   const bool done = pqattn::x86::rotary_score<Kernel>(
       book, rotation, turns.data(), prepared, run,
-      [&](std::size_t slot) { return at[slot]; }, out.data(), stride, scratch.data());
+      pqattn::slot_positions{0, at.data()}, out.data(), stride, scratch.data());
   INFO(Isa::name << ", " << data.name() << ", pairs " << turn.pairs << ", rows " << rows << ", first " << first
                  << ", positions " << positions << ", seed " << random.seed());
   REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
@@ -191,7 +191,7 @@ TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for
                                     data.block_bytes(), first, count};
     REQUIRE(pqattn::x86::rotary_score<TestType>(
         book, rotation, turns.data(), prepared, run,
-        [](std::size_t slot) { return static_cast<std::int64_t>(slot) + 17; }, out, 700, scratch.data()));
+        pqattn::slot_positions{17, nullptr}, out, 700, scratch.data()));
   };
   std::vector<float> whole(1400);
   score(0, 700, whole.data());

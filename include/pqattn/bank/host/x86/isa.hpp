@@ -202,12 +202,8 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(value, wanted, _CMP_EQ_OQ));
   }
-  /// One bit per lane: value == wanted.
-  static PQATTN_ALWAYS_INLINE std::uint64_t equal_bits(floats value, floats wanted) noexcept {
-    return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(value, wanted, _CMP_EQ_OQ)));
-  }
   /// 0, 1, 2, ...
-  static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+  static PQATTN_ALWAYS_INLINE ints lane_indices() noexcept { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
   /// The `lanes` floats at p whose index lies in [first, last); others 0. Reads nothing else.
   static PQATTN_ALWAYS_INLINE ints lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
     const ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -398,15 +394,8 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ), no, yes);
   }
-  static PQATTN_ALWAYS_INLINE std::uint64_t equal_bits(floats value, floats wanted) noexcept {
-    // Written as assembly because GCC 12 may widen a mask by spilling its 16 bits and reading 64 (seen in nearest_of_one
-    // under AddressSanitizer).
-    std::uint64_t bits;
-    __asm__("kmovw {%1, %k0|%k0, %1}" : "=r"(bits) : "k"(_mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ)));
-    return bits;
-  }
-  static PQATTN_ALWAYS_INLINE floats lane_numbers() noexcept {
-    return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  static PQATTN_ALWAYS_INLINE ints lane_indices() noexcept {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
   static PQATTN_ALWAYS_INLINE __mmask16 lane_mask(std::ptrdiff_t first, std::ptrdiff_t last) noexcept {
     const unsigned low = static_cast<unsigned>(first < 0 ? 0 : first > 16 ? 16 : first);

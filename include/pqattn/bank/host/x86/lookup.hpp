@@ -77,6 +77,12 @@ PQATTN_ALWAYS_INLINE const Number* not_hoisted(const Number* p) noexcept {
   return p;
 }
 
+/// Keeps the compiler from loading a vector again at each of its uses: loads, not registers, would be what is short.
+template <class Vector>
+PQATTN_ALWAYS_INLINE void keep_in_register(Vector& v) noexcept {
+  __asm__("" : "+v"(v));
+}
+
 template <unsigned Bits, bool Shared>
 struct lookup<avx2, Bits, Shared> {
   struct codes {

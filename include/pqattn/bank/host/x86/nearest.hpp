@@ -10,7 +10,6 @@
 
 #if PQATTN_X86_AVX2
 
-#include <bit>
 #include <limits>
 
 namespace pqattn {
@@ -157,36 +156,28 @@ struct number_planes {
   const Number* numbers;
   std::size_t entries;  ///< of one plane, a multiple of 64
 
-  template <class Isa>
-  PQATTN_ALWAYS_INLINE typename Isa::floats load(std::size_t plane, std::size_t k) const noexcept {
-    if constexpr (sizeof(Number) == sizeof(float)) {
-      return Isa::loadf(numbers + plane * entries + k);
-    } else {
-      return Isa::load_half(numbers + plane * entries + k);
-    }
-  }
   [[nodiscard]] float relative(float x, std::size_t) const noexcept { return x; }
   template <class Isa>
   PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
                                                        std::size_t k) const noexcept {
-    return Isa::subf(relative_x, load<Isa>(plane, k));
+    const Number* at = numbers + plane * entries + k;
+    if constexpr (sizeof(Number) == sizeof(float)) {
+      return Isa::subf(relative_x, Isa::loadf(at));
+    } else {
+      return Isa::subf(relative_x, Isa::load_half(at));
+    }
   }
 };
 using float_planes = number_planes<float>;
 using half_planes = number_planes<half>;
-/// offset + scale * byte, one rounding.
+/// offset + scale * byte.
 struct byte_planes {
   const std::int8_t* numbers;
   const float* scale;
   const float* offset;
   std::size_t entries;
 
-  template <class Isa>
-  PQATTN_ALWAYS_INLINE typename Isa::floats load(std::size_t plane, std::size_t k) const noexcept {
-    return Isa::fma(Isa::to_floats(Isa::widen_signed_bytes(numbers + plane * entries + k)), Isa::setf(scale[plane]),
-                    Isa::setf(offset[plane]));
-  }
-  /// One vector saves the addition of the offset: x - offset, then minus scale * byte.
+  /// The offset is subtracted once per vector: x - offset, then minus scale * byte.
   [[nodiscard]] float relative(float x, std::size_t plane) const noexcept { return x - offset[plane]; }
   template <class Isa>
   PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
@@ -198,174 +189,87 @@ struct byte_planes {
 
 namespace detail {
 
-/// Least distance from one sub-vector to Registers * lanes centroids from k on, all distances kept in registers, and
-/// the lowest index that has it.
-template <class Isa, std::size_t Registers, std::size_t Width, class Planes>
-PQATTN_ALWAYS_INLINE float nearest_in_chunk(const Planes& planes, std::size_t plane, std::size_t width, std::size_t k,
-                                            const float* x, std::uint32_t& code) noexcept {
-  using floats = typename Isa::floats;
-  floats sum[Registers];
-  const auto channel = [&](std::size_t c) PQATTN_X86_INLINE_LAMBDA {
-    const floats value = Isa::setf(planes.relative(x[c], plane + c));
-    PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < Registers; ++i) {
-      const floats difference = planes.template difference<Isa>(value, plane + c, k + i * Isa::lanes);
-      sum[i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[i]);
-    }
-  };
-  channel(0);
-  if constexpr (Width != 0) {
-    PQATTN_X86_UNROLL
-    for (std::size_t c = 1; c < Width; ++c) {
-      channel(c);
-    }
-  } else {
-    for (std::size_t c = 1; c < width; ++c) {
-      channel(c);
-    }
-  }
-  floats low[4] = {sum[0], sum[1], sum[2], sum[3]};
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 4; i < Registers; ++i) {
-    low[i % 4] = Isa::minf(low[i % 4], sum[i]);
-  }
-  const float least = Isa::smallest(Isa::minf(Isa::minf(low[0], low[1]), Isa::minf(low[2], low[3])));
-  const floats wanted = Isa::setf(least);
-  constexpr std::size_t per_word = 64 / Isa::lanes;
-  std::uint64_t words[Registers / per_word] = {};
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < Registers; ++i) {
-    words[i / per_word] |= Isa::equal_bits(sum[i], wanted) << (i % per_word * Isa::lanes);
-  }
-  std::size_t word = 0;
-  while (word + 1 < Registers / per_word && words[word] == 0) {
-    ++word;
-  }
-  code = static_cast<std::uint32_t>(k + 64 * word + static_cast<std::size_t>(std::countr_zero(words[word])));
-  return least;
+/// The lane with the least value and, of equal ones, the least index: its index.
+template <class Isa>
+PQATTN_ALWAYS_INLINE std::uint32_t index_of_least(typename Isa::floats value, typename Isa::ints index) noexcept {
+  const auto least = Isa::setf(Isa::smallest(value));
+  // Indices below 2^24 are exact in f32.
+  return static_cast<std::uint32_t>(
+      Isa::smallest(Isa::where_equal(value, least, Isa::to_floats(index), Isa::setf(16777216.0f))));
 }
 
-/// Nearest centroid of one sub-vector.
+/// Nearest centroid of one sub-vector. Four chains of running minima, each over a quarter of the entries, so that of equal
+/// distances in a lane the first chain's is the lower index; no branch depends on the data.
 template <class Isa, std::size_t Width, class Planes>
-inline std::uint32_t nearest_of_one(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                                    const float* x) noexcept {
-  constexpr std::size_t short_run = 64;
-  constexpr std::size_t long_run = Isa::lanes == 16 ? 256 : 64;
-  float best = (std::numeric_limits<float>::max)();
-  std::uint32_t winner = 0;
-  for (std::size_t k = 0; k < count;) {
-    std::uint32_t code = 0;
-    float least = 0.0f;
-    if (count - k > long_run - short_run) {
-      least = nearest_in_chunk<Isa, long_run / Isa::lanes, Width>(planes, plane, width, k, x, code);
-      k += long_run;
-    } else {
-      least = nearest_in_chunk<Isa, short_run / Isa::lanes, Width>(planes, plane, width, k, x, code);
-      k += short_run;
-    }
-    winner = least < best ? code : winner;
-    best = least < best ? least : best;
-  }
-  return winner;
-}
-
-/// Nearest centroid of Vectors sub-vectors (x[v] has `width` floats) in planes [plane, plane + width).
-template <class Isa, std::size_t Vectors, std::size_t Width, class Planes>
-inline void nearest_in_planes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                              const float* const* x, std::uint32_t* codes) noexcept {
+inline std::uint32_t nearest_in_planes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
+                                       const float* x) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
-  constexpr std::size_t chains = Vectors == 1 ? 4 : Vectors == 2 ? 2 : 1;  // independent sums to hide latencies
-  const std::size_t channels = Width == 0 ? width : Width;
-  floats best[Vectors][chains];
-  ints index[Vectors][chains];
+  constexpr std::size_t chains = 4;
+  const std::size_t quarter = (count + 63) / 64 * 16;
+  floats best[chains];
+  ints index[chains];
+  ints step = Isa::zero();
   PQATTN_X86_UNROLL
-  for (std::size_t v = 0; v < Vectors; ++v) {
+  for (std::size_t i = 0; i < chains; ++i) {
+    best[i] = Isa::setf((std::numeric_limits<float>::max)());
+    index[i] = Isa::zero();
+  }
+  floats value[Width == 0 ? 1 : Width];
+  if constexpr (Width != 0) {
     PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < chains; ++i) {
-      best[v][i] = Isa::setf((std::numeric_limits<float>::max)());
-      index[v][i] = Isa::zero();
+    for (std::size_t c = 0; c < Width; ++c) {
+      value[c] = Isa::setf(planes.relative(x[c], plane + c));
     }
   }
-  for (std::size_t k = 0; k < count; k += chains * Isa::lanes) {
-    floats sum[Vectors][chains];
-    const auto channel = [&](std::size_t c) PQATTN_X86_INLINE_LAMBDA {
-      floats center[chains];
+  for (std::size_t k = 0; k < quarter; k += Isa::lanes) {
+    floats sum[chains];
+    const auto channel = [&](std::size_t c, floats relative) PQATTN_X86_INLINE_LAMBDA {
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < chains; ++i) {
-        center[i] = planes.template load<Isa>(plane + c, k + i * Isa::lanes);
-      }
-      PQATTN_X86_UNROLL
-      for (std::size_t v = 0; v < Vectors; ++v) {
-        const floats value = Isa::setf(x[v][c]);
-        PQATTN_X86_UNROLL
-        for (std::size_t i = 0; i < chains; ++i) {
-          const floats difference = Isa::subf(value, center[i]);
-          sum[v][i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[v][i]);
-        }
+        const floats difference = planes.template difference<Isa>(relative, plane + c, k + i * quarter);
+        sum[i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[i]);
       }
     };
-    channel(0);
     if constexpr (Width != 0) {
       PQATTN_X86_UNROLL
-      for (std::size_t c = 1; c < Width; ++c) {
-        channel(c);
+      for (std::size_t c = 0; c < Width; ++c) {
+        channel(c, value[c]);
       }
     } else {
-      for (std::size_t c = 1; c < channels; ++c) {
-        channel(c);
+      for (std::size_t c = 0; c < width; ++c) {
+        channel(c, Isa::setf(planes.relative(x[c], plane + c)));
       }
     }
-    const ints candidate = Isa::set32(static_cast<std::int32_t>(k));
-    PQATTN_X86_UNROLL
-    for (std::size_t v = 0; v < Vectors; ++v) {
-      PQATTN_X86_UNROLL
-      for (std::size_t i = 0; i < chains; ++i) {
-        Isa::keep_smaller(sum[v][i], candidate, best[v][i], index[v][i]);
-      }
-    }
-  }
-  PQATTN_X86_UNROLL
-  for (std::size_t v = 0; v < Vectors; ++v) {
-    floats smallest = best[v][0];
-    PQATTN_X86_UNROLL
-    for (std::size_t i = 1; i < chains; ++i) {
-      smallest = Isa::minf(smallest, best[v][i]);
-    }
-    const floats least = Isa::setf(Isa::smallest(smallest));
-    // Of the lanes that reach the least distance the lowest index wins; indices below 2^24 are exact in f32.
-    floats winner = Isa::setf((std::numeric_limits<float>::max)());
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < chains; ++i) {
-      const floats first = Isa::addf(Isa::lane_numbers(), Isa::setf(static_cast<float>(i * Isa::lanes)));
-      const floats code = Isa::addf(Isa::to_floats(index[v][i]), first);
-      winner = Isa::minf(winner, Isa::where_equal(best[v][i], least, code, winner));
+      Isa::keep_smaller(sum[i], step, best[i], index[i]);
     }
-    codes[v] = static_cast<std::uint32_t>(Isa::smallest(winner));
+    step = Isa::add32(step, Isa::set32(static_cast<std::int32_t>(Isa::lanes)));
   }
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < chains; ++i) {
+    const ints first = Isa::set32(static_cast<std::int32_t>(i * quarter));
+    index[i] = Isa::add32(index[i], Isa::add32(Isa::lane_indices(), first));
+  }
+  Isa::keep_smaller(best[1], index[1], best[0], index[0]);
+  Isa::keep_smaller(best[3], index[3], best[2], index[2]);
+  Isa::keep_smaller(best[2], index[2], best[0], index[0]);
+  return index_of_least<Isa>(best[0], index[0]);
 }
 
 }  // namespace detail
 
-/// Nearest centroids of `Vectors` sub-vectors (1, 2 or 4): x[v] has `width` floats, planes [plane, plane + width) hold
-/// the centroids' components. Reads whole runs of 64 entries (one vector: 256 where more than 192 are left), so planes
-/// must be padded to 64, entries past the last centroid repeating centroid 0, which then never win.
-template <class Isa, std::size_t Vectors, class Planes>
-inline void nearest_centroids(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                              const float* const* x, std::uint32_t* codes) noexcept {
-  if constexpr (Vectors == 1) {
-    const auto one = [&]<std::size_t Width>() noexcept {
-      return detail::nearest_of_one<Isa, Width>(planes, plane, width, count, x[0]);
-    };
-    codes[0] = width == 4 ? one.template operator()<4>()
-               : width == 2 ? one.template operator()<2>()
-                            : one.template operator()<0>();
-    return;
-  }
+/// Nearest centroid of one sub-vector x of `width` floats; planes [plane, plane + width) hold the centroids' components.
+/// Reads whole runs of 64 entries, so planes must be padded to 64, entries past the last centroid repeating centroid 0,
+/// which then never win. O(width * count).
+template <class Isa, class Planes>
+[[nodiscard]] inline std::uint32_t nearest_centroid(const Planes& planes, std::size_t plane, std::size_t width,
+                                                    std::size_t count, const float* x) noexcept {
   switch (width) {
-    case 2: return detail::nearest_in_planes<Isa, Vectors, 2>(planes, plane, width, count, x, codes);
-    case 4: return detail::nearest_in_planes<Isa, Vectors, 4>(planes, plane, width, count, x, codes);
-    default: return detail::nearest_in_planes<Isa, Vectors, 0>(planes, plane, width, count, x, codes);
+    case 2: return detail::nearest_in_planes<Isa, 2>(planes, plane, width, count, x);
+    case 4: return detail::nearest_in_planes<Isa, 4>(planes, plane, width, count, x);
+    default: return detail::nearest_in_planes<Isa, 0>(planes, plane, width, count, x);
   }
 }
 

@@ -25,8 +25,10 @@ struct rotary_bytes {
   using ints = __m512i;
   using query = std::uint16_t;  ///< x and y of a pair
 
-  static constexpr std::size_t batch = 4;
+  static constexpr std::size_t batch = 8;
   static constexpr std::size_t chunk = 16;
+  /// Blocks of a batch for so many rows: their sums should stay in the first-level cache.
+  [[nodiscard]] static constexpr std::size_t batch_for(std::size_t rows) noexcept { return rows <= 8 ? batch : 4; }
   static constexpr std::size_t key_bytes = 128;
   static constexpr int circle = 105;  ///< what cosine 1 is in the turn table
   static constexpr float product = static_cast<float>(circle) / 128.0f;
@@ -95,9 +97,9 @@ struct rotary_bytes {
   static PQATTN_ALWAYS_INLINE ints turn_half(ints key, const turn* t, int half) noexcept {
     const ints x = isa::add16(isa::mul_bytes(key, t->factor[half]), t->offset[half]);
     const ints y = isa::add16(isa::mul_bytes(key, t->factor[half + 2]), t->offset[half + 2]);
-    // Bits 7 to 14 of every word: of x by a shift, of y into the upper byte.
-    const ints bits = _mm512_set1_epi64(0x3700270017000700);
-    return _mm512_mask_multishift_epi64_epi8(isa::right16<7>(x), 0xaaaaaaaaaaaaaaaaull, bits, y);
+    // Bits 7 to 14 of every word, of y in the upper byte: x where the mask is 0 ... 255, 2 y elsewhere. Bitwise work and sums
+    // run on more ports than permutes and shifts.
+    return _mm512_ternarylogic_epi32(isa::right16<7>(x), isa::add16(y, y), isa::set16(255), 0xe4);
   }
   static PQATTN_ALWAYS_INLINE turned turn_pair(ints x, ints y, const turn* t) noexcept {
     return {turn_half(isa::low8(x, y), t, 0), turn_half(isa::high8(x, y), t, 1)};
@@ -118,6 +120,11 @@ struct rotary_bytes {
     constexpr std::size_t of[4] = {Of...};
     const std::uint32_t code_at[4] = {pair[0].code_x, pair[0].code_y, pair[1].code_x, pair[1].code_y};
     const std::uint32_t table_at[4] = {pair[0].table_x, pair[0].table_y, pair[1].table_x, pair[1].table_y};
+    typename look::table table[4];
+    PQATTN_X86_UNROLL
+    for (std::size_t i = 0; i < 4; ++i) {
+      table[i] = look::load_table(tables + table_at[i]);
+    }
     for (std::size_t b = 0; b < blocks; ++b, keys += chunk * key_bytes) {
       typename look::codes codes[4];
       PQATTN_X86_UNROLL
@@ -126,15 +133,13 @@ struct rotary_bytes {
           codes[i] = look::load_codes(block[b] + code_at[i], 0);
         }
       }
-      // Both tables are read from memory in every round: in registers they would push each other out.
-      const std::int8_t* here = not_hoisted(tables);
+      const auto component = [&](std::size_t i) PQATTN_X86_INLINE_LAMBDA {
+        return look::look(look::in_memory ? look::load_table(not_hoisted(tables) + table_at[i]) : table[i], codes[of[i]]);
+      };
+      // Turns are read from memory in every round: in registers they would push the tables out.
       const turn* t = not_hoisted(turns);
-      const ints x0 = look::look(look::load_table(here + table_at[0]), codes[of[0]]);
-      const ints y0 = look::look(look::load_table(here + table_at[1]), codes[of[1]]);
-      const turned first = turn_pair(x0, y0, t + pair[0].turn);
-      const ints x1 = look::look(look::load_table(here + table_at[2]), codes[of[2]]);
-      const ints y1 = look::look(look::load_table(here + table_at[3]), codes[of[3]]);
-      store_pairs(first, turn_pair(x1, y1, t + pair[1].turn), keys);
+      const turned first = turn_pair(component(0), component(1), t + pair[0].turn);
+      store_pairs(first, turn_pair(component(2), component(3), t + pair[1].turn), keys);
     }
   }
 

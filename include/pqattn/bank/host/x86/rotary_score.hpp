@@ -9,6 +9,7 @@
 // there are byte permutes and dot products of bytes. Their headers state the numbers and errors.
 #pragma once
 
+#include "../../bank.hpp"
 #include "rotary_bytes.hpp"
 #include "rotary_words.hpp"
 
@@ -105,10 +106,11 @@ struct rotary_scratch {
 template <class Kernel>
 inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_t turns, std::size_t rows,
                                                    void* memory) noexcept {
-  const std::size_t keys = Kernel::batch * Kernel::chunk * Kernel::key_bytes;
-  const std::size_t sums = Kernel::batch * rows * slots * sizeof(std::int32_t);
-  const std::size_t queries = align_up(Kernel::batch * rows * pad16(pairs) * sizeof(typename Kernel::query));
-  const std::size_t offsets = align_up(Kernel::batch * rows * sizeof(float));
+  const std::size_t batch = Kernel::batch_for(rows);
+  const std::size_t keys = batch * Kernel::chunk * Kernel::key_bytes;
+  const std::size_t sums = batch * rows * slots * sizeof(std::int32_t);
+  const std::size_t queries = align_up(batch * rows * pad16(pairs) * sizeof(typename Kernel::query));
+  const std::size_t offsets = align_up(batch * rows * sizeof(float));
   const std::size_t angles = 2 * pad16(pairs) * sizeof(float);
   auto* base = static_cast<std::byte*>(memory);
   rotary_scratch<Kernel> parts{};
@@ -192,7 +194,7 @@ inline void finish_block(const std::int32_t* sums, float factor, float offset, c
   }
 }
 
-/// Scores of up to Kernel::batch blocks that share a turn table.
+/// Scores of up to Kernel::batch_for(rows) blocks that share a turn table.
 template <class Kernel, unsigned Bits>
 inline void rotary_blocks(const rotary_book& book, const rope& rotation, const typename Kernel::table& turns,
                           const rotary_queries& queries, const slot_run& run, std::size_t block,
@@ -206,7 +208,8 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
   }
   const std::size_t end = run.end_block();
   const std::size_t after = block + blocks;
-  const std::size_t ahead = end - after < Kernel::batch ? end - after : Kernel::batch;
+  const std::size_t batch = Kernel::batch_for(queries.rows);
+  const std::size_t ahead = end - after < batch ? end - after : batch;
   for (std::size_t pair = 0; pair < book.count; pair += Kernel::chunk) {
     const std::size_t count = book.count - pair < Kernel::chunk ? book.count - pair : Kernel::chunk;
     // The next batch is fetched meanwhile, a share of every block with each chunk.
@@ -244,14 +247,14 @@ template <class Kernel>
   return detail::carve_rotary_scratch<Kernel>(pairs, rotation.pairs, rows, nullptr).bytes;
 }
 
-/// out(row, slot - run.first) = score of the slot. `position(slot)` gives a slot's position (int64).
+/// out(row, slot - run.first) = score of the slot at its position.
 /// `turns`: the memory of the turn table of offsets 0..63. Blocks whose used slots are not consecutive get a table of
 /// their own, which costs several times what the block's scores do.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code).
-template <class Kernel, class Position>
+template <class Kernel>
 inline bool rotary_score(const rotary_book& book, const rope& rotation, const void* turns,
-                         const rotary_queries& queries, const slot_run& run, const Position& position, float* out,
-                         std::size_t stride, void* workspace) noexcept {
+                         const rotary_queries& queries, const slot_run& run, const slot_positions& positions,
+                         float* out, std::size_t stride, void* workspace) noexcept {
   return with_code_bits<typename Kernel::isa>(book.code_bits, [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_rotary_scratch<Kernel>(book.count, rotation.pairs, queries.rows, workspace);
     std::int64_t bases[Kernel::batch];
@@ -268,20 +271,19 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
       const std::ptrdiff_t begin = run.begin_in(block);
       const std::ptrdiff_t end = run.end_in(block);
       const std::size_t slot = block * slots;
-      const std::int64_t base = position(slot + static_cast<std::size_t>(begin)) - begin;
-      std::int64_t offsets[slots] = {};
-      bool consecutive = true;
-      for (std::ptrdiff_t i = begin; i < end; ++i) {
-        offsets[i] = position(slot + static_cast<std::size_t>(i)) - base;
-        consecutive = consecutive && offsets[i] == i;
-      }
-      if (consecutive) {
+      const std::size_t first = slot + static_cast<std::size_t>(begin);
+      const std::int64_t base = positions.at(first) - begin;
+      if (positions.consecutive(first, static_cast<std::size_t>(end - begin))) {
         bases[pending++] = base;
-        if (pending == Kernel::batch) {
+        if (pending == Kernel::batch_for(queries.rows)) {
           flush(block + 1);
         }
       } else {
         flush(block);
+        std::int64_t offsets[slots] = {};
+        for (std::ptrdiff_t i = begin; i < end; ++i) {
+          offsets[i] = positions.at(slot + static_cast<std::size_t>(i)) - base;
+        }
         fill_turn_table<Kernel>(rotation, offsets, scratch.turns);
         detail::rotary_blocks<Kernel, Bits>(book, rotation, Kernel::table_at(rotation.pairs, scratch.turns), queries,
                                             run, block, &base, 1, scratch, out, stride);

@@ -275,12 +275,20 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
         const auto codes = look::load_codes(sets.codes[block] + code_at, part);
         const std::uint8_t* weights = bytes + block * rows * slots + part * Isa::bytes;
         const std::int8_t* here = look::in_memory ? not_hoisted(tables) : tables;
+        ints weight[Rows];
+        PQATTN_X86_UNROLL
+        for (std::size_t row = 0; row < Rows; ++row) {
+          weight[row] = Isa::load(weights + row * slots);
+          if constexpr (Count * Rows <= 8) {
+            keep_in_register(weight[row]);
+          }
+        }
         PQATTN_X86_UNROLL
         for (std::size_t i = 0; i < Count; ++i) {
           const ints value = look::look(look::in_memory ? look::load_table(here + i * table_bytes(Bits)) : table[i], codes);
           PQATTN_X86_UNROLL
           for (std::size_t row = 0; row < Rows; ++row) {
-            sum[i][row] = Isa::dot_bytes(sum[i][row], Isa::load(weights + row * slots), value);
+            sum[i][row] = Isa::dot_bytes(sum[i][row], weight[row], value);
           }
         }
       }
