@@ -18,6 +18,7 @@
 #include "pqattn/bank/host/x86/isa.hpp"
 #include "pqattn/bank/host/x86/softmax.hpp"
 #include "pqattn/core/half.hpp"
+#include "support/memory.hpp"
 
 namespace bench {
 
@@ -93,7 +94,7 @@ class block_scaled_rows {
 
   std::size_t dim_;
   std::size_t count_ = 0;
-  std::vector<std::uint8_t> bytes_;
+  std::vector<std::uint8_t, huge_page_allocator<std::uint8_t>> bytes_;
 };
 
 /// Decode attention over 128-dimensional rows.

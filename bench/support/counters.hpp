@@ -19,7 +19,7 @@ inline void count_tokens(benchmark::State& state, std::size_t tokens, double byt
   const double done = static_cast<double>(state.iterations()) * static_cast<double>(tokens);
   state.counters["ns_per_token"] = Counter(done * 1e-9, Counter::kIsRate | Counter::kInvert);
   state.counters["bytes_per_second"] = Counter(done * bytes_per_token, Counter::kIsRate);
-  state.counters["dram_share"] = Counter(done * bytes_per_token / dram_bytes_per_second(), Counter::kIsRate);
+  state.counters["dram_share"] = Counter(done * bytes_per_token / dram().bytes_per_second, Counter::kIsRate);
 }
 
 /// Share of the port bound: the least cycles the counted instructions take, over the cycles taken.

@@ -19,10 +19,9 @@ double seconds_of(const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Sums 8-byte words of eight streams side by side: the processors' prefetchers follow each stream by itself, and one
-/// alone does not keep the memory busy. Returns the sum so that nothing is removed.
-inline std::uint64_t read_all(const std::byte* data, std::size_t bytes) {
-  constexpr std::size_t streams = 8;
+/// Sums 8-byte words of `streams` streams side by side: on some processors one alone does not keep the memory busy, on
+/// others many are slower than one. Returns the sum so that nothing is removed.
+inline std::uint64_t read_all(const std::byte* data, std::size_t bytes, std::size_t streams) {
   constexpr std::size_t ahead = 1024;
   std::uint64_t sum[16] = {};
   const std::size_t stream_bytes = bytes / streams;
@@ -67,17 +66,25 @@ inline double cycles_per_ns() {
   return measured;
 }
 
-/// Bytes per second one thread reads from memory that is in no cache, at best.
-inline double dram_bytes_per_second() {
-  static const double measured = [] {
+/// What one thread reads from memory that is in no cache, at best, and with how many streams.
+struct dram_speed {
+  double bytes_per_second = 0.0;
+  std::size_t streams = 1;
+};
+inline const dram_speed& dram() {
+  static const dram_speed measured = [] {
     const std::size_t bytes = cold_bytes();
     const std::byte* data = random_bytes(bytes);
-    double best = 0.0;
-    for (int repetition = 0; repetition < 5; ++repetition) {
-      std::uint64_t sum = 0;
-      const double seconds = seconds_of([&] { sum = read_all(data, bytes); });
-      asm volatile("" : "+r"(sum));
-      best = static_cast<double>(bytes) / seconds > best ? static_cast<double>(bytes) / seconds : best;
+    dram_speed best;
+    for (int repetition = 0; repetition < 4; ++repetition) {
+      for (const std::size_t streams : {1u, 2u, 4u, 8u}) {
+        std::uint64_t sum = 0;
+        const double seconds = seconds_of([&] { sum = read_all(data, bytes, streams); });
+        asm volatile("" : "+r"(sum));
+        if (static_cast<double>(bytes) / seconds > best.bytes_per_second) {
+          best = {static_cast<double>(bytes) / seconds, streams};
+        }
+      }
     }
     return best;
   }();

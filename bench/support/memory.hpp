@@ -41,14 +41,32 @@ inline std::size_t cold_bytes() {
   return std::max(std::size_t{256} << 20, 2 * last_level);
 }
 
-/// Owned memory aligned to 2 MB.
+/// Memory aligned to 2 MB, in pages of that size where the system grants them: with small ones benches measure the page
+/// walker.
+template <class Number>
+struct huge_page_allocator {
+  using value_type = Number;
+  static constexpr std::align_val_t alignment{std::size_t{2} << 20};
+
+  huge_page_allocator() = default;
+  template <class Other>
+  explicit huge_page_allocator(const huge_page_allocator<Other>&) noexcept {}
+
+  [[nodiscard]] Number* allocate(std::size_t count) {
+    void* data = ::operator new(count * sizeof(Number), alignment);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    madvise(data, count * sizeof(Number), MADV_HUGEPAGE);
+#endif
+    return static_cast<Number*>(data);
+  }
+  void deallocate(Number* data, std::size_t) noexcept { ::operator delete(data, alignment); }
+  friend bool operator==(const huge_page_allocator&, const huge_page_allocator&) noexcept { return true; }
+};
+
+/// Owned memory of that kind, not initialised.
 class pages {
  public:
-  explicit pages(std::size_t bytes) : bytes_(bytes), data_(static_cast<std::byte*>(::operator new(bytes, alignment))) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    madvise(data_, bytes, MADV_HUGEPAGE);  // without huge pages the benches measure the page walker
-#endif
-  }
+  explicit pages(std::size_t bytes) : bytes_(bytes), data_(huge_page_allocator<std::byte>().allocate(bytes)) {}
   pages(pages&& other) noexcept : bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
   pages& operator=(pages&& other) noexcept {
     std::swap(bytes_, other.bytes_);
@@ -57,14 +75,13 @@ class pages {
   }
   ~pages() {
     if (data_ != nullptr) {
-      ::operator delete(data_, alignment);
+      huge_page_allocator<std::byte>().deallocate(data_, bytes_);
     }
   }
   [[nodiscard]] std::byte* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return bytes_; }
 
  private:
-  static constexpr std::align_val_t alignment{std::size_t{2} << 20};
   std::size_t bytes_;
   std::byte* data_;
 };

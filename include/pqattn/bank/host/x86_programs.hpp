@@ -41,10 +41,10 @@ struct x86_kernels {
 
   /// Scratch on the stack: programs run on the caller's threads and may not allocate.
   static constexpr std::size_t stack_bytes = std::size_t{96} * 1024;
-  /// Query rows served by one pass over the codes. Keys before RoPE are decoded and turned once per pass, which pays for
-  /// more rows; tables and value sums gain nothing from more.
+  /// Query rows served by one pass over the codes. Keys before RoPE and values are decoded once per pass, which pays for
+  /// more rows; tables gain nothing from more.
   static constexpr std::size_t rows_at_once = 8;
-  static constexpr std::size_t most_rotary_rows = 32;
+  static constexpr std::size_t most_decoded_rows = 32;
 
   [[nodiscard]] static bool serves(const geometry& shape, codebook_storage storage) noexcept {
     return storage == codebook_storage::i8 && shape.code_bits() <= x86::widest_code<Ops>;
@@ -59,7 +59,7 @@ struct x86_kernels {
   /// Rows of one pass: a power of two whose scratch fits the stack, no more than needed; 0 when none fits.
   template <class Kernel>
   [[nodiscard]] static std::size_t rotary_rows(const geometry& shape, const rope& rotation, std::size_t rows) noexcept {
-    std::size_t at_once = most_rotary_rows;
+    std::size_t at_once = most_decoded_rows;
     while (at_once != 0 && ((at_once > 1 && at_once / 2 >= rows) ||
                             x86::rotary_scratch_bytes<Kernel>(shape, rotation, at_once) > stack_bytes)) {
       at_once /= 2;
@@ -197,7 +197,7 @@ struct x86_kernels {
   static bool accumulate_values(const score_tile& tile, const codebook& book, const span& codes, slot_range slots,
                                 const value_options& options, float* out, std::size_t stride) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
-    std::size_t at_once = rows_at_once;
+    std::size_t at_once = most_decoded_rows;
     while (at_once > 1 && x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
       at_once /= 2;
     }

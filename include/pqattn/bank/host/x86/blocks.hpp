@@ -41,6 +41,14 @@ struct slot_run {
   }
 };
 
+/// Fetches the cache lines of [at, at + bytes) early; the range may end beyond what exists.
+template <_mm_hint Hint>
+PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes) noexcept {
+  for (std::size_t line = 0; line < bytes; line += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(at + line), Hint);
+  }
+}
+
 /// Stores registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset; only slots
 /// [begin, end) are written.
 template <class Isa, std::size_t Count>

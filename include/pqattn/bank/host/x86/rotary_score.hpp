@@ -216,10 +216,7 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     const std::size_t from = run.block_bytes * pair / book.count;
     const std::size_t to = run.block_bytes * (pair + count) / book.count;
     for (std::size_t b = 0; b < ahead; ++b) {
-      const auto* next = reinterpret_cast<const char*>(run.block(after + b));
-      for (std::size_t line = from & ~std::size_t{63}; line < to; line += 64) {
-        _mm_prefetch(next + line, _MM_HINT_T0);
-      }
+      fetch_lines<_MM_HINT_T0>(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
     }
     Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
     for (std::size_t b = 0; b < blocks; ++b) {

@@ -317,10 +317,7 @@ inline void table_score(const geometry& shape, const score_tables& tables, const
       const std::size_t count = groups - group >= at_once ? at_once : 1;
       const std::size_t code_at = group * 8 * Bits;
       for (std::size_t b = 0; b < ahead; ++b) {
-        const std::uint8_t* next = run.block(block + blocks + b) + code_at;
-        for (std::size_t line = 0; line < count * 8 * Bits; line += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
-        }
+        fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
       }
       const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
       if (count == at_once) {
