@@ -40,17 +40,6 @@ struct rotary_bytes {
     const __m256i bytes = _mm512_cvtepi16_epi8(isa::pair_words(x, y));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
   }
-  [[nodiscard]] static std::int32_t sum_of_queries(const query* queries, std::size_t padded) noexcept {
-    __m256i sum = _mm256_setzero_si256();
-    for (std::size_t pair = 0; pair < padded; pair += 16) {
-      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(queries + pair));
-      sum = _mm256_dpbusd_epi32(sum, _mm256_set1_epi8(1), bytes);
-    }
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
-  }
-
   /// Per pair: signed factors of (x, y) for x' and y' of slots in the order of low8 and high8, then the words that take
   /// the raised part of each product away and put the result 128 * 128 up, rounded.
   struct turn {

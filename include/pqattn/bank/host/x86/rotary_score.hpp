@@ -96,7 +96,7 @@ struct rotary_scratch {
   std::int32_t* sums;               // (batch, rows, 64), in the order of the unpacking
   typename Kernel::query* queries;  // (batch, rows, padded): rounded, turned back by the block's base
   float* offsets;                   // (batch, rows): what the keys' offset adds to a score
-  float* angles;                    // (2, padded): cosines and sines of position `angles_of`, if has_angles
+  float* angles;                    // (4, padded): cosines and sines of position `angles_of`, if has_angles; of a block
   std::int64_t angles_of;
   bool has_angles;
   void* turns;                      // a turn table for a block whose positions are not consecutive
@@ -111,7 +111,7 @@ inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_
   const std::size_t sums = batch * rows * slots * sizeof(std::int32_t);
   const std::size_t queries = align_up(batch * rows * pad16(pairs) * sizeof(typename Kernel::query));
   const std::size_t offsets = align_up(batch * rows * sizeof(float));
-  const std::size_t angles = 2 * pad16(pairs) * sizeof(float);
+  const std::size_t angles = 4 * pad16(pairs) * sizeof(float);
   auto* base = static_cast<std::byte*>(memory);
   rotary_scratch<Kernel> parts{};
   parts.bytes = keys + sums + queries + offsets + angles + Kernel::table_bytes_for(turns);
@@ -124,6 +124,42 @@ inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_
     parts.turns = base + keys + sums + queries + offsets + angles;
   }
   return parts;
+}
+
+/// Turns Rows queries back by the angles given and rounds them; `offsets` gets what the keys' offset adds to their scores.
+template <class Kernel, std::size_t Rows>
+inline void round_queries(const rotary_queries& queries, const float* cosines, const float* sines, std::size_t first,
+                          typename Kernel::query* out, float* offsets) noexcept {
+  using Isa = typename Kernel::isa;
+  using floats = typename Isa::floats;
+  typename Isa::ints sum[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
+  for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
+    const floats cosine = Isa::loadf(cosines + pair);
+    const floats sine = Isa::loadf(sines + pair);
+    PQATTN_X86_UNROLL
+    for (std::size_t row = 0; row < Rows; ++row) {
+      const std::size_t at = (first + row) * queries.padded + pair;
+      const floats x = Isa::loadf(queries.x + at);
+      const floats y = Isa::loadf(queries.y + at);
+      const auto turned_x = Isa::to_ints(Isa::fma(x, cosine, Isa::mulf(y, sine)));
+      const auto turned_y = Isa::to_ints(Isa::fnma(x, sine, Isa::mulf(y, cosine)));
+      Kernel::put_queries(turned_x, turned_y, out + at);
+      if constexpr (Kernel::raised_tables) {
+        sum[row] = Isa::add32(sum[row], Isa::add32(turned_x, turned_y));
+      }
+    }
+  }
+  if constexpr (Kernel::raised_tables) {
+    alignas(16) float sums[4];
+    _mm_store_ps(sums, _mm_cvtepi32_ps(Isa::sums_of_four(sum[0], sum[1], sum[2], sum[3])));
+    for (std::size_t row = 0; row < Rows; ++row) {
+      offsets[first + row] = -Kernel::key_offset * queries.factor[first + row] * sums[row];
+    }
+  } else {
+    for (std::size_t row = 0; row < Rows; ++row) {
+      offsets[first + row] = 0.0f;
+    }
+  }
 }
 
 /// Turns every query back by `base` positions and rounds it. Where the rotation has tables that fit the pairs,
@@ -147,30 +183,24 @@ inline void turn_queries(const rotary_book& book, const rope& rotation, const ro
     scratch.angles_of = shared;
     scratch.has_angles = true;
   }
-  typename Kernel::query* out = scratch.queries + b * queries.rows * queries.padded;
-  for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
-    floats cosine = Isa::loadf(scratch.angles + pair);
-    floats sine = Isa::loadf(scratch.angles + queries.padded + pair);
-    if (tabulated) {
+  float* cosines = scratch.angles;
+  float* sines = scratch.angles + queries.padded;
+  if (tabulated) {
+    cosines += 2 * queries.padded;
+    sines += 2 * queries.padded;
+    for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
+      const floats cosine = Isa::loadf(scratch.angles + pair);
+      const floats sine = Isa::loadf(scratch.angles + queries.padded + pair);
       const floats c = Isa::loadf(rotation.cosines(1, step) + pair);
       const floats s = Isa::loadf(rotation.sines(1, step) + pair);
-      const floats sum = Isa::fnma(sine, s, Isa::mulf(cosine, c));
-      sine = Isa::fma(sine, c, Isa::mulf(cosine, s));
-      cosine = sum;
-    }
-    for (std::size_t row = 0; row < queries.rows; ++row) {
-      const std::size_t at = row * queries.padded + pair;
-      const floats x = Isa::loadf(queries.x + at);
-      const floats y = Isa::loadf(queries.y + at);
-      const auto turned_x = Isa::to_ints(Isa::fma(x, cosine, Isa::mulf(y, sine)));
-      const auto turned_y = Isa::to_ints(Isa::fnma(x, sine, Isa::mulf(y, cosine)));
-      Kernel::put_queries(turned_x, turned_y, out + at);
+      Isa::storef(cosines + pair, Isa::fnma(sine, s, Isa::mulf(cosine, c)));
+      Isa::storef(sines + pair, Isa::fma(sine, c, Isa::mulf(cosine, s)));
     }
   }
-  for (std::size_t row = 0; row < queries.rows; ++row) {
-    const std::int32_t sum = Kernel::sum_of_queries(out + row * queries.padded, queries.padded);
-    scratch.offsets[b * queries.rows + row] = -Kernel::key_offset * queries.factor[row] * static_cast<float>(sum);
-  }
+  for_rows<4>(queries.rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
+    round_queries<Kernel, Rows>(queries, cosines, sines, row, scratch.queries + b * queries.rows * queries.padded,
+                                scratch.offsets + b * queries.rows);
+  });
 }
 
 /// Integer sums of one row and block to f32 scores in slot order.

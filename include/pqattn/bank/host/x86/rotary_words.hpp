@@ -46,9 +46,6 @@ struct rotary_words {
   static PQATTN_ALWAYS_INLINE void put_queries(ints x, ints y, query* out) noexcept {
     Isa::store(out, Isa::pair_words(x, y));
   }
-  /// Sum of the integers of one row of `padded` pairs; not needed without an offset.
-  [[nodiscard]] static std::int32_t sum_of_queries(const query*, std::size_t) noexcept { return 0; }
-
   static constexpr std::size_t sign_stride = 4 * parts<Isa> * Isa::sign_bytes;
   struct table {
     const std::uint8_t* factors;  ///< per pair 256 bytes
