@@ -89,6 +89,9 @@ inline void score_exact(const exact_rows<Element>& rows, std::size_t first, cons
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
       query[row] = Isa::loadf(queries + row * query_stride + c);
+      if constexpr (Rows > 2) {
+        keep_in_register(query[row]);
+      }
     }
     PQATTN_X86_UNROLL
     for (std::size_t t = 0; t < tokens; ++t) {
@@ -118,7 +121,11 @@ inline void score_exact(const exact_rows<Element>& rows, std::size_t first, cons
   Isa::storef(scores, Isa::sums(sum));
   const std::size_t count = rows.count - first < tokens ? rows.count - first : tokens;
   for (std::size_t row = 0; row < Rows; ++row) {
-    std::memcpy(out + row * stride + first, scores + row * tokens, count * sizeof(float));
+    if (count == tokens) {  // a size the compiler knows is no call
+      std::memcpy(out + row * stride + first, scores + row * tokens, tokens * sizeof(float));
+    } else {
+      std::memcpy(out + row * stride + first, scores + row * tokens, count * sizeof(float));
+    }
   }
 }
 

@@ -481,6 +481,19 @@ struct avx512vbmi : avx512bw {
 };
 #endif
 
+/// Keeps the compiler from loading what lies at `p` ahead of a loop: hoisted tables push sums out of registers.
+template <class Number>
+PQATTN_ALWAYS_INLINE const Number* not_hoisted(const Number* p) noexcept {
+  __asm__ volatile("" : "+r"(p));
+  return p;
+}
+
+/// Keeps the compiler from loading a vector again at each of its uses: loads, not registers, would be what is short.
+template <class Vector>
+PQATTN_ALWAYS_INLINE void keep_in_register(Vector& v) noexcept {
+  __asm__("" : "+v"(v));
+}
+
 /// Calls body<Count>(first) for rows (or whatever is counted) [first, first + Count): as often as possible with
 /// Count = Most, a power of two, then with those below.
 template <std::size_t Most, class Body>

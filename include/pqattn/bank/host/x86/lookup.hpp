@@ -70,19 +70,6 @@ PQATTN_ALWAYS_INLINE __m256i load_codes_256(const std::uint8_t* group, std::size
 template <class Isa, unsigned Bits, bool Shared = true>
 struct lookup;
 
-/// Keeps the compiler from loading what lies at `p` ahead of a loop: hoisted tables push sums out of registers.
-template <class Number>
-PQATTN_ALWAYS_INLINE const Number* not_hoisted(const Number* p) noexcept {
-  __asm__ volatile("" : "+r"(p));
-  return p;
-}
-
-/// Keeps the compiler from loading a vector again at each of its uses: loads, not registers, would be what is short.
-template <class Vector>
-PQATTN_ALWAYS_INLINE void keep_in_register(Vector& v) noexcept {
-  __asm__("" : "+v"(v));
-}
-
 template <unsigned Bits, bool Shared>
 struct lookup<avx2, Bits, Shared> {
   struct codes {
