@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "support/message.hpp"
 #include "support/random_data.hpp"
 #include "support/reference.hpp"
+#include "support/strided_matrix.hpp"
 
 namespace pqattn_test {
 
@@ -291,6 +293,7 @@ class sequence_world {
   }
 
   /// Attention of a few query tokens over the union of sequences and, when `chunk`, the drawn tokens behind `position`.
+  /// Half of the time under an explicit mask of some of the latest tokens, for all heads or for each.
   void check_attention(const std::vector<const sequence_type*>& tokens, const std::vector<const model_sequence*>& models,
                        std::int64_t position, bool chunk, std::int64_t window) {
     const std::size_t steps = chunk ? drawn_ : 2;
@@ -319,6 +322,25 @@ class sequence_world {
       entry.new_keys = &chunk_keys;
       entry.new_values = shape.values_from_keys ? nullptr : &chunk_values;
       entry.new_position = position;
+    }
+    std::size_t context = chunk ? drawn_ : 0;
+    for (const model_sequence* model : models) {
+      context += model->size();
+    }
+    const std::size_t columns = random.chance(0.5) ? random.below(context + 1) : 0;
+    const std::size_t mask_heads = random.chance(0.5) ? 1 : heads;
+    strided_matrix mask(mask_heads * steps, columns, random.chance(0.5) ? pqattn::dtype::f16 : pqattn::dtype::f32,
+                        random.chance(0.5) ? awkward_layout : matrix_layout{});
+    for (std::size_t row = 0; row < mask_heads * steps; ++row) {
+      for (std::size_t column = 0; column < columns; ++column) {
+        mask.set(row, column, random.chance(0.3) ? -std::numeric_limits<float>::infinity() : random.normal());
+      }
+    }
+    pqattn::head_rows mask_rows{mask.view(), mask_heads, 0};
+    mask_rows.rows.rows = steps;
+    mask_rows.head_stride = static_cast<std::ptrdiff_t>(steps) * mask_rows.rows.row_stride;
+    if (columns != 0) {
+      entry.bias = &mask_rows;
     }
     pqattn::batch_params params;
     params.window = window;
@@ -365,6 +387,13 @@ class sequence_world {
             position + static_cast<std::int64_t>(i));
       }
       expected.live.assign(expected.tokens, true);
+      for (std::size_t i = 0; columns != 0 && i < steps; ++i) {
+        const std::size_t row = (mask_heads == 1 ? 0 : q * steps) + i;
+        expected.bias.insert(expected.bias.end(), expected.tokens - columns, 0.0);
+        for (std::size_t column = 0; column < columns; ++column) {
+          expected.bias.push_back(static_cast<double>(mask.get(row, column)));
+        }
+      }
       const attention_result want = reference_attention(expected);
       const std::vector<float> got(out.begin() + offset_of(q * steps * shape.value_dim),
                                    out.begin() + offset_of((q + 1) * steps * shape.value_dim));

@@ -135,6 +135,11 @@ struct batch_entry {
   const head_rows* new_keys = nullptr;
   const head_rows* new_values = nullptr;  ///< null when values come from the keys
   std::int64_t new_position = 0;
+  const std::int32_t* new_positions = nullptr;  ///< optional: of each new token instead, e.g. of drafts that form a tree
+  /// Optional explicit mask (1 or q_heads, queries, columns): added to scores, minus infinity excludes; see
+  /// score_modifiers. Columns belong to the latest tokens of the context: those of `sequences` in order, then the new ones.
+  /// Tokens before the first column have no bias, so that a mask among drafts (tree speculation) is as small as the tree.
+  const head_rows* bias = nullptr;
 };
 
 /// What holds for all entries of a batch. Everything per query head is indexed by query head.
@@ -178,7 +183,7 @@ class batch_attention {
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
       new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(),
-                                            growable<segment<address>>(resource), {}, 0};
+                                            growable<segment<address>>(resource), growable<std::int32_t>(resource), {}, 0};
     }
     result = std::move(made);
     return {};
@@ -194,6 +199,9 @@ class batch_attention {
     PQATTN_TRY(check_batch(pool, queries, out));
     for (std::size_t i = 0; i < count; ++i) {
       PQATTN_TRY(check_entry(pool, entries[i], queries.rows.rows));
+      if (entries[i].bias != nullptr) {
+        PQATTN_TRY(detail::check_mask(*entries[i].bias, queries.heads, entries[i].queries, context_tokens(entries[i])));
+      }
     }
     const std::size_t group = queries.heads / pool.kv_heads();
     PQATTN_TRY(reserve(pool, entries, count, group));
@@ -213,7 +221,8 @@ class batch_attention {
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total = memory_.size();
     for (std::size_t i = 0; workers_ != nullptr && i < parts_.workers; ++i) {
-      total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes();
+      total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes() +
+               workers_[i].columns.bytes();
     }
     return total;
   }
@@ -223,6 +232,7 @@ class batch_attention {
     attend_scratch<Bank> scratch;
     buffer staging;
     growable<segment<address>> segments;  ///< a plain array: only its memory is used
+    growable<std::int32_t> columns;       ///< the same: of the slots of masked contexts
     status outcome;
     std::size_t failed_part = 0;
   };
@@ -283,6 +293,13 @@ class batch_attention {
     return {};
   }
 
+  [[nodiscard]] static std::size_t context_tokens(const batch_entry<Bank>& entry) noexcept {
+    std::size_t count = entry.new_keys != nullptr ? entry.new_keys->rows.rows : 0;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      count += entry.sequences[i]->size();
+    }
+    return count;
+  }
   [[nodiscard]] static std::size_t segment_count(const batch_entry<Bank>& entry) noexcept {
     std::size_t count = entry.new_keys != nullptr ? 1 : 0;
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
@@ -305,7 +322,30 @@ class batch_attention {
         segments->values.rows.cols = pool.row_dim(kv_side::values);
       }
       segments->slots = {0, entry.new_keys->rows.rows};
-      segments->positions = {entry.new_position, nullptr};
+      segments->positions = {entry.new_position, entry.new_positions};
+    }
+  }
+
+  /// Columns of a mask for segments in the order of their tokens; `list` has room for all their slots.
+  static void number_columns(segment<address>* segments, std::size_t count, std::int64_t first_column,
+                             std::int32_t* list) noexcept {
+    std::int64_t column = first_column;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t slots = segments[i].slots.count;
+      if (segments[i].live == nullptr) {
+        segments[i].columns = {column, nullptr};
+        column += static_cast<std::int64_t>(slots);
+        continue;
+      }
+      std::int32_t tokens = 0;
+      for (std::size_t slot = 0; slot < slots; ++slot) {
+        const bool live = (segments[i].live[slot / 64] >> (slot % 64) & 1u) != 0;
+        list[slot] = live || tokens == 0 ? tokens : tokens - 1;  // a dead slot names a column that is there
+        tokens += live ? 1 : 0;
+      }
+      segments[i].columns = {column, list};
+      column += tokens;
+      list += slots;
     }
   }
 
@@ -323,9 +363,15 @@ class batch_attention {
       workers_[i].outcome = {};
     }
     std::size_t workspace = 0;
+    std::size_t columns = 0;
     for (std::size_t i = 0; i < count; ++i) {
       segment<address>* listed = workers_[0].segments.data();
       collect(pool, entries[i], 0, address{}, listed);
+      std::size_t slots = 0;
+      for (std::size_t k = 0; entries[i].bias != nullptr && k < segment_count(entries[i]); ++k) {
+        slots += listed[k].slots.count;
+      }
+      columns = (std::max)(columns, slots);
       workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
                                                                   group * entries[i].queries, config.key_channels(),
                                                                   config.values.shape.dim, 1));
@@ -337,6 +383,7 @@ class batch_attention {
     staged_rows{}.carve(counting, rows, config.key_channels(), config.values.shape.dim);
     for (std::size_t i = 0; i < parts_.workers; ++i) {
       PQATTN_TRY(workers_[i].scratch.reserve(workspace, tables));
+      PQATTN_TRY(workers_[i].columns.reserve(columns));
       if (workers_[i].staging.size() < counting.required()) {
         PQATTN_TRY(buffer::make(resource_, counting.required(), workers_[i].staging));
       }
@@ -360,9 +407,11 @@ class batch_attention {
     for (std::size_t row = 0; row < rows; ++row) {
       earliest = (std::min)(earliest, positions[row]);
     }
-    std::int64_t latest = entry.new_keys == nullptr
-                              ? -1
-                              : entry.new_position + static_cast<std::int64_t>(entry.new_keys->rows.rows) - 1;
+    std::int64_t latest = -1;
+    const slot_positions added{entry.new_position, entry.new_positions};
+    for (std::size_t i = 0; entry.new_keys != nullptr && i < entry.new_keys->rows.rows; ++i) {
+      latest = (std::max)(latest, added.at(i));
+    }
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
       latest = (std::max)(latest, entry.sequences[i]->latest_position());
     }
@@ -386,8 +435,15 @@ class batch_attention {
     const bool causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     segment<address>* segments = memory.segments.data();
     collect(call.pool, entry, head, memory.scratch.tables(), segments);
+    attention_params one = staged.params(params, causal);
+    if (entry.bias != nullptr) {
+      staged.mask(*entry.bias, call.rows.group, head, tokens, one);
+      number_columns(segments, segment_count(entry),
+                     static_cast<std::int64_t>(entry.bias->rows.cols) - static_cast<std::int64_t>(context_tokens(entry)),
+                     memory.columns.data());
+    }
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
-                              segment_count(entry), staged.params(params, causal), memory.scratch.workspace(),
+                              segment_count(entry), one, memory.scratch.workspace(),
                               memory.scratch.workspace_bytes(), ref_rows(staged.out, rows, value_dim), staged.lse_e));
     staged.scatter(call.rows, head, entry.first_query, tokens);
     return {};

@@ -27,6 +27,9 @@ struct layer_attention_params {
   float softcap = 0.0f;
   const float* alibi_slopes = nullptr; ///< (q_heads)
   const float* sink_logits = nullptr;  ///< (q_heads)
+  /// Optional explicit mask (1 or q_heads, n, columns): added to scores, minus infinity excludes; see score_modifiers. The
+  /// columns belong to the latest tokens of the cache; tokens before them have no bias.
+  const head_rows* bias = nullptr;
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
 };
@@ -154,6 +157,9 @@ class layer_cache {
       return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
                      queries.heads * tokens, out.heads * out.rows.rows);
     }
+    if (params.bias != nullptr) {
+      PQATTN_TRY(detail::check_mask(*params.bias, queries.heads, tokens, size()));
+    }
     const std::size_t group = queries.heads / head_count_;
     PQATTN_TRY(reserve(group * tokens, queries.rows.cols, out.rows.cols));
     run_parts(parts_, head_count_, [&](std::size_t head, std::size_t worker) {
@@ -259,8 +265,12 @@ class layer_cache {
     // A single query token at the end of the context sees every key: no per-slot mask is needed.
     const bool causal =
         params.causal && (tokens > 1 || params.first_position + 1 < static_cast<std::int64_t>(heads_[head].size()));
-    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), staged.params(params, causal),
-                                   memory.scratch, ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
+    attention_params one = staged.params(params, causal);
+    if (params.bias != nullptr) {
+      staged.mask(*params.bias, group, head, tokens, one);
+    }
+    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), one, memory.scratch,
+                                   ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
     staged.scatter(call, head, 0, tokens);
     return {};
   }
