@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -129,9 +130,10 @@ TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of
 }
 
 TEST_CASE("appending on any number of workers holds the same", "[cache]") {
+  const std::size_t shape = GENERATE(2U, 15U);  // without and with outliers
   std::vector<float> reference;
   for (const std::size_t workers : {1U, 2U, 7U}) {
-    sequence_world world(edit_shapes[2], 52);
+    sequence_world world(edit_shapes[shape], 52);
     thread_executor threads(workers);
     sequence_type tokens(world.pool);
     append_options options;

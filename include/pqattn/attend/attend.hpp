@@ -492,9 +492,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     parts += detail::parts_of(segments[i]);
   }
   PQATTN_TRY(detail::check_bias(params.modifiers, queries.rows, segments, segment_count));
-  if (params.parts.workers == 0) {
-    return failure(status_code::invalid_argument, "params.parts.workers", "must be at least 1", 1, 0);
-  }
+  PQATTN_TRY(check_executor(params.parts, "params.parts"));
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
   detail::attention_memory memory;

@@ -56,11 +56,12 @@ template <class Address>
 /// `lse_e` (rows) may be null. Items that share segment::tables must not run at the same time: give each item tables of
 /// its own, or an executor of one worker. Rows of no item are left alone. An item that fails (see attend) leaves its
 /// rows alone; the others are served. `outcomes` (count) receives what became of each, and the first failure by number
-/// is returned.
+/// is returned. An executor without workers is refused before anything is looked at.
 template <bank_policy Bank>
 status attend_items(Bank& bank, const rows_view& queries, const ragged_item<typename Bank::address>* items,
                     std::size_t count, const executor& parts, void* workspace, std::size_t workspace_bytes,
                     const rows_ref& out, float* lse_e, status* outcomes) {
+  PQATTN_TRY(check_executor(parts, "parts"));
   const executor runner = Bank::concurrent ? parts : executor{};
   const std::size_t share = workspace_bytes < memory_alignment
                                 ? 0
@@ -171,8 +172,9 @@ class batch_attention {
   }
   ~batch_attention() { std::destroy_n(workers_, parts_.workers * (workers_ != nullptr ? 1 : 0)); }
 
-  /// Entries and KV heads run as parts of `parts`.
+  /// Entries and KV heads run as parts of `parts`. Errors: an executor without workers, out of memory.
   static status make(Bank& bank, const executor& parts, const memory_resource& resource, batch_attention& result) {
+    PQATTN_TRY(check_executor(parts, "parts"));
     batch_attention made;
     made.resource_ = resource;
     made.parts_ = Bank::concurrent ? parts : executor{};
@@ -183,7 +185,7 @@ class batch_attention {
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
       new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(),
-                                            growable<segment<address>>(resource), growable<std::int32_t>(resource), {}, 0};
+                                            growable<segment<address>>(resource), growable<std::int32_t>(resource), {}, {}, 0};
     }
     result = std::move(made);
     return {};
@@ -222,7 +224,7 @@ class batch_attention {
     std::size_t total = memory_.size();
     for (std::size_t i = 0; workers_ != nullptr && i < parts_.workers; ++i) {
       total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes() +
-               workers_[i].columns.bytes();
+               workers_[i].columns.bytes() + workers_[i].gathered.size();
     }
     return total;
   }
@@ -233,6 +235,7 @@ class batch_attention {
     buffer staging;
     growable<segment<address>> segments;  ///< a plain array: only its memory is used
     growable<std::int32_t> columns;       ///< the same: of the slots of masked contexts
+    buffer gathered;                      ///< outliers of a head
     status outcome;
     std::size_t failed_part = 0;
   };
@@ -308,9 +311,10 @@ class batch_attention {
     return count;
   }
   static void collect(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t head, address tables,
-                      segment<address>* segments) noexcept {
+                      segment<address>* segments, std::byte* gathered = nullptr) noexcept {
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
-      segments += entry.sequences[i]->collect_segments(head, tables, segments);
+      segments += entry.sequences[i]->collect_segments(head, tables, segments, gathered);
+      gathered += gathered == nullptr ? 0 : entry.sequences[i]->gathered_bytes();
     }
     if (entry.new_keys != nullptr) {
       *segments = {};
@@ -326,27 +330,32 @@ class batch_attention {
     }
   }
 
-  /// Columns of a mask for segments in the order of their tokens; `list` has room for all their slots.
-  static void number_columns(segment<address>* segments, std::size_t count, std::int64_t first_column,
+  /// Columns of a mask for the segments that collect() made; `list` has room for columns_in_all().
+  static void number_columns(const batch_entry<Bank>& entry, std::size_t head, segment<address>* segments,
                              std::int32_t* list) noexcept {
-    std::int64_t column = first_column;
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t slots = segments[i].slots.count;
-      if (segments[i].live == nullptr) {
-        segments[i].columns = {column, nullptr};
-        column += static_cast<std::int64_t>(slots);
-        continue;
-      }
-      std::int32_t tokens = 0;
-      for (std::size_t slot = 0; slot < slots; ++slot) {
-        const bool live = (segments[i].live[slot / 64] >> (slot % 64) & 1u) != 0;
-        list[slot] = live || tokens == 0 ? tokens : tokens - 1;  // a dead slot names a column that is there
-        tokens += live ? 1 : 0;
-      }
-      segments[i].columns = {column, list};
-      column += tokens;
-      list += slots;
+    auto column = static_cast<std::int64_t>(entry.bias->rows.cols) - static_cast<std::int64_t>(context_tokens(entry));
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      column = entry.sequences[i]->number_columns(head, column, segments, list);
+      segments += entry.sequences[i]->segment_count();
+      list += entry.sequences[i]->columns_in_all();
     }
+    if (entry.new_keys != nullptr) {
+      segments->columns = {column, nullptr};
+    }
+  }
+  [[nodiscard]] static std::size_t columns_in_all(const batch_entry<Bank>& entry) noexcept {
+    std::size_t count = 0;
+    for (std::size_t i = 0; entry.bias != nullptr && i < entry.sequence_count; ++i) {
+      count += entry.sequences[i]->columns_in_all();
+    }
+    return count;
+  }
+  [[nodiscard]] static std::size_t gathered_bytes(const batch_entry<Bank>& entry) noexcept {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      bytes += entry.sequences[i]->gathered_bytes();
+    }
+    return bytes;
   }
 
   /// Makes every worker's memory fit every entry.
@@ -364,14 +373,12 @@ class batch_attention {
     }
     std::size_t workspace = 0;
     std::size_t columns = 0;
+    std::size_t gathered = 0;
     for (std::size_t i = 0; i < count; ++i) {
       segment<address>* listed = workers_[0].segments.data();
       collect(pool, entries[i], 0, address{}, listed);
-      std::size_t slots = 0;
-      for (std::size_t k = 0; entries[i].bias != nullptr && k < segment_count(entries[i]); ++k) {
-        slots += listed[k].slots.count;
-      }
-      columns = (std::max)(columns, slots);
+      columns = (std::max)(columns, columns_in_all(entries[i]));
+      gathered = (std::max)(gathered, gathered_bytes(entries[i]));
       workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
                                                                   group * entries[i].queries, config.key_channels(),
                                                                   config.values.shape.dim, 1));
@@ -384,6 +391,9 @@ class batch_attention {
     for (std::size_t i = 0; i < parts_.workers; ++i) {
       PQATTN_TRY(workers_[i].scratch.reserve(workspace, tables));
       PQATTN_TRY(workers_[i].columns.reserve(columns));
+      if (workers_[i].gathered.size() < gathered) {
+        PQATTN_TRY(buffer::make(resource_, gathered, workers_[i].gathered));
+      }
       if (workers_[i].staging.size() < counting.required()) {
         PQATTN_TRY(buffer::make(resource_, counting.required(), workers_[i].staging));
       }
@@ -434,13 +444,11 @@ class batch_attention {
     });
     const bool causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     segment<address>* segments = memory.segments.data();
-    collect(call.pool, entry, head, memory.scratch.tables(), segments);
+    collect(call.pool, entry, head, memory.scratch.tables(), segments, memory.gathered.data());
     attention_params one = staged.params(params, causal);
     if (entry.bias != nullptr) {
       staged.mask(*entry.bias, call.rows.group, head, tokens, one);
-      number_columns(segments, segment_count(entry),
-                     static_cast<std::int64_t>(entry.bias->rows.cols) - static_cast<std::int64_t>(context_tokens(entry)),
-                     memory.columns.data());
+      number_columns(entry, head, segments, memory.columns.data());
     }
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
                               segment_count(entry), one, memory.scratch.workspace(),

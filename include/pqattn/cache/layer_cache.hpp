@@ -59,11 +59,13 @@ class layer_cache {
   }
 
   /// Makes an empty cache. Up to `parts.workers` heads are served at a time; each head trains from a seed of its own.
+  /// Errors: whatever head_cache::make finds, no heads or too many, an executor without workers.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const executor& parts,
                      const memory_resource& resource, layer_cache& result) {
     if (kv_heads < 1 || kv_heads > max_heads) {
       return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
     }
+    PQATTN_TRY(check_executor(parts, "parts"));
     layer_cache made;
     made.resource_ = resource;
     made.parts_ = Bank::concurrent ? parts : executor{};
