@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 namespace {
 
@@ -149,21 +150,24 @@ status check_aligned(const void* memory, const char* subject) noexcept {
 // --- level 1
 // -----------------------------------------------------------------------------------------------------------
 
-struct pq_cache {
-  pqattn::memory_resource resource;
-  bank_type bank;
+namespace {
+
+/// What a C configuration needs memory for, and the C++ configuration made of it.
+struct layer_setup {
   pqattn::buffer rope_tables;
-  pqattn::layer_cache<bank_type> layer;
-  std::size_t key_dim = 0;
-  std::size_t value_dim = 0;
+  pqattn::buffer key_order;  ///< of a preset
 
-  explicit pq_cache(const pqattn::memory_resource& memory) noexcept : resource(memory), bank(memory) {}
+  [[nodiscard]] std::size_t bytes() const noexcept { return rope_tables.size() + key_order.size(); }
+  status make(const pq_cache_config& given, const pqattn::memory_resource& resource, pqattn::cache_config& config);
 
-  status make(const pq_cache_config& given, const pqattn::executor& parts);
-  status make_rope(const pq_cache_config& given, pqattn::rope& rotation);
+ private:
+  status make_rope(const pq_cache_config& given, const pqattn::memory_resource& resource, pqattn::rope& rotation);
+  status make_preset(const pq_cache_config& given, const pqattn::memory_resource& resource,
+                     pqattn::cache_config& config);
 };
 
-status pq_cache::make_rope(const pq_cache_config& given, pqattn::rope& rotation) {
+status layer_setup::make_rope(const pq_cache_config& given, const pqattn::memory_resource& resource,
+                              pqattn::rope& rotation) {
   const std::uint32_t pairs = given.rope_pairs;
   if (pairs == 0) {
     return {};
@@ -186,53 +190,96 @@ status pq_cache::make_rope(const pq_cache_config& given, pqattn::rope& rotation)
   return pqattn::build_rope(frequencies, pairs, pairing, reinterpret_cast<float*>(rope_tables.data()), rotation);
 }
 
-status pq_cache::make(const pq_cache_config& given, const pqattn::executor& parts) {
-  pqattn::cache_config config;
-  PQATTN_TRY(convert_side(given.keys, "config.keys.storage", config.keys));
-  PQATTN_TRY(convert_side(given.values, "config.values.storage", config.values));
+status layer_setup::make_preset(const pq_cache_config& given, const pqattn::memory_resource& resource,
+                                pqattn::cache_config& config) {
+  const std::uint32_t key_dim = given.keys.shape.dim;
+  if (key_dim < 1 || key_dim > pqattn::max_dim) {
+    return failure(status_code::invalid_argument, "config.keys.shape.dim", "must be 1 to 1024", pqattn::max_dim,
+                   key_dim);
+  }
+  pqattn::buffer workspace;
+  PQATTN_TRY(pqattn::buffer::make(resource, pqattn::preset_workspace_bytes(), workspace));
+  PQATTN_TRY(pqattn::buffer::make(resource, key_dim * sizeof(std::uint16_t), key_order));
+  const pqattn::rope rotation = config.rotation;
+  constexpr std::uint32_t usual_tokens = 1536;
+  return pqattn::preset_config(key_dim, given.values.shape.dim, rotation, given.preset_bits,
+                               given.train_tokens == 0 ? usual_tokens : given.train_tokens, workspace.data(),
+                               workspace.size(), reinterpret_cast<std::uint16_t*>(key_order.data()), config);
+}
+
+status layer_setup::make(const pq_cache_config& given, const pqattn::memory_resource& resource,
+                         pqattn::cache_config& config) {
+  PQATTN_TRY(make_rope(given, resource, config.rotation));
+  if (given.preset_bits > 0.0) {
+    PQATTN_TRY(make_preset(given, resource, config));
+  } else {
+    PQATTN_TRY(convert_side(given.keys, "config.keys.storage", config.keys));
+    PQATTN_TRY(convert_side(given.values, "config.values.storage", config.values));
+    config.train_tokens = given.train_tokens;
+    config.max_training_tokens = given.max_training_tokens;
+    config.kmeans.iterations = given.kmeans_iterations;
+  }
   PQATTN_TRY(convert(given.exact_type, pqattn::dtype::bf16, "config.exact_type", config.exact_type));
   config.sinks = given.sinks;
   config.recent = given.recent;
-  config.train_tokens = given.train_tokens;
-  config.max_training_tokens = given.max_training_tokens;
   config.keys_arrive_rotated = given.keys_arrive_rotated != 0;
   config.code_keys_after_rope = given.code_keys_after_rope != 0;
-  config.kmeans.iterations = given.kmeans_iterations;
   config.kmeans.seed = given.seed;
-  PQATTN_TRY(make_rope(given, config.rotation));
-  PQATTN_TRY(pqattn::layer_cache<bank_type>::make(bank, config, given.kv_heads, parts, resource, layer));
-  key_dim = config.keys.shape.dim;
-  value_dim = config.values.shape.dim;
+  config.outlier_share = given.outlier_share;
+  config.coding_batch = given.coding_batch != 0 ? given.coding_batch : config.coding_batch;
   return {};
 }
 
+}  // namespace
+
+struct pq_cache {
+  pqattn::memory_resource resource;
+  bank_type bank;
+  layer_setup setup;
+  pqattn::layer_cache<bank_type> layer;
+  std::size_t key_dim = 0;
+  std::size_t value_dim = 0;
+
+  explicit pq_cache(const pqattn::memory_resource& memory) noexcept : resource(memory), bank(memory) {}
+
+  status make(const pq_cache_config& given, const pqattn::executor& parts) {
+    pqattn::cache_config config;
+    PQATTN_TRY(setup.make(given, resource, config));
+    PQATTN_TRY(pqattn::layer_cache<bank_type>::make(bank, config, given.kv_heads, parts, resource, layer));
+    key_dim = config.keys.shape.dim;
+    value_dim = config.values.shape.dim;
+    return {};
+  }
+};
+
 namespace {
 
-void destroy(pq_cache* cache) noexcept {
-  const pqattn::memory_resource resource = cache->resource;
-  cache->~pq_cache();
-  resource.deallocate(resource.self, cache, sizeof(pq_cache));
+template <class Handle>
+void destroy(Handle* handle, const pqattn::memory_resource resource) noexcept {
+  handle->~Handle();
+  resource.deallocate(resource.self, handle, sizeof(Handle));
 }
 
+template <class Handle>
 status create(const pq_cache_config* given, const pq_allocator* allocator, const pq_executor* executor,
-              pq_cache** result) {
+              const char* subject, Handle** result) {
   PQATTN_TRY(check_pointer(given, "config"));
-  PQATTN_TRY(check_pointer(result, "cache"));
+  PQATTN_TRY(check_pointer(result, subject));
   pq_cache_config config;
   PQATTN_TRY(read_params(given, &pq_cache_config_default, "config", config));
   pqattn::memory_resource resource;
   PQATTN_TRY(convert_allocator(allocator, resource));
   pqattn::executor parts;
   PQATTN_TRY(convert_executor(executor, parts));
-  static_assert(alignof(pq_cache) <= pqattn::memory_alignment);
-  void* memory = resource.allocate(resource.self, sizeof(pq_cache));
+  static_assert(alignof(Handle) <= pqattn::memory_alignment);
+  void* memory = resource.allocate(resource.self, sizeof(Handle));
   if (memory == nullptr) {
-    return failure(status_code::out_of_memory, "allocator", "refused an allocation", sizeof(pq_cache), 0);
+    return failure(status_code::out_of_memory, "allocator", "refused an allocation", sizeof(Handle), 0);
   }
-  auto* made = new (memory) pq_cache(resource);
+  auto* made = new (memory) Handle(resource);
   const status outcome = made->make(config, parts);
   if (!outcome) {
-    destroy(made);
+    destroy(made, resource);
     return outcome;
   }
   *result = made;
@@ -275,25 +322,277 @@ status attend_layer(pq_cache* cache, const pq_const_rows* queries, const pq_atte
   converted.softcap = params.softcap;
   converted.alibi_slopes = params.alibi_slopes;
   converted.sink_logits = params.sink_logits;
+  pqattn::head_rows bias;
+  if (params.bias != nullptr) {
+    PQATTN_TRY(convert_heads(params.bias, "params.bias", bias));
+    converted.bias = &bias;
+  }
   return cache->layer.attend(query_heads, converted, out_heads, lse_e);
 }
 
-status read_layer(const pq_cache* cache, std::size_t first, const pq_rows* keys, const pq_rows* values) {
-  PQATTN_TRY(check_pointer(cache, "cache"));
+/// Reads all heads out with read(head, keys, values).
+template <class Read>
+status read_heads(std::size_t heads, const pq_rows* keys, const pq_rows* values, Read&& read) {
   pqattn::head_rows_ref key_heads;
   pqattn::head_rows_ref value_heads;
   PQATTN_TRY(convert_heads(keys, "keys", key_heads));
   PQATTN_TRY(convert_heads(values, "values", value_heads));
-  const std::size_t heads = cache->layer.kv_heads();
   if (key_heads.heads != heads || value_heads.heads != heads) {
     return failure(status_code::shape_mismatch, "keys.heads and values.heads", "must equal the cache's KV heads", heads,
                    key_heads.heads != heads ? key_heads.heads : value_heads.heads);
   }
   for (std::size_t head = 0; head < heads; ++head) {
-    PQATTN_TRY(cache->layer.head(head).read(first, key_heads.head(head), value_heads.head(head)));
+    PQATTN_TRY(read(head, key_heads.head(head), value_heads.head(head)));
   }
   return {};
 }
+
+status read_layer(const pq_cache* cache, std::size_t first, const pq_rows* keys, const pq_rows* values) {
+  PQATTN_TRY(check_pointer(cache, "cache"));
+  return read_heads(cache->layer.kv_heads(), keys, values,
+                    [&](std::size_t head, const pqattn::rows_ref& key, const pqattn::rows_ref& value) {
+                      return cache->layer.head(head).read(first, key, value);
+                    });
+}
+
+/// Shows a cache or a sequence queries.
+template <class Tokens>
+status observe(Tokens* tokens, const char* subject, const pq_const_rows* queries, std::int64_t first_position) {
+  PQATTN_TRY(check_pointer(tokens, subject));
+  pqattn::head_rows query_heads;
+  PQATTN_TRY(convert_heads(queries, "queries", query_heads));
+  return tokens->observe(query_heads, first_position);
+}
+
+void fill_report(const pqattn::memory_report& memory, pq_memory_report& report) noexcept {
+  report = {memory.codes_bytes,    memory.codebooks_bytes, memory.exact_bytes,
+            memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),
+            memory.tokens,         memory.elements,        memory.bits_per_element()};
+}
+
+}  // namespace
+
+// --- level 1: sequences
+// ------------------------------------------------------------------------------------------------
+
+struct pq_pool {
+  pqattn::memory_resource resource;
+  bank_type bank;
+  layer_setup setup;
+  pqattn::page_pool<bank_type> pages;
+  pqattn::batch_attention<bank_type> batch;
+  pqattn::executor parts;
+  pqattn::buffer entries;  ///< of a batch, as C++ wants them
+
+  explicit pq_pool(const pqattn::memory_resource& memory) noexcept : resource(memory), bank(memory) {}
+
+  status make(const pq_cache_config& given, const pqattn::executor& executor) {
+    pqattn::cache_config config;
+    PQATTN_TRY(setup.make(given, resource, config));
+    PQATTN_TRY(pqattn::page_pool<bank_type>::make(bank, config, given.kv_heads, resource, pages));
+    parts = executor;
+    return pqattn::batch_attention<bank_type>::make(bank, executor, resource, batch);
+  }
+};
+
+struct pq_sequence {
+  pq_pool* pool;
+  pqattn::sequence<bank_type> tokens;
+
+  explicit pq_sequence(pq_pool* owner) noexcept : pool(owner), tokens(owner->pages) {}
+};
+
+namespace {
+
+status append_tokens(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
+                     const pq_append_options* given) {
+  PQATTN_TRY(check_pointer(sequence, "sequence"));
+  pq_append_options read;
+  PQATTN_TRY(read_params(given, &pq_append_options_default, "options", read));
+  pqattn::head_rows key_heads;
+  pqattn::head_rows value_heads;
+  PQATTN_TRY(convert_heads(keys, "keys", key_heads));
+  PQATTN_TRY(convert_heads(values, "values", value_heads));
+  pqattn::append_options options;
+  options.positions = read.positions;
+  options.weights = read.weights;
+  options.parts = sequence->pool->parts;
+  if (read.progress != nullptr) {
+    options.progress = {[](void* user, std::size_t done, std::size_t total) {
+                          const auto& mine = *static_cast<const pq_append_options*>(user);
+                          return mine.progress(mine.progress_user, done, total) != 0;
+                        },
+                        &read};
+  }
+  return sequence->tokens.append(key_heads, value_heads, options);
+}
+
+status fork_sequence(const pq_sequence* sequence, pq_sequence* copy) {
+  PQATTN_TRY(check_pointer(sequence, "sequence"));
+  PQATTN_TRY(check_pointer(copy, "copy"));
+  if (sequence->pool != copy->pool) {
+    return failure(status_code::invalid_argument, "copy", "belongs to another pool");
+  }
+  return sequence->tokens.fork(copy->tokens);
+}
+
+status select_sequences(pq_sequence* const* sequences, std::size_t count, const std::size_t* parents) {
+  if (count == 0) {
+    return {};
+  }
+  PQATTN_TRY(check_pointer(sequences, "sequences"));
+  PQATTN_TRY(check_pointer(parents, "parents"));
+  for (std::size_t i = 0; i < count; ++i) {
+    PQATTN_TRY(check_pointer(sequences[i], "sequences"));
+    if (sequences[i]->pool != sequences[0]->pool) {
+      return failure(status_code::invalid_argument, "sequences", "belong to different pools; index", 0, i);
+    }
+  }
+  // The C++ call wants them side by side.
+  using tokens_type = pqattn::sequence<bank_type>;
+  pqattn::buffer memory;
+  PQATTN_TRY(pqattn::buffer::make(sequences[0]->pool->resource, count * sizeof(tokens_type), memory));
+  auto* side_by_side = reinterpret_cast<tokens_type*>(memory.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    new (side_by_side + i) tokens_type(std::move(sequences[i]->tokens));
+  }
+  const status outcome = tokens_type::select(side_by_side, count, parents);
+  for (std::size_t i = 0; i < count; ++i) {
+    sequences[i]->tokens = std::move(side_by_side[i]);
+    side_by_side[i].~tokens_type();
+  }
+  return outcome;
+}
+
+status shift_tokens(pq_sequence* sequence, std::size_t first, std::size_t count, std::int64_t delta,
+                    double* added_error) {
+  PQATTN_TRY(check_pointer(sequence, "sequence"));
+  pqattn::shift_report done;
+  PQATTN_TRY(sequence->tokens.shift(first, count, delta, &done));
+  if (added_error != nullptr) {
+    *added_error = done.relative_error();
+  }
+  return {};
+}
+
+/// C entries of a batch as C++ entries, in one block of memory.
+struct entry_memory {
+  pqattn::batch_entry<bank_type>* entries = nullptr;
+  const pqattn::sequence<bank_type>** sequences = nullptr;
+  pqattn::head_rows* rows = nullptr;  ///< keys, values and mask of each entry
+
+  void carve(pqattn::carver& memory, std::size_t count, std::size_t sequence_count) noexcept {
+    entries = memory.take<pqattn::batch_entry<bank_type>>(count);
+    sequences = memory.take<const pqattn::sequence<bank_type>*>(sequence_count);
+    rows = memory.take<pqattn::head_rows>(3 * count);
+  }
+};
+
+status convert_optional(const pq_const_rows* rows, const char* subject, pqattn::head_rows* memory,
+                        const pqattn::head_rows*& result) noexcept {
+  if (rows != nullptr) {
+    PQATTN_TRY(convert_heads(rows, subject, *new (memory) pqattn::head_rows()));
+    result = memory;
+  }
+  return {};
+}
+
+status convert_entry(const pq_pool* pool, const pq_batch_entry& given, const pqattn::sequence<bank_type>** sequences,
+                     pqattn::head_rows* rows, pqattn::batch_entry<bank_type>& entry) noexcept {
+  entry.first_query = given.first_query;
+  entry.queries = given.queries;
+  entry.first_position = given.first_position;
+  entry.sequences = sequences;
+  entry.sequence_count = given.sequence_count;
+  entry.new_position = given.new_position;
+  entry.new_positions = given.new_positions;
+  for (std::size_t i = 0; i < given.sequence_count; ++i) {
+    PQATTN_TRY(check_pointer(given.sequences[i], "entry.sequences"));
+    if (given.sequences[i]->pool != pool) {
+      return failure(status_code::invalid_argument, "entry.sequences", "belong to another pool; index", 0, i);
+    }
+    sequences[i] = &given.sequences[i]->tokens;
+  }
+  PQATTN_TRY(convert_optional(given.new_keys, "entry.new_keys", rows, entry.new_keys));
+  PQATTN_TRY(convert_optional(given.new_values, "entry.new_values", rows + 1, entry.new_values));
+  return convert_optional(given.bias, "entry.bias", rows + 2, entry.bias);
+}
+
+status attend_batch(pq_pool* pool, const pq_batch_entry* entries, std::size_t count, const pq_const_rows* queries,
+                    const pq_batch_params* given, const pq_rows* out, float* lse_e) {
+  PQATTN_TRY(check_pointer(pool, "pool"));
+  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(entries), "entries"));
+  pqattn::head_rows query_heads;
+  pqattn::head_rows_ref out_heads;
+  PQATTN_TRY(convert_heads(queries, "queries", query_heads));
+  PQATTN_TRY(convert_heads(out, "out", out_heads));
+  pq_batch_params read;
+  PQATTN_TRY(read_params(given, &pq_batch_params_default, "params", read));
+  std::size_t sequence_count = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    PQATTN_TRY(check_pointer(entries[i].sequence_count == 0 ? &count : static_cast<const void*>(entries[i].sequences),
+                             "entry.sequences"));
+    sequence_count += entries[i].sequence_count;
+  }
+  entry_memory converted;
+  pqattn::carver counting;
+  converted.carve(counting, count, sequence_count);
+  if (pool->entries.size() < counting.required()) {
+    PQATTN_TRY(pqattn::buffer::make(pool->resource, counting.required(), pool->entries));
+  }
+  pqattn::carver placed(pool->entries.data(), pool->entries.size());
+  converted.carve(placed, count, sequence_count);
+  const pqattn::sequence<bank_type>** next = converted.sequences;
+  for (std::size_t i = 0; i < count; ++i) {
+    auto& entry = *new (converted.entries + i) pqattn::batch_entry<bank_type>();
+    PQATTN_TRY(convert_entry(pool, entries[i], next, converted.rows + 3 * i, entry));
+    next += entries[i].sequence_count;
+  }
+  pqattn::batch_params params;
+  params.scale = read.scale;
+  params.causal = read.causal != 0;
+  params.window = read.window;
+  params.softcap = read.softcap;
+  params.alibi_slopes = read.alibi_slopes;
+  params.sink_logits = read.sink_logits;
+  params.positions = read.positions;
+  return pool->batch.attend(pool->pages, converted.entries, count, query_heads, params, out_heads, lse_e);
+}
+
+/// A C callback as a sink, while both are there.
+struct c_writer {
+  pq_write write;
+  void* user;
+
+  pqattn::snapshot_sink sink() noexcept {
+    return {[](void* self, const void* data, std::size_t bytes) {
+              const auto& mine = *static_cast<const c_writer*>(self);
+              return mine.write(mine.user, data, bytes) != 0;
+            },
+            this};
+  }
+};
+
+template <class Handle, class Write>
+status write_snapshot(const Handle* handle, const char* subject, pq_write write, void* user, Write&& run) {
+  PQATTN_TRY(check_pointer(handle, subject));
+  PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(write), "write"));
+  c_writer writer{write, user};
+  return run(writer.sink());
+}
+
+template <class Handle, class Load>
+status load_snapshot(Handle* handle, const char* subject, const void* data, std::size_t bytes, Load&& load) {
+  PQATTN_TRY(check_pointer(handle, subject));
+  PQATTN_TRY(check_pointer(data, "data"));
+  pqattn::snapshot_view view;
+  PQATTN_TRY(pqattn::snapshot_view::open({static_cast<const std::byte*>(data), bytes}, view));
+  return load(view);
+}
+
+}  // namespace
+
+namespace {
 
 // --- level 0
 // -----------------------------------------------------------------------------------------------------------
@@ -510,12 +809,12 @@ void pq_attend_params_default(pq_attend_params* params) {
 
 pq_status pq_cache_create(const pq_cache_config* config, const pq_allocator* allocator, const pq_executor* executor,
                           pq_cache** cache, pq_error* error) {
-  return report(create(config, allocator, executor, cache), error);
+  return report(create(config, allocator, executor, "cache", cache), error);
 }
 
 void pq_cache_destroy(pq_cache* cache) {
   if (cache != nullptr) {
-    destroy(cache);
+    destroy(cache, cache->resource);
   }
 }
 
@@ -532,6 +831,10 @@ pq_status pq_cache_attend(pq_cache* cache, const pq_const_rows* queries, const p
 pq_status pq_cache_read(const pq_cache* cache, size_t first, const pq_rows* keys, const pq_rows* values,
                         pq_error* error) {
   return report(read_layer(cache, first, keys, values), error);
+}
+
+pq_status pq_cache_observe(pq_cache* cache, const pq_const_rows* queries, int64_t first_position, pq_error* error) {
+  return report(observe(cache == nullptr ? nullptr : &cache->layer, "cache", queries, first_position), error);
 }
 
 size_t pq_cache_size(const pq_cache* cache) {
@@ -551,10 +854,166 @@ void pq_cache_memory(const pq_cache* cache, pq_memory_report* report) {
     return;
   }
   pqattn::memory_report memory = cache->layer.memory();
-  memory.metadata_bytes += sizeof(pq_cache) + cache->rope_tables.size();
-  *report = {memory.codes_bytes,    memory.codebooks_bytes, memory.exact_bytes,
-             memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),
-             memory.tokens,         memory.elements,        memory.bits_per_element()};
+  memory.metadata_bytes += sizeof(pq_cache) + cache->setup.bytes();
+  fill_report(memory, *report);
+}
+
+pq_status pq_pool_create(const pq_cache_config* config, const pq_allocator* allocator, const pq_executor* executor,
+                         pq_pool** pool, pq_error* error) {
+  return report(create(config, allocator, executor, "pool", pool), error);
+}
+
+void pq_pool_destroy(pq_pool* pool) {
+  if (pool != nullptr) {
+    destroy(pool, pool->resource);
+  }
+}
+
+int32_t pq_pool_trained(const pq_pool* pool) {
+  return pool != nullptr && pool->pages.trained() ? 1 : 0;
+}
+
+void pq_pool_memory(const pq_pool* pool, pq_memory_report* report) {
+  if (report == nullptr) {
+    return;
+  }
+  *report = {};
+  if (pool != nullptr) {
+    pqattn::memory_report memory = pool->pages.memory();
+    memory.metadata_bytes += sizeof(pq_pool) + pool->setup.bytes();
+    memory.scratch_bytes += pool->batch.bytes() + pool->entries.size();
+    fill_report(memory, *report);
+  }
+}
+
+pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error) {
+  status outcome = check_pointer(pool, "pool");
+  outcome = outcome ? check_pointer(sequence, "sequence") : outcome;
+  if (outcome) {
+    void* memory = pool->resource.allocate(pool->resource.self, sizeof(pq_sequence));
+    if (memory == nullptr) {
+      outcome = failure(status_code::out_of_memory, "allocator", "refused an allocation", sizeof(pq_sequence), 0);
+    } else {
+      *sequence = new (memory) pq_sequence(pool);
+    }
+  }
+  return report(outcome, error);
+}
+
+void pq_sequence_destroy(pq_sequence* sequence) {
+  if (sequence != nullptr) {
+    destroy(sequence, sequence->pool->resource);
+  }
+}
+
+size_t pq_sequence_size(const pq_sequence* sequence) {
+  return sequence == nullptr ? 0 : sequence->tokens.size();
+}
+
+size_t pq_sequence_coded_tokens(const pq_sequence* sequence) {
+  return sequence == nullptr ? 0 : sequence->tokens.coded_tokens();
+}
+
+size_t pq_sequence_metadata_bytes(const pq_sequence* sequence) {
+  return sequence == nullptr ? 0 : sizeof(pq_sequence) + sequence->tokens.metadata_bytes();
+}
+
+int64_t pq_sequence_next_position(const pq_sequence* sequence) {
+  return sequence == nullptr ? 0 : sequence->tokens.next_position();
+}
+
+void pq_append_options_default(pq_append_options* options) {
+  *options = {};
+  options->struct_bytes = sizeof *options;
+}
+
+pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
+                             const pq_append_options* options, pq_error* error) {
+  return report(append_tokens(sequence, keys, values, options), error);
+}
+
+pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* queries, int64_t first_position,
+                              pq_error* error) {
+  return report(observe(sequence == nullptr ? nullptr : &sequence->tokens, "sequence", queries, first_position), error);
+}
+
+pq_status pq_sequence_reserve(pq_sequence* sequence, size_t tokens, pq_error* error) {
+  const status given = check_pointer(sequence, "sequence");
+  return report(given ? sequence->tokens.reserve(tokens) : given, error);
+}
+
+void pq_sequence_truncate(pq_sequence* sequence, size_t tokens) {
+  if (sequence != nullptr) {
+    sequence->tokens.truncate(tokens);
+  }
+}
+
+pq_status pq_sequence_remove(pq_sequence* sequence, size_t first, size_t count, pq_error* error) {
+  const status given = check_pointer(sequence, "sequence");
+  return report(given ? sequence->tokens.remove(first, count) : given, error);
+}
+
+pq_status pq_sequence_fork(const pq_sequence* sequence, pq_sequence* copy, pq_error* error) {
+  return report(fork_sequence(sequence, copy), error);
+}
+
+pq_status pq_sequence_select(pq_sequence* const* sequences, size_t count, const size_t* parents, pq_error* error) {
+  return report(select_sequences(sequences, count, parents), error);
+}
+
+int32_t pq_sequence_shift_is_exact(const pq_sequence* sequence) {
+  return sequence != nullptr && sequence->tokens.can_shift() == pqattn::shift_cost::exact ? 1 : 0;
+}
+
+pq_status pq_sequence_shift(pq_sequence* sequence, size_t first, size_t count, int64_t delta, double* added_error,
+                            pq_error* error) {
+  return report(shift_tokens(sequence, first, count, delta, added_error), error);
+}
+
+pq_status pq_sequence_read(const pq_sequence* sequence, size_t first, const pq_rows* keys, const pq_rows* values,
+                           pq_error* error) {
+  const status given = check_pointer(sequence, "sequence");
+  return report(given ? read_heads(sequence->pool->pages.kv_heads(), keys, values,
+                                   [&](std::size_t head, const pqattn::rows_ref& key, const pqattn::rows_ref& value) {
+                                     return sequence->tokens.read(head, first, key, value);
+                                   })
+                      : given,
+                error);
+}
+
+void pq_batch_params_default(pq_batch_params* params) {
+  *params = {};
+  params->struct_bytes = sizeof *params;
+  params->causal = 1;
+}
+
+pq_status pq_batch_attend(pq_pool* pool, const pq_batch_entry* entries, size_t count, const pq_const_rows* queries,
+                          const pq_batch_params* params, const pq_rows* out, float* lse_e, pq_error* error) {
+  return report(attend_batch(pool, entries, count, queries, params, out, lse_e), error);
+}
+
+pq_status pq_pool_write_codebooks(const pq_pool* pool, pq_write write, void* user, pq_error* error) {
+  return report(write_snapshot(pool, "pool", write, user,
+                               [&](const pqattn::snapshot_sink& sink) { return write_codebooks(pool->pages, sink); }),
+                error);
+}
+
+pq_status pq_pool_load_codebooks(pq_pool* pool, const void* data, size_t bytes, pq_error* error) {
+  return report(load_snapshot(pool, "pool", data, bytes,
+                              [&](const pqattn::snapshot_view& view) { return load_codebooks(view, pool->pages); }),
+                error);
+}
+
+pq_status pq_sequence_write(const pq_sequence* sequence, pq_write write, void* user, pq_error* error) {
+  return report(write_snapshot(sequence, "sequence", write, user,
+                               [&](const pqattn::snapshot_sink& sink) { return write_sequence(sequence->tokens, sink); }),
+                error);
+}
+
+pq_status pq_sequence_load(pq_sequence* sequence, const void* data, size_t bytes, pq_error* error) {
+  return report(load_snapshot(sequence, "sequence", data, bytes,
+                              [&](const pqattn::snapshot_view& view) { return load_sequence(view, sequence->tokens); }),
+                error);
 }
 
 size_t pq_codebook_floats(const pq_geometry* shape) {

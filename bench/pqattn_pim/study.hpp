@@ -188,7 +188,7 @@ class pim_study {
                                   "once for all of them (a unit with as many accumulators)",
                       {"query heads", "g=1", "g=4", "g=16", "g=4, all banks added", "dense once: g=1", "g=4", "g=16"});
     const double once = dense_head(device_, context, 1).ns;
-    for (const std::size_t heads : {1, 2, 4, 8, 16}) {
+    for (const std::size_t heads : {1U, 2U, 4U, 8U, 16U}) {
       pq_setting s = shared_setting();
       s.query_rows = heads;
       const double dense = dense_head(device_, context, static_cast<std::int64_t>(heads)).ns;
@@ -212,8 +212,8 @@ class pim_study {
                        "g=16, shared, added"});
     const double dense = dense_head(device_, context, 1).ns;
     const double dense4 = dense_head(device_, context, 4).ns;
-    for (const std::uint32_t m : {8, 16, 32, 64}) {
-      for (const std::uint32_t k : {64, 256, 512, 1024}) {
+    for (const std::uint32_t m : {8U, 16U, 32U, 64U}) {
+      for (const std::uint32_t k : {64U, 256U, 512U, 1024U}) {
         std::vector<std::string> row{std::to_string(m), std::to_string(k),
                                      number(m * static_cast<double>(pqattn::geometry{128, m, k}.code_bits()) / 128.0)};
         pq_setting s;

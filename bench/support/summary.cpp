@@ -122,7 +122,7 @@ std::vector<std::string> benches_of_a_round() {
   };
   names.push_back("dram_read/real_time");
   add_exact(131072, 1);
-  for (const std::size_t g : {1, 4, 8}) {
+  for (const std::size_t g : {1U, 4U, 8U}) {
     names.push_back(coded("decode_tables", 32, 8, context, g));
     add_exact(context, g);
     if (g != 8) {

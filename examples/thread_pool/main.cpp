@@ -21,7 +21,7 @@ int main() {
   }
   report("inline", 1, reference, 0);
   bool same = true;
-  for (const std::size_t workers : {1, 2, 7}) {
+  for (const std::size_t workers : {1U, 2U, 7U}) {
     thread_pool pool(workers);
     layer_result result;
     if (!run_layer(pool.executor(), result)) {

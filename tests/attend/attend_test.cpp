@@ -7,6 +7,7 @@
 #include <catch2/generators/catch_generators.hpp>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <string>
 #include <vector>
@@ -227,13 +228,42 @@ TEST_CASE("rounded scores and probabilities stay within the contract's error", "
   }
 }
 
+/// Gives the segments columns of a mask: by slot when there is one segment, in a row, in any order, or none. Returns the
+/// column of every slot of every segment in turn.
+template <class Scene>
+std::vector<std::int64_t> draw_columns(pqattn_test::random_data& random, const std::vector<segment_plan>& plans,
+                                       Scene& scene, std::deque<std::vector<std::int32_t>>& lists) {
+  std::vector<std::int64_t> columns;
+  std::int64_t next = static_cast<std::int64_t>(random.below(70));
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    pqattn::slot_columns& map = scene.segments[i].columns;
+    if (plans.size() > 1 && random.chance(0.2)) {
+      map.base = -static_cast<std::int64_t>(plans[i].storage);
+    } else if (plans.size() > 1 && random.chance(0.5)) {
+      map.base = next;
+      next += static_cast<std::int64_t>(plans[i].storage);
+    } else if (plans.size() > 1) {
+      lists.push_back(random.permutation<std::int32_t>(plans[i].storage));
+      for (std::int32_t& column : lists.back()) {
+        column = random.chance(0.1) ? -1000000 : column;  // no column
+      }
+      map = {next, lists.back().data()};
+      next += static_cast<std::int64_t>(plans[i].storage);
+    }
+    for (std::size_t slot = plans[i].first; slot < plans[i].first + plans[i].count; ++slot) {
+      columns.push_back(map.at(slot));
+    }
+  }
+  return columns;
+}
+
 TEMPLATE_TEST_CASE("modifiers act in the documented order", "[attend]", host_bank, scalar_bank) {
   TestType bank;
   for (std::uint64_t stream = 0; stream < 48; ++stream) {
     pqattn_test::random_data random(3000 + stream);
-    // A bias is for one segment.
     const bool biased = stream % 2 == 0;
-    std::vector<segment_plan> plans = random_plans(random, biased ? 1 : 3);
+    std::deque<std::vector<std::int32_t>> lists;
+    std::vector<segment_plan> plans = random_plans(random, stream % 6 == 0 ? 1 : 3);
     scene_plan plan = random_scene(random);
     attention_scene<TestType> scene(bank, plan, plans, 4000 + stream);
     INFO(text_of(plans) << "rows " << plan.rows << ", seed " << random.seed());
@@ -266,17 +296,27 @@ TEMPLATE_TEST_CASE("modifiers act in the documented order", "[attend]", host_ban
       params.sink_logits = sinks.data();
       expected.sink_logits = pqattn_test::to_doubles(sinks);
     }
-    strided_matrix bias(plan.rows, plans[0].storage, biased && stream % 4 == 0 ? dtype::f16 : dtype::f32,
-                        pqattn_test::awkward_layout);
+    const std::vector<std::int64_t> columns = draw_columns(random, plans, scene, lists);
+    const auto last = std::max_element(columns.begin(), columns.end());
+    strided_matrix bias(plan.rows, last == columns.end() || *last < 0 ? 1 : static_cast<std::size_t>(*last) + 1,
+                        stream % 4 == 0 ? dtype::f16 : dtype::f32, pqattn_test::awkward_layout);
     if (biased) {
-      // Columns outside the slots stay NaN.
+      // Columns that no slot names stay NaN.
       for (std::size_t row = 0; row < plan.rows; ++row) {
-        for (std::size_t slot = plans[0].first; slot < plans[0].first + plans[0].count; ++slot) {
-          bias.set(row, slot, random.chance(0.2) ? -std::numeric_limits<float>::infinity() : random.normal());
-          expected.bias.push_back(static_cast<double>(bias.get(row, slot)));
+        for (const std::int64_t column : columns) {
+          double value = 0.0;
+          if (column >= 0) {
+            const auto c = static_cast<std::size_t>(column);
+            bias.set(row, c, random.chance(0.2) ? -std::numeric_limits<float>::infinity() : random.normal());
+            value = static_cast<double>(bias.get(row, c));
+          }
+          expected.bias.push_back(value);
         }
       }
       params.modifiers.bias = bias.view();
+    }
+    if (biased && plans.size() > 1) {
+      params.skip_mass = 0.0f;  // a mask over several segments makes whole blocks light enough to be left out
     }
     std::vector<float> out;
     std::vector<float> lse;
@@ -762,8 +802,19 @@ TEST_CASE("what does not fit together is refused and the output left alone", "[a
   params.modifiers.query_positions = positions;
   CHECK(refusal() == status_code::invalid_argument);
   const std::vector<float> bias(plan.rows * 100);
-  params.modifiers.bias = pqattn::view_rows(bias.data(), plan.rows, 100);
-  CHECK(refusal() == status_code::unsupported);  // two segments
+  const pqattn::rows_view whole_bias = pqattn::view_rows(bias.data(), plan.rows, 100);
+  params.modifiers.bias = whole_bias;
+  CHECK(refusal() == status_code::invalid_argument);  // two segments that do not say which columns are theirs
+  params.modifiers.bias = whole_bias;
+  segments[0].columns.base = 0;
+  segments[1].columns.base = 1;
+  CHECK(refusal() == status_code::shape_mismatch);  // the last slot of the second lies behind the last column
+  std::vector<std::int32_t> listed(100, -1);
+  listed[99] = 100;
+  params.modifiers.bias = whole_bias;
+  segments[0].columns.base = 0;
+  segments[1].columns = {0, listed.data()};
+  CHECK(refusal() == status_code::shape_mismatch);
   params.modifiers.bias = pqattn::view_rows(bias.data(), plan.rows, 99);
   count = 1;
   CHECK(refusal() == status_code::shape_mismatch);

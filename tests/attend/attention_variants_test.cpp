@@ -145,7 +145,8 @@ TEST_CASE("every head size, keys and values of different sizes, either side exac
   for (std::uint32_t d = 1; d <= 33; ++d) {
     sizes.push_back(d);
   }
-  for (const std::uint32_t d : {48, 56, 63, 64, 65, 72, 80, 96, 112, 127, 128, 160, 192, 255, 256, 511, 576, 1023, 1024}) {
+  for (const std::uint32_t d : {48U, 56U, 63U, 64U, 65U, 72U, 80U, 96U, 112U, 127U, 128U, 160U, 192U, 255U, 256U, 511U, 576U,
+                                1023U, 1024U}) {
     sizes.push_back(d);
   }
   for (std::size_t i = 0; i < sizes.size(); ++i) {

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <pqattn/cache/batch.hpp>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -24,6 +28,8 @@ struct batch_scene {
   std::vector<const sequence_type*> contexts;
   std::vector<batch_entry<f32_bank>> entries;
   std::vector<float> queries;
+  std::vector<float> mask;
+  head_rows masks[2];  ///< of entries 1 and 3: one for all heads, one for each
   std::size_t heads;
   std::size_t steps = 0;
 
@@ -55,6 +61,16 @@ struct batch_scene {
       steps += counts[i] + 1;  // a query token of no entry in between
     }
     queries = world.random.normals(heads * steps * shape.key_channels());
+    constexpr std::size_t columns = 60;
+    mask = world.random.normals(heads * 17 * columns);
+    for (float& bias : mask) {
+      bias = world.random.chance(0.3) ? -std::numeric_limits<float>::infinity() : bias;
+    }
+    for (const std::size_t i : {1U, 3U}) {
+      masks[i / 2] = {view_rows(mask.data(), counts[i], columns), i == 1 ? 1 : heads,
+                      static_cast<std::ptrdiff_t>(counts[i] * columns)};
+      entries[i].bias = &masks[i / 2];
+    }
   }
 
   void grow(std::size_t i, std::size_t count) {
@@ -114,9 +130,10 @@ TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of
 }
 
 TEST_CASE("appending on any number of workers holds the same", "[cache]") {
+  const std::size_t shape = GENERATE(2U, 15U);  // without and with outliers
   std::vector<float> reference;
   for (const std::size_t workers : {1U, 2U, 7U}) {
-    sequence_world world(edit_shapes[2], 52);
+    sequence_world world(edit_shapes[shape], 52);
     thread_executor threads(workers);
     sequence_type tokens(world.pool);
     append_options options;
@@ -161,6 +178,128 @@ TEST_CASE("readers of shared prefixes run concurrently", "[cache][threads]") {
     REQUIRE_OK(outcomes[i]);
     CHECK(same_bits(outs[i], out));
     CHECK(same_bits(lses[i], lse));
+  }
+}
+
+/// Drafts that form a tree, verified in one call, against each path of the tree as a sequence of its own.
+TEST_CASE("a mask among drafts verifies a tree in one call", "[cache]") {
+  for (const char* name : {"before RoPE", "after RoPE, f16", "preset of 2 bits", "values only, GQA of 5"}) {
+    const auto& shape = *std::find_if(std::begin(edit_shapes), std::end(edit_shapes),
+                                      [&](const edit_shape& one) { return std::string(one.name) == name; });
+    sequence_world world(shape, 56);
+    CAPTURE(name, world.random.seed());
+    constexpr std::size_t drafts = 7;
+    constexpr std::size_t parents[drafts] = {0, 0, 0, 1, 1, 2, 4};  // of the first: the sequence's last token
+    constexpr std::int32_t depths[drafts] = {0, 1, 1, 2, 2, 2, 3};
+    const std::size_t heads = shape.heads * shape.group;
+    sequence_type tokens(world.pool);
+    world.draw(150);
+    REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+    REQUIRE_OK(tokens.remove(20, 30));
+    const auto first = static_cast<std::int32_t>(tokens.next_position());
+    std::vector<float> mask(drafts * drafts, -std::numeric_limits<float>::infinity());
+    for (std::size_t draft = 0; draft < drafts; ++draft) {
+      for (std::size_t node = draft;; node = parents[node]) {
+        mask[draft * drafts + node] = 0.0f;
+        if (node == 0) {
+          break;
+        }
+      }
+    }
+    std::vector<std::int32_t> positions(drafts);
+    std::vector<std::int64_t> wide(drafts);
+    for (std::size_t draft = 0; draft < drafts; ++draft) {
+      positions[draft] = first + depths[draft];
+      wide[draft] = positions[draft];
+    }
+    world.draw(drafts);
+    const std::vector<float> draft_queries = world.random.normals(heads * drafts * shape.key_channels());
+    const head_rows keys = world.key_rows();
+    const head_rows values = world.value_rows();
+    const head_rows mask_rows{view_rows(mask.data(), drafts, drafts), 1, 0};
+    batch_type batch;
+    REQUIRE_OK(batch_type::make(world.bank, {}, {}, batch));
+    batch_params params;
+    params.window = 40;
+    const sequence_type* context[] = {&tokens};
+    const auto attend = [&](batch_entry<f32_bank> entry, std::size_t first_query, std::size_t count,
+                            const std::int64_t* at) {
+      std::vector<float> out(heads * count * shape.value_dim);
+      entry.queries = count;
+      entry.sequences = context;
+      entry.sequence_count = 1;
+      params.positions = at;
+      head_rows queries{view_rows(draft_queries.data(), drafts, shape.key_channels()), heads,
+                        static_cast<std::ptrdiff_t>(drafts * shape.key_channels())};
+      queries.rows = queries.rows.slice(first_query, count);
+      REQUIRE_OK(batch.attend(world.pool, &entry, 1, queries, params,
+                              {ref_rows(out.data(), count, shape.value_dim), heads,
+                               static_cast<std::ptrdiff_t>(count * shape.value_dim)}));
+      return out;
+    };
+    batch_entry<f32_bank> tree;
+    tree.new_keys = &keys;
+    tree.new_values = &values;
+    tree.new_positions = positions.data();
+    tree.bias = &mask_rows;
+    const std::vector<float> out = attend(tree, 0, drafts, wide.data());
+    for (std::size_t draft = 0; draft < drafts; ++draft) {
+      std::vector<std::size_t> path;  // leaf first
+      for (std::size_t node = draft;; node = parents[node]) {
+        path.push_back(node);
+        if (node == 0) {
+          break;
+        }
+      }
+      std::vector<float> path_keys;
+      std::vector<float> path_values;
+      for (std::size_t head = 0; head < shape.heads; ++head) {
+        for (auto node = path.rbegin(); node != path.rend(); ++node) {
+          const auto key = world.new_keys.begin() + std::ptrdiff_t((head * drafts + *node) * shape.key_channels());
+          path_keys.insert(path_keys.end(), key, key + std::ptrdiff_t(shape.key_channels()));
+          const auto value = world.new_values.begin() + std::ptrdiff_t((head * drafts + *node) * shape.value_dim);
+          path_values.insert(path_values.end(), value, value + std::ptrdiff_t(shape.value_dim));
+        }
+      }
+      const head_rows chunk_keys{view_rows(path_keys.data(), path.size(), shape.key_channels()), shape.heads,
+                                 static_cast<std::ptrdiff_t>(path.size() * shape.key_channels())};
+      const head_rows chunk_values{view_rows(path_values.data(), path.size(), shape.value_dim), shape.heads,
+                                   static_cast<std::ptrdiff_t>(path.size() * shape.value_dim)};
+      batch_entry<f32_bank> alone;
+      alone.new_keys = &chunk_keys;
+      alone.new_values = &chunk_values;
+      alone.new_position = first;
+      const std::vector<float> want = attend(alone, draft, 1, wide.data() + draft);
+      for (std::size_t q = 0; q < heads; ++q) {
+        const auto start = out.begin() + std::ptrdiff_t((q * drafts + draft) * shape.value_dim);
+        const doubles one(want.begin() + std::ptrdiff_t(q * shape.value_dim),
+                          want.begin() + std::ptrdiff_t((q + 1) * shape.value_dim));
+        CHECK(max_error(std::vector<float>(start, start + std::ptrdiff_t(shape.value_dim)), one) < 1e-5);
+      }
+    }
+    // Masks that do not fit the batch.
+    const auto refused = [&](const head_rows& bias) {
+      batch_entry<f32_bank> entry = tree;
+      entry.queries = drafts;
+      entry.sequences = context;
+      entry.sequence_count = 1;
+      entry.bias = &bias;
+      std::vector<float> left(heads * drafts * shape.value_dim, 5.0f);
+      params.positions = wide.data();
+      const status refusal = batch.attend(world.pool, &entry, 1,
+                                          {view_rows(draft_queries.data(), drafts, shape.key_channels()), heads,
+                                           static_cast<std::ptrdiff_t>(drafts * shape.key_channels())},
+                                          params,
+                                          {ref_rows(left.data(), drafts, shape.value_dim), heads,
+                                           static_cast<std::ptrdiff_t>(drafts * shape.value_dim)});
+      CHECK(left == std::vector<float>(left.size(), 5.0f));
+      return refusal.code;
+    };
+    const std::vector<float> large(heads * drafts * (tokens.size() + drafts + 1));
+    CHECK(refused({view_rows(large.data(), drafts, tokens.size() + drafts + 1), 1, 0}) == status_code::shape_mismatch);
+    CHECK(refused({view_rows(large.data(), drafts - 1, 4), 1, 0}) == status_code::shape_mismatch);
+    CHECK(refused({view_rows(large.data(), drafts, 4), heads + 1, 0}) == status_code::shape_mismatch);
+    CHECK(refused({view_rows<float>(nullptr, drafts, 4), 1, 0}) == status_code::invalid_argument);
   }
 }
 

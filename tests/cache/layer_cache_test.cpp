@@ -3,6 +3,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
@@ -10,6 +12,8 @@
 #include "support/memory_resources.hpp"
 #include "support/message.hpp"
 #include "support/random_data.hpp"
+#include "support/reference.hpp"
+#include "support/strided_matrix.hpp"
 
 namespace {
 
@@ -96,6 +100,92 @@ TEST_CASE("a layer equals its heads, for any group size and query layout", "[cac
           }
         }
       }
+    }
+  }
+}
+
+TEST_CASE("an explicit mask covers the latest tokens of a cache, whatever form they have", "[cache]") {
+  random_data random(29);
+  CAPTURE(random.seed());
+  bank_type bank(memory_resource{}, exact_arithmetic);
+  const layer_data data(random, 400);
+  cache_config config = layer_config();
+  config.outlier_share = 0.1f;  // rows in segments of their own
+  config.window_tokens = 90;    // several codebooks
+  config.exact_type = dtype::f32;
+  layer_type layer;
+  REQUIRE_OK(layer_type::make(bank, config, kv_heads, {}, {}, layer));
+  REQUIRE_OK(layer.append(data.key_rows(0, 400), data.value_rows(0, 400)));
+  REQUIRE(layer.head(0).epoch_count() > 1);
+  REQUIRE(layer.head(0).outlier_tokens() > 0);
+  const std::size_t group = 2;
+  const std::size_t heads = group * kv_heads;
+  const std::size_t steps = 3;
+  const std::vector<float> queries = random.normals(steps * heads * key_dim);
+  for (const std::size_t columns : {1U, 5U, 37U, 250U, 400U}) {
+    for (const std::size_t mask_heads : {std::size_t{1}, heads}) {
+      CAPTURE(columns, mask_heads);
+      pqattn_test::strided_matrix mask(random.normals(mask_heads * steps * columns), mask_heads * steps, columns,
+                                       dtype::f16, pqattn_test::awkward_layout);
+      for (std::size_t i = 0; i < mask_heads * steps * columns; ++i) {
+        if (random.chance(0.3)) {
+          mask.set(i / columns, i % columns, -std::numeric_limits<float>::infinity());
+        }
+      }
+      head_rows bias{mask.view(), mask_heads, 0};
+      bias.rows.rows = steps;
+      bias.head_stride = static_cast<std::ptrdiff_t>(steps) * bias.rows.row_stride;
+      layer_attention_params params;
+      params.first_position = 397;
+      params.softcap = 5.0f;
+      params.bias = &bias;
+      std::vector<float> out(heads * steps * value_dim);
+      const auto attend = [&] {
+        return layer.attend({view_rows(queries.data(), steps, key_dim), heads, std::ptrdiff_t(steps * key_dim)}, params,
+                            {ref_rows(out.data(), steps, value_dim), heads, std::ptrdiff_t(steps * value_dim)});
+      };
+      REQUIRE_OK(attend());
+      for (std::size_t head = 0; head < heads; ++head) {
+        std::vector<float> keys(400 * key_dim);
+        std::vector<float> values(400 * value_dim);
+        REQUIRE_OK(layer.head(head / group)
+                       .read(0, ref_rows(keys.data(), 400, key_dim), ref_rows(values.data(), 400, value_dim)));
+        pqattn_test::attention_case expected;
+        expected.rows = steps;
+        expected.tokens = 400;
+        expected.key_dim = key_dim;
+        expected.value_dim = value_dim;
+        expected.scale = 1.0 / std::sqrt(double{key_dim});
+        expected.softcap = 5.0;
+        expected.causal = true;
+        expected.queries.assign(queries.begin() + std::ptrdiff_t(head * steps * key_dim),
+                                queries.begin() + std::ptrdiff_t((head + 1) * steps * key_dim));
+        expected.keys.assign(keys.begin(), keys.end());
+        expected.values.assign(values.begin(), values.end());
+        for (std::int64_t token = 0; token < 400; ++token) {
+          expected.key_positions.push_back(token);
+        }
+        for (std::size_t step = 0; step < steps; ++step) {
+          expected.query_positions.push_back(397 + static_cast<std::int64_t>(step));
+          expected.bias.insert(expected.bias.end(), 400 - columns, 0.0);
+          for (std::size_t column = 0; column < columns; ++column) {
+            expected.bias.push_back(double{mask.get((mask_heads == 1 ? 0 : head * steps) + step, column)});
+          }
+        }
+        const std::vector<float> got(out.begin() + std::ptrdiff_t(head * steps * value_dim),
+                                     out.begin() + std::ptrdiff_t((head + 1) * steps * value_dim));
+        CHECK(pqattn_test::max_error(got, pqattn_test::reference_attention(expected).out) < 1e-3);
+      }
+      const std::vector<float> before = out;
+      bias.rows.cols = 401;
+      CHECK(attend().code == status_code::shape_mismatch);
+      bias.rows.cols = columns;
+      bias.rows.rows = steps - 1;
+      CHECK(attend().code == status_code::shape_mismatch);
+      bias.rows.rows = steps;
+      bias.heads = heads + 1;
+      CHECK(attend().code == status_code::shape_mismatch);
+      CHECK(out == before);
     }
   }
 }

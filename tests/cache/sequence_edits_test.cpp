@@ -144,7 +144,7 @@ class edited_pool {
       world.observe(sequences[i], std::min<std::size_t>(count, 4));
     }
     REQUIRE_OK(sequences[i].append(world.key_rows(), world.value_rows(), options));
-    world.append(models[i], first);
+    world.append(models[i], first, sequences[i]);
   }
   void prefill(std::size_t i, std::size_t count) {
     if (sequences[i].size() + count > longest) {
@@ -155,7 +155,7 @@ class edited_pool {
     const std::int64_t first = sequences[i].next_position();
     world.check_attention({&sequences[i]}, {&models[i]}, first, true, 0);
     REQUIRE_OK(sequences[i].append(world.key_rows(), world.value_rows()));
-    world.append(models[i], first);
+    world.append(models[i], first, sequences[i]);
   }
   void truncate(std::size_t i, std::size_t size) {
     last = "truncate to " + std::to_string(size);
@@ -214,6 +214,9 @@ TEST_CASE("after any edits a sequence holds what its model holds", "[cache][edit
       }
       CHECK(edited.world.pool.coded_pages().used_pages() == 0);
       CHECK(edited.world.pool.exact_pages().used_pages() == 0);
+      for (std::size_t page = 0; page < edited.world.pool.coded_pages().pages(); ++page) {
+        CHECK(edited.world.pool.outliers().most_in(page) == 0);
+      }
     }
   }
 }

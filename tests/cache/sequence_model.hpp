@@ -4,8 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -18,6 +21,7 @@
 #include "support/message.hpp"
 #include "support/random_data.hpp"
 #include "support/reference.hpp"
+#include "support/strided_matrix.hpp"
 
 namespace pqattn_test {
 
@@ -62,6 +66,7 @@ struct edit_shape {
   bool attention_weights = false;
   std::uint32_t key_tail = 0;
   bool values_from_keys = false;
+  float outlier_share = 0.0f;  ///< above 0: some tokens drawn are unlike the others, too
   double preset_bits = 0.0;  ///< above 0: shapes and switches come from preset_config()
 
   [[nodiscard]] std::uint32_t key_channels() const { return key_dim + key_tail; }
@@ -92,12 +97,20 @@ inline const edit_shape edit_shapes[] = {
      .values_from_keys = true},
     {.name = "keys with a tail, values of their own", .key_dim = 5, .key_subvectors = 2, .values_coded = false,
      .arrives_rotated = false, .exact = pqattn::dtype::bf16, .key_tail = 2},
+    {.name = "outliers before RoPE", .outlier_share = 0.1f},
+    {.name = "outliers after RoPE, f16, pages full of them", .after_rope = true, .exact = pqattn::dtype::f16,
+     .coding_batch = 5, .outlier_share = 0.02f},
+    {.name = "outliers, values exact", .values_coded = false, .arrives_rotated = false, .outlier_share = 0.2f},
+    {.name = "outliers of latent keys with tails", .value_dim = 16, .value_subvectors = 4, .heads = 1, .group = 3,
+     .key_tail = 6, .values_from_keys = true, .outlier_share = 0.05f},
+    {.name = "outliers of a preset", .key_dim = 24, .value_dim = 16, .outlier_share = 0.05f, .preset_bits = 2.0},
 };
 
 /// Rows of one token, per head.
 struct model_token {
   std::int64_t position = 0;
   bool coded = false;
+  std::vector<bool> outlier;                   ///< of a head: its rows are exact besides; when coded
   std::vector<std::vector<float>> coded_keys;  ///< decoded, in the form keys are coded in; when coded
   std::vector<std::vector<float>> keys;        ///< as attention sees them
   std::vector<std::vector<float>> values;
@@ -165,6 +178,7 @@ class sequence_world {
     config.attention_weights = shape.attention_weights;
     config.key_tail = shape.key_tail;
     config.values_from_keys = shape.values_from_keys;
+    config.outlier_share = shape.outlier_share;
     if (shape.preset_bits > 0.0) {
       take_preset();
     }
@@ -176,6 +190,12 @@ class sequence_world {
     new_keys = random.normals(shape.heads * count * shape.key_channels());
     new_values = random.normals(shape.heads * count * shape.value_dim);
     drawn_ = count;
+    for (std::size_t row = 0; shape.outlier_share > 0.0f && row < shape.heads * count; ++row) {
+      const float scale = random.chance(0.1) ? 3.0f : 1.0f;
+      for (std::size_t c = 0; c < shape.key_channels(); ++c) {
+        new_keys[row * shape.key_channels() + c] *= scale;
+      }
+    }
   }
   /// Shows a sequence queries for the training to come.
   void observe(sequence_type& tokens, std::size_t count) {
@@ -199,8 +219,8 @@ class sequence_world {
 
   // --- the model's edits ---
 
-  /// Enters the drawn tokens. Call after the pool's append, so that codebooks trained by it are there.
-  void append(model_sequence& model, std::int64_t first_position) {
+  /// Enters the drawn tokens, which `tokens` has appended: codebooks trained by that are there.
+  void append(model_sequence& model, std::int64_t first_position, const sequence_type& tokens) {
     const std::int64_t start = first_position;
     for (std::size_t i = 0; i < drawn_; ++i) {
       model_token token;
@@ -228,7 +248,7 @@ class sequence_world {
       for (std::size_t i = 0; i < config.coding_batch; ++i) {
         model_token token = std::move(model.recent.front());
         model.recent.erase(model.recent.begin());
-        code(token);
+        code(token, tokens, model.sinks.size() + model.body.size());
         model.body.push_back(std::move(token));
       }
     }
@@ -248,6 +268,9 @@ class sequence_world {
           if (shape.key_tail != 0) {
             turn(token.keys[head], delta);
             round_tail(token.keys[head]);
+          } else if (token.coded && token.outlier[head]) {
+            turn(token.keys[head], delta);
+            round(token.keys[head]);
           } else if (token.coded && shape.keys_coded && !shape.after_rope) {
             token.keys[head] = token.coded_keys[head];
             turn(token.keys[head], token.position);
@@ -291,6 +314,7 @@ class sequence_world {
   }
 
   /// Attention of a few query tokens over the union of sequences and, when `chunk`, the drawn tokens behind `position`.
+  /// Half of the time under an explicit mask of some of the latest tokens, for all heads or for each.
   void check_attention(const std::vector<const sequence_type*>& tokens, const std::vector<const model_sequence*>& models,
                        std::int64_t position, bool chunk, std::int64_t window) {
     const std::size_t steps = chunk ? drawn_ : 2;
@@ -319,6 +343,25 @@ class sequence_world {
       entry.new_keys = &chunk_keys;
       entry.new_values = shape.values_from_keys ? nullptr : &chunk_values;
       entry.new_position = position;
+    }
+    std::size_t context = chunk ? drawn_ : 0;
+    for (const model_sequence* model : models) {
+      context += model->size();
+    }
+    const std::size_t columns = random.chance(0.5) ? random.below(context + 1) : 0;
+    const std::size_t mask_heads = random.chance(0.5) ? 1 : heads;
+    strided_matrix mask(mask_heads * steps, columns, random.chance(0.5) ? pqattn::dtype::f16 : pqattn::dtype::f32,
+                        random.chance(0.5) ? awkward_layout : matrix_layout{});
+    for (std::size_t row = 0; row < mask_heads * steps; ++row) {
+      for (std::size_t column = 0; column < columns; ++column) {
+        mask.set(row, column, random.chance(0.3) ? -std::numeric_limits<float>::infinity() : random.normal());
+      }
+    }
+    pqattn::head_rows mask_rows{mask.view(), mask_heads, 0};
+    mask_rows.rows.rows = steps;
+    mask_rows.head_stride = static_cast<std::ptrdiff_t>(steps) * mask_rows.rows.row_stride;
+    if (columns != 0) {
+      entry.bias = &mask_rows;
     }
     pqattn::batch_params params;
     params.window = window;
@@ -365,6 +408,13 @@ class sequence_world {
             position + static_cast<std::int64_t>(i));
       }
       expected.live.assign(expected.tokens, true);
+      for (std::size_t i = 0; columns != 0 && i < steps; ++i) {
+        const std::size_t row = (mask_heads == 1 ? 0 : q * steps) + i;
+        expected.bias.insert(expected.bias.end(), expected.tokens - columns, 0.0);
+        for (std::size_t column = 0; column < columns; ++column) {
+          expected.bias.push_back(static_cast<double>(mask.get(row, column)));
+        }
+      }
       const attention_result want = reference_attention(expected);
       const std::vector<float> got(out.begin() + offset_of(q * steps * shape.value_dim),
                                    out.begin() + offset_of((q + 1) * steps * shape.value_dim));
@@ -427,6 +477,7 @@ class sequence_world {
     config.sinks = plain.sinks;
     config.recent = plain.recent;
     config.exact_type = plain.exact_type;
+    config.outlier_share = plain.outlier_share;
     config.kmeans.iterations = 2;
     config.coding_batch = 16;
   }
@@ -479,38 +530,81 @@ class sequence_world {
                                           codes.data()));
     REQUIRE_OK(bank.store_codes(span, {0, 1}, codes.data()));
   }
-  void code(model_token& token) {
+  /// What coding a row loses, as the library defines it.
+  double loss(const std::vector<float>& row, const std::vector<float>& decoded, std::size_t head, pqattn::kv_side side) {
+    const std::size_t dim = row.size();
+    std::vector<float> metric(dim * dim);
+    const bool metered = side == pqattn::kv_side::keys && pool.transform(head, side) != nullptr;
+    if (metered) {
+      pqattn::unpack_metric(pool.transform(head, side), dim, metric.data());
+    }
+    double sum = 0.0;
+    for (std::size_t a = 0; a < dim; ++a) {
+      for (std::size_t b = metered ? 0 : a; b < (metered ? dim : a + 1); ++b) {
+        sum += (double{row[a]} - double{decoded[a]}) * (metered ? double{metric[a * dim + b]} : 1.0) *
+               (double{row[b]} - double{decoded[b]});
+      }
+    }
+    return sum;
+  }
+  /// Whether token `index` is an outlier of a head: what the library says, if that agrees with the rule.
+  bool is_outlier(const sequence_type& tokens, std::size_t index, std::size_t head, double key_loss, double value_loss) {
+    const bool said = tokens.is_outlier(head, index);
+    const pqattn::outlier_rule rule = pool.rule(head);
+    const double score = (rule.key_error > 0.0f ? key_loss / double{rule.key_error} : 0.0) +
+                         (rule.value_error > 0.0f ? value_loss / double{rule.value_error} : 0.0);
+    const std::size_t page = tokens.body().slot_of(index - tokens.sinks().tokens()) / 64;
+    const auto held = static_cast<std::size_t>(std::popcount(pool.outliers().mask(head, tokens.body().page(page))));
+    const bool full = held == pool.outlier_limit();
+    const bool wanted = score > double{rule.above};
+    const bool close_call = std::abs(score - double{rule.above}) <= 1e-3 * score;  // f32 against double precision
+    const bool agrees = said == wanted || close_call || (wanted && full);
+    REQUIRE(agrees);
+    REQUIRE(held <= pool.outlier_limit());
+    return said;
+  }
+  void code(model_token& token, const sequence_type& tokens, std::size_t index) {
     token.coded = true;
     for (std::size_t head = 0; head < shape.heads; ++head) {
+      std::vector<float> key = token.keys[head];
+      std::vector<float> value = token.values[head];
+      double key_loss = 0.0;
+      double value_loss = 0.0;
       if (shape.keys_coded && shape.key_tail == 0) {
-        std::vector<float> row = token.keys[head];
         if (!shape.after_rope) {
-          turn_back(row, token.position);
+          turn_back(key, token.position);
         }
-        token.coded_keys.push_back(through_codes(row, head, pqattn::kv_side::keys));
-        token.keys[head] = token.coded_keys.back();
+        token.coded_keys.push_back(through_codes(key, head, pqattn::kv_side::keys));
+        key_loss = loss(key, token.coded_keys.back(), head, pqattn::kv_side::keys);
+        key = token.coded_keys.back();
         if (!shape.after_rope) {
-          turn(token.keys[head], token.position);
+          turn(key, token.position);
         }
       } else if (shape.keys_coded) {
-        const auto coded = token.keys[head].begin() + shape.key_dim;
-        const std::vector<float> decoded =
-            through_codes({token.keys[head].begin(), coded}, head, pqattn::kv_side::keys);
-        std::copy(decoded.begin(), decoded.end(), token.keys[head].begin());
+        const std::vector<float> row(key.begin(), key.begin() + shape.key_dim);
+        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::keys);
+        key_loss = loss(row, decoded, head, pqattn::kv_side::keys);
+        std::copy(decoded.begin(), decoded.end(), key.begin());
       }
       if (shape.values_from_keys) {
-        token.values[head].assign(token.keys[head].begin(), token.keys[head].begin() + shape.value_dim);
+        value.assign(key.begin(), key.begin() + shape.value_dim);
       } else if (shape.values_coded) {
         const pqattn::value_rotation turned = pool.turn(head);
-        std::vector<float> row = token.values[head];
+        std::vector<float> row = value;
         if (turned.enabled()) {
-          rotate_value(turned, token.values[head].data(), row.data());
+          rotate_value(turned, value.data(), row.data());
         }
-        row = through_codes(row, head, pqattn::kv_side::values);
-        token.values[head] = row;
+        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::values);
+        value_loss = loss(row, decoded, head, pqattn::kv_side::values);
+        value = decoded;
         if (turned.enabled()) {
-          unrotate_value(turned, row.data(), 1.0f, token.values[head].data());
+          unrotate_value(turned, decoded.data(), 1.0f, value.data());
         }
+      }
+      token.outlier.push_back(is_outlier(tokens, index, head, key_loss, value_loss));
+      if (!token.outlier.back()) {
+        token.keys[head] = key;
+        token.values[head] = value;
       }
     }
   }

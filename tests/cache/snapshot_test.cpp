@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <pqattn/cache/snapshot.hpp>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdio>
 #include <cstring>
@@ -70,7 +71,7 @@ struct snapshot_scene {
     world.draw(count);
     const std::int64_t first = tokens.next_position();
     REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
-    world.append(model, first);
+    world.append(model, first, tokens);
   }
 };
 
@@ -177,7 +178,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
       return out;
     };
     for (std::size_t head = 0; head < shape.heads; ++head) {
-      std::vector<segment<std::byte*>> mapped(3);
+      std::vector<segment<std::byte*>> mapped(4);
       std::size_t count = 0;
       REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped.data(), count));
       mapped.resize(count);
@@ -186,12 +187,13 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
         CHECK((codes >= aligned.data() && codes < aligned.data() + saved.size()));
       }
       std::vector<segment<std::byte*>> held(scene.tokens.segment_count());
-      held.resize(scene.tokens.collect_segments(head, tables.get(), held.data()));
+      std::vector<std::byte> gathered(scene.tokens.gathered_bytes());
+      held.resize(scene.tokens.collect_segments(head, tables.get(), held.data(), gathered.data()));
       const std::vector<float> got = attend_to(mapped);
       const std::vector<float> want = attend_to(held);
       CHECK(max_error(got, to_doubles(want)) < 2e-5);
     }
-    std::vector<segment<std::byte*>> none(3);
+    std::vector<segment<std::byte*>> none(4);
     std::size_t count = 0;
     CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none.data(), count).code ==
           status_code::invalid_argument);
@@ -231,7 +233,7 @@ TEST_CASE("files are written, read and mapped", "[cache]") {
   bank_block<f32_bank> tables(scene.world.bank,
                               attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 1,
                                                     scene.world.pool.code_rotation()));
-  segment<std::byte*> segments[3];
+  segment<std::byte*> segments[4];
   std::size_t count = 0;
   REQUIRE_OK(snapshot_segments(view, scene.world.pool, 0, tables.get(), segments, count));
   const std::vector<float> query = scene.world.random.normals(scene.world.shape.key_dim);
@@ -244,6 +246,55 @@ TEST_CASE("files are written, read and mapped", "[cache]") {
   ::munmap(mapped, size);
 #endif
   std::fclose(file);
+}
+
+/// Bytes that come a few at a time, until reading breaks.
+struct slow_source {
+  const std::vector<std::byte>& bytes;
+  std::size_t step = 1;
+  std::size_t breaks_after = std::numeric_limits<std::size_t>::max();
+  std::size_t at = 0;
+  std::size_t calls = 0;
+
+  snapshot_source get() {
+    return {[](void* user, void* data, std::size_t room, bool* failed) {
+              auto& me = *static_cast<slow_source*>(user);
+              *failed = me.calls++ == me.breaks_after;
+              const std::size_t count = *failed ? 0 : std::min({me.step, room, me.bytes.size() - me.at});
+              std::memcpy(data, me.bytes.data() + me.at, count);
+              me.at += count;
+              return count;
+            },
+            this};
+  }
+};
+
+TEST_CASE("a reader may give one byte at a time, and break at any of them", "[cache]") {
+  snapshot_scene scene(edit_shapes[2], true, 64);
+  CAPTURE(scene.world.random.seed());
+  const std::vector<std::byte> saved = bytes_of(scene.tokens);
+  counting_resource memory;
+  for (const std::size_t step : {std::size_t{1}, std::size_t{7}, saved.size()}) {
+    slow_source source{saved, step};
+    buffer bytes;
+    std::size_t size = 0;
+    REQUIRE_OK(read_snapshot(source.get(), std::size_t{1} << 20, memory.resource(), bytes, size));
+    REQUIRE(size == saved.size());
+    CHECK(std::memcmp(bytes.data(), saved.data(), size) == 0);
+  }
+  for (std::size_t calls = 0; calls <= saved.size(); calls += 1 + calls / 8) {
+    slow_source source{saved, 1, calls};
+    buffer bytes;
+    std::size_t size = 77;
+    CHECK(read_snapshot(source.get(), std::size_t{1} << 20, memory.resource(), bytes, size).code == status_code::io_error);
+    CHECK((bytes.size() == 0 && size == 77));
+  }
+  // A reader that claims more than there was room for.
+  buffer bytes;
+  std::size_t size = 0;
+  const snapshot_source liar{[](void*, void*, std::size_t room, bool*) { return room + 1; }, nullptr};
+  CHECK(read_snapshot(liar, std::size_t{1} << 20, memory.resource(), bytes, size).code == status_code::io_error);
+  CHECK(memory.live_bytes == 0);
 }
 
 TEST_CASE("a damaged snapshot is refused and changes nothing", "[cache]") {
@@ -279,8 +330,8 @@ TEST_CASE("a damaged snapshot is refused and changes nothing", "[cache]") {
   }
 }
 
-std::vector<std::byte> file_bytes(const std::string& name) {
-  std::ifstream file(std::string(PQATTN_SOURCE_DIR) + "/tests/cache/snapshot_v1/" + name, std::ios::binary);
+std::vector<std::byte> file_bytes(const std::string& name, const std::string& version = "v1") {
+  std::ifstream file(std::string(PQATTN_SOURCE_DIR) + "/tests/cache/snapshot_" + version + "/" + name, std::ios::binary);
   const std::vector<char> text{std::istreambuf_iterator<char>(file), {}};
   std::vector<std::byte> bytes(text.size());
   std::memcpy(bytes.data(), text.data(), text.size());
@@ -327,6 +378,56 @@ TEST_CASE("snapshots of version 1 load, newer ones than this are refused by vers
   CHECK(refused.code == status_code::unsupported);
   CHECK(refused.expected == snapshot_version);
   CHECK(refused.got == version);
+}
+
+TEST_CASE("snapshots of version 2 load, into pools that keep outliers, too", "[cache]") {
+  for (const bool latent : {false, true}) {
+    for (const bool outliers : {false, true}) {
+      CAPTURE(latent, outliers);
+      cache_config config;  // what the files were written with
+      config.keys.shape = {4, 2, 3, 1};
+      config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
+      config.sinks = 2;
+      config.recent = 2;
+      config.train_tokens = 8;
+      config.outlier_share = outliers ? 0.1f : 0.0f;
+      if (latent) {
+        config.values = config.keys;
+        config.key_tail = 2;
+        config.values_from_keys = true;
+      } else {
+        config.keys.metric = true;
+        config.values.rotated = true;
+        config.query_rows = 4;
+      }
+      host_bank<> bank;
+      page_pool<host_bank<>> pool;
+      REQUIRE_OK(page_pool<host_bank<>>::make(bank, config, 1, {}, pool));
+      snapshot_view view;
+      const std::string prefix = latent ? "latent_" : "";
+      if (!latent) {
+        const std::vector<std::byte> bytes = file_bytes("exact.bin", "v2");
+        REQUIRE_OK(snapshot_view::open(bytes, view));
+        sequence<host_bank<>> tokens(pool);
+        REQUIRE_OK(load_sequence(view, tokens));
+        CHECK(tokens.size() == 5);
+        CHECK(tokens.queries().is_open());
+      }
+      const std::vector<std::byte> books = file_bytes(prefix + "codebooks.bin", "v2");
+      REQUIRE_OK(snapshot_view::open(books, view));
+      CHECK(view.version() == 2);
+      REQUIRE_OK(load_codebooks(view, pool));
+      CHECK((pool.transform(0, kv_side::keys) != nullptr) == !latent);
+      const std::vector<std::byte> coded = file_bytes(prefix + "coded.bin", "v2");
+      REQUIRE_OK(snapshot_view::open(coded, view));
+      sequence<host_bank<>> tokens(pool);
+      REQUIRE_OK(load_sequence(view, tokens));
+      CHECK(tokens.size() == 71);
+      CHECK(tokens.coded_tokens() == 67);
+      CHECK(tokens.position(4) == 6);  // tokens 4 and 5 had been removed
+      CHECK(tokens.outlier_tokens(0) == 0);
+    }
+  }
 }
 
 /// Overwrites bytes of a section and makes the checksums fit again.
@@ -380,6 +481,52 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
           status_code::not_finite);
     CHECK(tokens.size() == 0);
     CHECK(scene.world.pool.coded_pages().used_pages() == used);
+  }
+  // Outliers: slots without a token, rows that are not finite, rules.
+  {
+    snapshot_scene scene(edit_shapes[15], true, 73);
+    CAPTURE(edit_shapes[15].name, scene.world.random.seed());
+    REQUIRE(scene.tokens.outlier_tokens(0) > 1);
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    const std::vector<std::byte> books = bytes_of(scene.world.pool);
+    const memory_report before = scene.world.pool.memory();
+    const auto refused = [&](section_type type, std::uint32_t index, std::size_t at, auto number) {
+      sequence_type tokens(scene.world.pool);
+      const status loaded = load_sequence(opened(forged(saved, type, index, at, number)), tokens);
+      CHECK(tokens.size() == 0);
+      return loaded.code;
+    };
+    CHECK(refused(section_type::code_live, 0, 0, ~std::uint64_t{0}) == status_code::corrupt_data);
+    CHECK(refused(section_type::code_live, 1, 0, std::uint64_t{0}) == status_code::shape_mismatch);  // a page full of them
+    // Not as many in a page as there are rows.
+    const token_list& body = scene.tokens.body();
+    const std::uint64_t mine = scene.world.pool.outliers().mask(1, body.page(1)) & body.live()[1];
+    const std::uint64_t others = mine != 0 ? mine & (mine - 1) : body.live()[1] & (0 - body.live()[1]);
+    CHECK(refused(section_type::code_live, 1, 8, body.live()[1] & ~others) == status_code::corrupt_data);
+    CHECK(refused(section_type::outlier_rows, 1, 4, infinite) == status_code::not_finite);
+    CHECK(refused(section_type::outlier_rows, 1 + 4, 4, infinite) == status_code::not_finite);
+    CHECK(scene.world.pool.memory().codes_bytes >= before.codes_bytes);
+    for (std::uint32_t page = 0; page < scene.world.pool.coded_pages().pages(); ++page) {
+      CHECK((scene.world.pool.coded_pages().users(page) != 0 || scene.world.pool.outliers().most_in(page) == 0));
+    }
+    scene.world.check(scene.tokens, scene.model);
+    pool_type fresh;
+    REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, fresh));
+    CHECK(load_codebooks(opened(forged(books, section_type::rule, 0, 8, infinite)), fresh).code ==
+          status_code::corrupt_data);
+    CHECK(load_codebooks(opened(forged(books, section_type::rule, 1, 0, -1.0f)), fresh).code ==
+          status_code::corrupt_data);
+    CHECK_FALSE(fresh.trained());
+    REQUIRE_OK(load_codebooks(opened(books), fresh));
+    CHECK(fresh.rule(1).above == scene.world.pool.rule(1).above);
+    // A pool without outliers takes the codebooks, but not coded tokens, which may have some.
+    cache_config plain = scene.world.config;
+    plain.outlier_share = 0.0f;
+    pool_type other;
+    REQUIRE_OK(pool_type::make(scene.world.bank, plain, scene.world.shape.heads, {}, other));
+    sequence_type tokens(other);
+    REQUIRE_OK(load_codebooks(opened(books), other));
+    CHECK(load_sequence(opened(saved), tokens).code == status_code::shape_mismatch);
   }
   // Queries kept for training.
   {

@@ -514,6 +514,247 @@ static void test_level_0(const float* keys, const float* values, const float* qu
   free(v.codes);
 }
 
+/* --- sequences --- */
+
+struct bytes {
+  char* data;
+  size_t size;
+  size_t room; /* more is refused */
+};
+static int32_t write_bytes(void* user, const void* data, size_t size) {
+  struct bytes* me = user;
+  if (size > me->room - me->size) {
+    return 0;
+  }
+  memcpy(me->data + me->size, data, size);
+  me->size += size;
+  return 1;
+}
+
+static int32_t cancel_at_once(void* user, size_t done, size_t total) {
+  ++*(int*)user;
+  return done > total ? 1 : 0;
+}
+
+/* Rows [first, first + count) of dense (heads, tokens, cols) data. */
+static pq_const_rows part(const float* data, size_t first, size_t count, size_t cols) {
+  pq_const_rows made = {data + first * cols, PQ_F32, kv_heads, count, cols, (ptrdiff_t)(tokens * cols), (ptrdiff_t)cols, 1};
+  return made;
+}
+static pq_status append_part(pq_sequence* sequence, const float* keys, const float* values, size_t first, size_t count,
+                             const pq_append_options* options) {
+  const pq_const_rows k = part(keys, first, count, dim_k);
+  const pq_const_rows v = part(values, first, count, dim_v);
+  return pq_sequence_append(sequence, &k, &v, options, NULL);
+}
+static pq_status attend_one(pq_pool* pool, const pq_sequence* sequence, const float* queries, const pq_const_rows* bias,
+                            float* out, float* lse_e) {
+  const pq_const_rows q = view(queries, q_heads, 1, dim_k);
+  const pq_rows o = ref(out, q_heads, 1, dim_v);
+  const pq_batch_entry entry = {0,    1,    pq_sequence_next_position(sequence) - 1, &sequence, 1, NULL, NULL, 0,
+                                NULL, bias};
+  return pq_batch_attend(pool, &entry, 1, &q, NULL, &o, lse_e, NULL);
+}
+
+static void test_sequences(const float* keys, const float* values, const float* queries) {
+  struct counting count = {0, 0, 0};
+  const pq_allocator allocator = {count_allocate, count_deallocate, &count};
+  struct backwards order = {0};
+  const pq_executor executor = {run_backwards, &order, 3};
+  pq_error error;
+  pq_cache_config config = small_config();
+  config.outlier_share = 0.02f;
+  config.rope_pairs = dim_k / 2;
+  pq_pool* pool = NULL;
+  pq_sequence* main_line = NULL;
+  pq_sequence* fork = NULL;
+  REQUIRE(pq_pool_create(&config, &allocator, &executor, &pool, &error) == PQ_OK);
+  REQUIRE(pq_sequence_create(pool, &main_line, &error) == PQ_OK);
+  REQUIRE(pq_sequence_create(pool, &fork, &error) == PQ_OK);
+
+  /* A cancelled training leaves everything as it was. */
+  int reports = 0;
+  pq_append_options options;
+  pq_append_options_default(&options);
+  options.progress = cancel_at_once;
+  options.progress_user = &reports;
+  CHECK(append_part(main_line, keys, values, 0, 600, &options) == PQ_CANCELLED);
+  CHECK(reports > 0 && pq_sequence_size(main_line) == 0 && !pq_pool_trained(pool));
+  REQUIRE(append_part(main_line, keys, values, 0, 600, NULL) == PQ_OK);
+  CHECK(pq_pool_trained(pool) && pq_sequence_size(main_line) == 600);
+  CHECK(pq_sequence_coded_tokens(main_line) == 600 - 8 - 32);
+  CHECK(pq_sequence_next_position(main_line) == 600);
+
+  /* Fork, drafts, truncate: both lines attend as before. */
+  float before[q_heads * dim_v];
+  float after[q_heads * dim_v];
+  float lse_before[q_heads];
+  float lse_after[q_heads];
+  REQUIRE(attend_one(pool, main_line, queries, NULL, before, lse_before) == PQ_OK);
+  REQUIRE(pq_sequence_fork(main_line, fork, &error) == PQ_OK);
+  REQUIRE(attend_one(pool, fork, queries, NULL, after, lse_after) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
+  CHECK(pq_sequence_reserve(fork, 20, &error) == PQ_OK);
+  REQUIRE(append_part(fork, keys, values, 600, 5, NULL) == PQ_OK);
+  pq_sequence_truncate(fork, 602);
+  CHECK(pq_sequence_size(fork) == 602 && pq_sequence_next_position(fork) == 602);
+  CHECK(pq_sequence_remove(fork, 100, 10, &error) == PQ_OK && pq_sequence_size(fork) == 592);
+  CHECK(pq_sequence_remove(fork, 590, 10, &error) == PQ_INVALID_ARGUMENT && strstr(error.message, "592") != NULL);
+  REQUIRE(attend_one(pool, main_line, queries, NULL, after, lse_after) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0);
+
+  /* A shift of everything moves no code; attention at shifted positions is the same. */
+  double added = 1.0;
+  CHECK(pq_sequence_shift_is_exact(main_line) == 1);
+  CHECK(pq_sequence_shift(main_line, 0, 600, 0, &added, &error) == PQ_OK && added == 0.0);
+  CHECK(pq_sequence_shift(main_line, 0, 600, -1, &added, &error) == PQ_INVALID_ARGUMENT);
+
+  /* A mask that leaves the last token only: the output is its value. */
+  float bias[600];
+  for (size_t i = 0; i < 600; ++i) {
+    bias[i] = i == 599 ? 0.0f : -INFINITY;
+  }
+  const pq_const_rows mask = view(bias, 1, 1, 600);
+  REQUIRE(attend_one(pool, main_line, queries, &mask, after, NULL) == PQ_OK);
+  float* read_keys = random_floats((size_t)kv_heads * dim_k);
+  float* read_values = random_floats((size_t)kv_heads * dim_v);
+  const pq_rows rk = ref(read_keys, kv_heads, 1, dim_k);
+  const pq_rows rv = ref(read_values, kv_heads, 1, dim_v);
+  REQUIRE(pq_sequence_read(main_line, 599, &rk, &rv, &error) == PQ_OK);
+  for (size_t c = 0; c < dim_v; ++c) {
+    CHECK(fabsf(after[c] - read_values[c]) < 1e-6f);
+    CHECK(fabsf(after[(q_heads - 1) * dim_v + c] - read_values[(kv_heads - 1) * dim_v + c]) < 1e-6f);
+  }
+  CHECK(pq_sequence_read(main_line, 600, &rk, &rv, &error) == PQ_INVALID_ARGUMENT);
+
+  /* A chunk that is not appended: its last query sees what it sees once it is. */
+  const pq_const_rows chunk_keys = part(keys, 600, 1, dim_k);
+  const pq_const_rows chunk_values = part(values, 600, 1, dim_v);
+  const pq_const_rows q = view(queries, q_heads, 1, dim_k);
+  const pq_rows o = ref(after, q_heads, 1, dim_v);
+  const pq_sequence* context[] = {main_line};
+  const pq_batch_entry chunk = {0, 1, 600, context, 1, &chunk_keys, &chunk_values, 600, NULL, NULL};
+  pq_batch_params params;
+  pq_batch_params_default(&params);
+  REQUIRE(pq_batch_attend(pool, &chunk, 1, &q, &params, &o, NULL, &error) == PQ_OK);
+  pq_sequence* grown = NULL;
+  REQUIRE(pq_sequence_create(pool, &grown, &error) == PQ_OK);
+  REQUIRE(pq_sequence_fork(main_line, grown, &error) == PQ_OK);
+  REQUIRE(append_part(grown, keys, values, 600, 1, NULL) == PQ_OK);
+  float appended[q_heads * dim_v];
+  REQUIRE(attend_one(pool, grown, queries, NULL, appended, NULL) == PQ_OK);
+  for (size_t i = 0; i < q_heads * dim_v; ++i) {
+    CHECK(fabsf(appended[i] - after[i]) < 0.05f); /* one more token is coded */
+  }
+
+  /* Beam search with a beam that is taken twice. */
+  pq_sequence* beams[] = {main_line, fork, grown};
+  const size_t parents[] = {2, 2, 0};
+  const size_t stranger[] = {0, 1, 3};
+  CHECK(pq_sequence_select(beams, 3, stranger, &error) == PQ_INVALID_ARGUMENT);
+  CHECK(pq_sequence_size(main_line) == 600 && pq_sequence_size(fork) == 592);
+  REQUIRE(pq_sequence_select(beams, 3, parents, &error) == PQ_OK);
+  CHECK(pq_sequence_size(main_line) == 601 && pq_sequence_size(fork) == 601 && pq_sequence_size(grown) == 600);
+
+  /* Snapshots into another pool; a sink that is full, bytes that are damaged. */
+  struct bytes books = {malloc(1 << 20), 0, 1 << 20};
+  struct bytes saved = {malloc(1 << 20), 0, 1 << 20};
+  struct bytes full = {books.data, 0, 100};
+  REQUIRE(books.data != NULL && saved.data != NULL);
+  CHECK(pq_pool_write_codebooks(pool, write_bytes, &full, &error) == PQ_IO_ERROR);
+  REQUIRE(pq_pool_write_codebooks(pool, write_bytes, &books, &error) == PQ_OK);
+  REQUIRE(pq_sequence_write(grown, write_bytes, &saved, &error) == PQ_OK);
+  pq_pool* other = NULL;
+  pq_sequence* loaded = NULL;
+  REQUIRE(pq_pool_create(&config, &allocator, NULL, &other, &error) == PQ_OK);
+  REQUIRE(pq_sequence_create(other, &loaded, &error) == PQ_OK);
+  CHECK(pq_sequence_load(loaded, saved.data, saved.size, &error) == PQ_SHAPE_MISMATCH); /* codebooks first */
+  REQUIRE(pq_pool_load_codebooks(other, books.data, books.size, &error) == PQ_OK);
+  saved.data[saved.size / 2] ^= 1;
+  CHECK(pq_sequence_load(loaded, saved.data, saved.size, &error) == PQ_CORRUPT_DATA && pq_sequence_size(loaded) == 0);
+  saved.data[saved.size / 2] ^= 1;
+  REQUIRE(pq_sequence_load(loaded, saved.data, saved.size, &error) == PQ_OK);
+  REQUIRE(attend_one(other, loaded, queries, NULL, after, lse_after) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
+
+  /* What does not belong together. */
+  CHECK(pq_sequence_fork(loaded, fork, &error) == PQ_INVALID_ARGUMENT);
+  CHECK(attend_one(pool, loaded, queries, NULL, after, NULL) == PQ_INVALID_ARGUMENT);
+  CHECK(pq_sequence_append(NULL, &chunk_keys, &chunk_values, NULL, &error) == PQ_INVALID_ARGUMENT);
+  CHECK(pq_batch_attend(pool, NULL, 1, &q, NULL, &o, NULL, &error) == PQ_INVALID_ARGUMENT);
+  CHECK(pq_sequence_create(NULL, &fork, &error) == PQ_INVALID_ARGUMENT);
+
+  /* Memory to the byte. */
+  pq_memory_report mine;
+  pq_memory_report theirs;
+  pq_pool_memory(pool, &mine);
+  pq_pool_memory(other, &theirs);
+  CHECK(mine.total_bytes + theirs.total_bytes + pq_sequence_metadata_bytes(main_line) + pq_sequence_metadata_bytes(fork) +
+            pq_sequence_metadata_bytes(grown) + pq_sequence_metadata_bytes(loaded) ==
+        count.live_bytes);
+  CHECK(order.parts_run > 0);
+  pq_sequence_destroy(loaded);
+  pq_sequence_destroy(grown);
+  pq_sequence_destroy(fork);
+  pq_sequence_destroy(main_line);
+  pq_pool_destroy(other);
+  pq_pool_destroy(pool);
+  pq_sequence_destroy(NULL);
+  pq_pool_destroy(NULL);
+  CHECK(count.live_bytes == 0);
+  free(read_keys);
+  free(read_values);
+  free(books.data);
+  free(saved.data);
+}
+
+/* A preset for a pool and for a cache, taught by its queries; and a mask over a cache. */
+static void test_presets(const float* keys, const float* values, const float* queries) {
+  pq_error error;
+  pq_cache_config config = small_config();
+  config.preset_bits = 2.0;
+  config.train_tokens = 500;
+  config.coding_batch = 1;
+  pq_pool* pool = NULL;
+  pq_sequence* sequence = NULL;
+  pq_cache* cache = NULL;
+  REQUIRE(pq_pool_create(&config, NULL, NULL, &pool, &error) == PQ_OK);
+  REQUIRE(pq_sequence_create(pool, &sequence, &error) == PQ_OK);
+  REQUIRE(pq_cache_create(&config, NULL, NULL, &cache, &error) == PQ_OK);
+  const pq_const_rows q = view(queries, q_heads, 1, dim_k);
+  const pq_const_rows k = view(keys, kv_heads, tokens, dim_k);
+  const pq_const_rows v = view(values, kv_heads, tokens, dim_v);
+  CHECK(pq_sequence_observe(sequence, &q, 0, &error) == PQ_OK);
+  CHECK(pq_cache_observe(cache, &q, 0, &error) == PQ_OK);
+  CHECK(pq_cache_observe(cache, &v, 0, &error) != PQ_OK);
+  REQUIRE(pq_sequence_append(sequence, &k, &v, NULL, &error) == PQ_OK);
+  REQUIRE(pq_cache_append(cache, &k, &v, NULL, &error) == PQ_OK);
+  CHECK(pq_sequence_coded_tokens(sequence) == tokens - 40 && pq_cache_coded_tokens(cache) == tokens - 40);
+  float out[q_heads * dim_v];
+  float lse_e[q_heads];
+  double lse_error;
+  REQUIRE(attend_one(pool, sequence, queries, NULL, out, lse_e) == PQ_OK);
+  const double nmse = error_of(out, lse_e, queries, keys, values, &lse_error);
+  printf("preset of 2 bits: NMSE %.3g, LSE off by %.3g\n", nmse, lse_error);
+  CHECK(nmse < 0.2 && lse_error < 0.05);
+
+  float bias[3] = {-INFINITY, 0.0f, -INFINITY}; /* of the last three tokens; those before are seen */
+  const pq_const_rows mask = view(bias, 1, 1, 3);
+  pq_attend_params params;
+  pq_attend_params_default(&params);
+  params.bias = &mask;
+  params.window = 3;
+  const pq_rows o = ref(out, q_heads, 1, dim_v);
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, &error) == PQ_OK);
+  CHECK(fabsf(out[0] - values[(tokens - 2) * dim_v]) < 1e-2f); /* 16-bit rows */
+  config.preset_bits = 1e9;
+  pq_pool* none = NULL;
+  CHECK(pq_pool_create(&config, NULL, NULL, &none, &error) != PQ_OK && none == NULL);
+  pq_sequence_destroy(sequence);
+  pq_pool_destroy(pool);
+  pq_cache_destroy(cache);
+}
+
 int main(void) {
   float* keys = random_floats((size_t)kv_heads * tokens * dim_k);
   float* values = random_floats((size_t)kv_heads * tokens * dim_v);
@@ -525,6 +766,8 @@ int main(void) {
   test_errors(keys, values);
   test_refused_memory(keys, values);
   test_level_0(keys, values, queries);
+  test_sequences(keys, values, queries);
+  test_presets(keys, values, queries);
   free(keys);
   free(values);
   free(queries);

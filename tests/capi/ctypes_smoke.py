@@ -27,7 +27,15 @@ class Config(c.Structure):
                 ("max_training_tokens", c.c_uint32), ("exact_type", c.c_int32), ("rope_pairs", c.c_uint32),
                 ("rope_pairing", c.c_int32), ("rope_theta", c.c_double), ("rope_frequencies", c.c_void_p),
                 ("keys_arrive_rotated", c.c_int32), ("code_keys_after_rope", c.c_int32),
-                ("kmeans_iterations", c.c_uint32), ("seed", c.c_uint64)]
+                ("kmeans_iterations", c.c_uint32), ("seed", c.c_uint64), ("preset_bits", c.c_double),
+                ("outlier_share", c.c_float), ("coding_batch", c.c_uint32)]
+
+
+class Entry(c.Structure):
+    _fields_ = [("first_query", c.c_size_t), ("queries", c.c_size_t), ("first_position", c.c_int64),
+                ("sequences", c.POINTER(c.c_void_p)), ("sequence_count", c.c_size_t), ("new_keys", c.POINTER(Rows)),
+                ("new_values", c.POINTER(Rows)), ("new_position", c.c_int64), ("new_positions", c.POINTER(c.c_int32)),
+                ("bias", c.POINTER(Rows))]
 
 
 class Error(c.Structure):
@@ -83,7 +91,36 @@ def main():
                                    c.byref(error)) == 2
     assert b"expected" in error.message, error.message
     library.pq_cache_destroy(cache)
+    sequences(library, config, keys, values, query, tokens, dim, list(out))
     print(f"pqattn {library.pq_version_string().decode()} on {library.pq_arch_name().decode()}: NMSE {nmse:.2g}")
+
+
+def sequences(library, config, keys, values, query, tokens, dim, expected):
+    """A pool: the same tokens give the same output, a fork that goes another way leaves the first line alone."""
+    for name in ("pq_sequence_size", "pq_sequence_coded_tokens"):
+        getattr(library, name).restype = c.c_size_t
+    error = Error()
+    pool, line, fork = c.c_void_p(), c.c_void_p(), c.c_void_p()
+    assert library.pq_pool_create(c.byref(config), None, None, c.byref(pool), c.byref(error)) == 0, error.message
+    assert library.pq_sequence_create(pool, c.byref(line), c.byref(error)) == 0, error.message
+    assert library.pq_sequence_create(pool, c.byref(fork), c.byref(error)) == 0, error.message
+    status = library.pq_sequence_append(line, c.byref(rows(keys, tokens, dim)), c.byref(rows(values, tokens, dim)),
+                                        None, c.byref(error))
+    assert status == 0, error.message
+    assert library.pq_sequence_fork(line, fork, c.byref(error)) == 0, error.message
+    assert library.pq_sequence_remove(fork, c.c_size_t(0), c.c_size_t(300), c.byref(error)) == 0, error.message
+    library.pq_sequence_truncate(fork, c.c_size_t(50))
+    assert (library.pq_sequence_size(line), library.pq_sequence_size(fork)) == (tokens, 50)
+    out = (c.c_float * dim)()
+    context = (c.c_void_p * 1)(line)
+    entry = Entry(first_query=0, queries=1, first_position=tokens - 1, sequences=context, sequence_count=1)
+    status = library.pq_batch_attend(pool, c.byref(entry), c.c_size_t(1), c.byref(rows(query, 1, dim)), None,
+                                     c.byref(rows(out, 1, dim)), None, c.byref(error))
+    assert status == 0, error.message
+    assert max(abs(a - b) for a, b in zip(out, expected)) < 1e-4
+    for sequence in (line, fork):
+        library.pq_sequence_destroy(sequence)
+    library.pq_pool_destroy(pool)
 
 
 main()

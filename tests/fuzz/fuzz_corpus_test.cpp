@@ -71,7 +71,7 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
                          },
                          &file};
   };
-  const char* const names[] = {"", "turned_", "latent_"};
+  const char* const names[] = {"", "turned_", "latent_", "outliers_"};
   for (std::size_t k = 0; k < std::size(names); ++k) {
     for (const bool trained : {false, true}) {
       pqattn_fuzz::snapshot_scene scene(trained, pqattn_fuzz::snapshot_kinds[k]);

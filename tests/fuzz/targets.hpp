@@ -108,7 +108,7 @@ struct snapshot_scene {
   using bank_type = pqattn::host_bank<>;
   using pool_type = pqattn::page_pool<bank_type>;
   using sequence_type = pqattn::sequence<bank_type>;
-  enum class kind { plain, turned, latent };
+  enum class kind { plain, turned, latent, outliers };
 
   bank_type bank;
   pool_type pool;
@@ -128,6 +128,8 @@ struct snapshot_scene {
       config.values = config.keys;
       config.values_from_keys = true;
       config.key_tail = 2;
+    } else if (which == kind::outliers) {
+      config.outlier_share = 0.1f;
     }
     promise(pool_type::make(bank, config, 1, {}, pool).ok(), "the pool is made");
     for (const pqattn::kv_side side : pqattn::kv_sides) {
@@ -143,6 +145,7 @@ struct snapshot_scene {
                   pool.load_codebook(0, side, centroids.data(), transform.empty() ? nullptr : transform.data()).ok(),
               "codebooks load");
     }
+    pool.set_rule(0, {1.0f, 1.0f, 2.0f});
   }
 
   [[nodiscard]] std::size_t key_dim() const { return pool.row_dim(pqattn::kv_side::keys); }
@@ -155,7 +158,8 @@ struct snapshot_scene {
   }
 };
 inline constexpr snapshot_scene::kind snapshot_kinds[] = {snapshot_scene::kind::plain, snapshot_scene::kind::turned,
-                                                          snapshot_scene::kind::latent};
+                                                          snapshot_scene::kind::latent,
+                                                          snapshot_scene::kind::outliers};
 
 /// One snapshot for pools of one kind.
 inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
@@ -195,7 +199,7 @@ inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
   promise(buffer::make({}, input.size(), aligned).ok(), "memory for a copy");
   std::memcpy(aligned.data(), input.data(), input.size());
   promise(snapshot_view::open({aligned.data(), input.size()}, view).ok(), "a copy opens, too");
-  segment<std::byte*> segments[3];
+  segment<std::byte*> segments[4];
   std::size_t count = 0;
   buffer tables;
   promise(buffer::make({}, 64 + attention_table_bytes(scene.bank, scene.pool.config().keys.shape, 1, {}), tables).ok(),

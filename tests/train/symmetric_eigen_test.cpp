@@ -51,7 +51,7 @@ double largest_error(const std::vector<double>& matrix, const decomposition& fou
 TEST_CASE("eigenvectors satisfy their equation and are orthonormal", "[train]") {
   pqattn_test::random_data random(171);
   CAPTURE(random.seed());
-  for (const std::size_t dim : {1, 2, 3, 7, 16, 65}) {
+  for (const std::size_t dim : {1U, 2U, 3U, 7U, 16U, 65U}) {
     for (const int rank : {0, 1, 1000}) {
       CAPTURE(dim, rank);
       std::vector<double> matrix(dim * dim);

@@ -67,6 +67,8 @@ struct segment {
   rows_view key_tail;
   /// Where the tails of each block of 64 slots lie, in blocks of rows of key_tail; null: block b at row 64 * b.
   const std::uint32_t* tail_pages = nullptr;
+  /// Column of score_modifiers::bias for each slot; needed when a call with a bias has several segments.
+  slot_columns columns;
 };
 
 /// What an attention call left out.
@@ -78,7 +80,7 @@ struct skip_statistics {
 /// What stays fixed over all segments of a call.
 struct attention_params {
   float scale = 0.0f;           ///< multiplies <q, k>; 0 means 1 / sqrt(d_k)
-  score_modifiers modifiers;    ///< bias, if any, is indexed by slot of the one segment
+  score_modifiers modifiers;
   const float* sink_logits = nullptr;  ///< rows, or null
   value_method method = value_method::automatic;
   /// Blocks of coded values are left out while their total probability mass stays at most this share of each row's: the
@@ -246,7 +248,8 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
     const slot_range slots{first, part_end - first < step ? part_end - first : step};
     PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail));
     for (std::size_t row = 0; row < queries.rows; ++row) {
-      modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row));
+      modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
+                 tokens.columns);
     }
     PQATTN_TRY(bank.softmax_part(work.tile, slots.count, work.softmax));
     for (std::size_t row = 0; row < queries.rows; ++row) {
@@ -406,22 +409,39 @@ void merge_parts(const segment<Address>* segments, std::size_t segment_count, co
   }
 }
 
-/// The bias covers every row and slot of the one segment it is for.
+/// One past the largest column that the slots of a segment have, at least 0.
 template <class Address>
-status check_bias(const rows_view& bias, std::size_t rows, const segment<Address>* segments,
+[[nodiscard]] std::int64_t columns_end(const segment<Address>& tokens) noexcept {
+  std::int64_t end = 0;
+  const std::size_t first = tokens.columns.list != nullptr || tokens.slots.count == 0
+                                ? tokens.slots.first
+                                : tokens.slots.first + tokens.slots.count - 1;  // without a list the last is the largest
+  for (std::size_t slot = first; slot < tokens.slots.first + tokens.slots.count; ++slot) {
+    end = tokens.columns.at(slot) >= end ? tokens.columns.at(slot) + 1 : end;
+  }
+  return end;
+}
+
+/// The bias covers every row, and every column that a slot names.
+template <class Address>
+status check_bias(const score_modifiers& modifiers, std::size_t rows, const segment<Address>* segments,
                   std::size_t segment_count) noexcept {
+  const rows_view& bias = modifiers.bias;
   if (bias.data == nullptr) {
     return {};
   }
-  if (segment_count != 1) {
-    return failure(status_code::unsupported, "modifiers.bias", "is for one segment", 1, segment_count);
-  }
-  const std::size_t end = segments[0].slots.first + segments[0].slots.count;
-  if (bias.rows != rows) {
+  if (modifiers.bias_offsets == nullptr && bias.rows != rows) {
     return failure(status_code::shape_mismatch, "modifiers.bias", "must have a row per query row", rows, bias.rows);
   }
-  if (bias.cols < end) {
-    return failure(status_code::shape_mismatch, "modifiers.bias", "must have a column per slot", end, bias.cols);
+  for (std::size_t i = 0; i < segment_count; ++i) {
+    if (segment_count != 1 && !segments[i].columns.given()) {
+      return failure(status_code::invalid_argument, "segment.columns",
+                     "is needed by a bias over several segments; segment", 0, i);
+    }
+    if (const std::int64_t end = columns_end(segments[i]); end > static_cast<std::int64_t>(bias.cols)) {
+      return failure(status_code::shape_mismatch, "modifiers.bias", "must have every column that a slot names", end,
+                     bias.cols);
+    }
   }
   return {};
 }
@@ -451,7 +471,7 @@ template <class Address>
 /// `queries` (rows, d_k): the query heads of the group times the query tokens, in any order, rotated as the model
 /// rotates them. `out` (rows, d_v) in any dtype; `lse_e` (rows, natural logarithm) may be null. A row with every
 /// slot masked gives 0 and -infinity (or its sink logit). Nothing is allocated; results do not depend on the executor.
-/// Errors (out untouched): shape mismatches, missing memory, a bias with several segments, workspace too small.
+/// Errors (out untouched): shape mismatches, missing memory, a bias that lacks columns, workspace too small.
 template <bank_policy Bank>
 status attend(Bank& bank, const rows_view& queries, const segment<typename Bank::address>* segments,
               std::size_t segment_count, const attention_params& params, void* workspace, std::size_t workspace_bytes,
@@ -471,10 +491,8 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     PQATTN_TRY(detail::check_segment(segments[i], queries.cols, out.cols));
     parts += detail::parts_of(segments[i]);
   }
-  PQATTN_TRY(detail::check_bias(params.modifiers.bias, queries.rows, segments, segment_count));
-  if (params.parts.workers == 0) {
-    return failure(status_code::invalid_argument, "params.parts.workers", "must be at least 1", 1, 0);
-  }
+  PQATTN_TRY(detail::check_bias(params.modifiers, queries.rows, segments, segment_count));
+  PQATTN_TRY(check_executor(params.parts, "params.parts"));
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
   detail::attention_memory memory;

@@ -40,7 +40,8 @@ status for_each_scored_tile(Bank& bank, const segment<typename Bank::address>& t
     const slot_range slots{first, end - first < tile_tokens ? end - first : tile_tokens};
     PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail));
     for (std::size_t row = 0; row < queries.rows; ++row) {
-      modify_row(modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row));
+      modify_row(modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
+                 tokens.columns);
       use(row, slots, work.tile.row(row));
     }
   }
@@ -82,7 +83,7 @@ status attention_mass(Bank& bank, const rows_view& queries, const segment<typena
     keys_only.turned_values = {};
     PQATTN_TRY(detail::check_segment(keys_only, queries.cols, keys_only.keys.dim()));
   }
-  PQATTN_TRY(detail::check_bias(params.modifiers.bias, queries.rows, segments, segment_count));
+  PQATTN_TRY(detail::check_bias(params.modifiers, queries.rows, segments, segment_count));
   carver pieces(workspace, workspace_bytes);
   detail::mass_memory memory;
   memory.carve(pieces, queries.rows, queries.cols, detail::has_tails(segments, segment_count));

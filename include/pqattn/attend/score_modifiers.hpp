@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "../config.hpp"
 #include "../bank/bank.hpp"
@@ -14,13 +15,32 @@
 namespace pqattn {
 inline namespace v0 {
 
+/// Column of an explicit mask for each slot of a segment: base + list[s], or base + s when there is no list. Slots whose
+/// column is negative have no bias: a mask may belong to the latest tokens only.
+struct slot_columns {
+  /// The default: column s, for a call of one segment.
+  static constexpr std::int64_t by_slot = (std::numeric_limits<std::int64_t>::min)();
+
+  std::int64_t base = by_slot;
+  const std::int32_t* list = nullptr;
+
+  [[nodiscard]] constexpr bool given() const noexcept { return base != by_slot || list != nullptr; }
+  [[nodiscard]] constexpr std::int64_t at(std::size_t slot) const noexcept {
+    const std::int64_t number = list == nullptr ? static_cast<std::int64_t>(slot) : list[slot];
+    return base == by_slot ? number : base + number;
+  }
+};
+
 /// Modifiers of one attention call. Row r is query row r of the call; a default-constructed object changes nothing.
 struct score_modifiers {
   float softcap = 0.0f;                ///< score = cap * tanh(score / cap) when > 0
   const float* alibi_slopes = nullptr; ///< rows: adds slope * (key position - query position)
-  /// Optional bias (rows, slots of the segment): added to the score; an entry at or below masked_score / 2, or
-  /// minus infinity, masks the slot.
+  /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below masked_score / 2, minus
+  /// infinity or NaN masks the slot. Each segment says which column its slots have (segment::columns).
   rows_view bias;
+  /// Optional (rows): where in `bias` the first column of each query row lies, in elements from bias.data; rows may share
+  /// one. Null: row r of `bias` is query row r's.
+  const std::ptrdiff_t* bias_offsets = nullptr;
   /// Position of each query row; needed by causal, window and ALiBi.
   const std::int64_t* query_positions = nullptr;
   bool causal = false;          ///< masks keys at positions after the query's
@@ -50,41 +70,45 @@ inline namespace PQATTN_ISA_UNIT {
 /// A mask entry that excludes its slot: minus infinity (judged by bits) or a huge negative number.
 [[nodiscard]] inline bool excludes(float bias) noexcept { return !is_finite(bias) || bias <= 0.5f * masked_score; }
 
-inline void add_bias(const score_modifiers& modifiers, std::size_t row, slot_range slots, float* scores) noexcept {
-  rows_view one = modifiers.bias;
-  one.data = modifiers.bias.at(row, slots.first);
-  one.cols = slots.count;
-  constexpr std::size_t chunk = 64;
-  float bias[chunk];
-  for (std::size_t first = 0; first < slots.count; first += chunk) {
-    rows_view part = one;
-    part.data = one.at(0, first);
-    part.cols = slots.count - first < chunk ? slots.count - first : chunk;
-    load_row(part, 0, bias);
-    for (std::size_t i = 0; i < part.cols; ++i) {
-      // A masked slot stays recognisable through the soft-cap: `mask_slots` looks at the bias again.
-      scores[first + i] = excludes(bias[i]) ? scores[first + i] : scores[first + i] + bias[i];
+/// Slots that load_bias() looks at in one go.
+inline constexpr std::size_t bias_chunk = 64;
+
+/// Bias of slots [slots.first, + slots.count <= bias_chunk) of one row; slots below `first_live` and those without a column
+/// get 0 and are not looked up.
+inline void load_bias(const score_modifiers& modifiers, std::size_t row, slot_range slots, const slot_columns& columns,
+                      std::size_t first_live, float* bias) noexcept {
+  rows_view run = modifiers.bias;
+  if (modifiers.bias_offsets != nullptr) {
+    run.data = static_cast<const std::byte*>(run.data) +
+               modifiers.bias_offsets[row] * static_cast<std::ptrdiff_t>(size_of(run.type));
+    row = 0;
+  }
+  const void* const start = run.at(row);
+  for (std::size_t i = 0; i < slots.count;) {
+    const std::int64_t column = slots.first + i < first_live ? -1 : columns.at(slots.first + i);
+    if (column < 0) {
+      bias[i++] = 0.0f;
+      continue;
     }
+    std::size_t end = i + 1;  // of a run of consecutive columns
+    while (end < slots.count && columns.at(slots.first + end) == column + static_cast<std::int64_t>(end - i)) {
+      ++end;
+    }
+    run.data = start;
+    run.data = run.at(0, static_cast<std::size_t>(column));
+    run.cols = end - i;
+    load_row(run, 0, bias + i);
+    i = end;
   }
 }
 
-[[nodiscard]] inline bool bias_excludes(const score_modifiers& modifiers, std::size_t row, std::size_t slot) noexcept {
-  float bias = 0.0f;
-  rows_view one = modifiers.bias;
-  one.data = modifiers.bias.at(row, slot);
-  one.cols = 1;
-  load_row(one, 0, &bias);
-  return excludes(bias);
-}
-
-/// Applies modifiers 2 to 4 to slots [slots.first, +count) of one row. `live`, when not null, has one bit per slot
-/// of the segment; slots below `first_live` are masked too (alignment padding in front of a range).
-inline void modify_row(const score_modifiers& modifiers, std::size_t row, slot_range slots,
-                       const slot_positions& positions, const std::uint64_t* live, std::size_t first_live,
-                       float* scores) noexcept {
+/// modify_row() with the bias of the slots, or null without one.
+inline void modify_slots(const score_modifiers& modifiers, std::size_t row, slot_range slots,
+                         const slot_positions& positions, const std::uint64_t* live, std::size_t first_live,
+                         const float* bias, float* scores) noexcept {
   const std::int64_t query = modifiers.query_positions == nullptr ? 0 : modifiers.query_positions[row];
-  if (modifiers.bias.data != nullptr) {
-    add_bias(modifiers, row, slots, scores);
+  for (std::size_t i = 0; bias != nullptr && i < slots.count; ++i) {
+    scores[i] += excludes(bias[i]) ? 0.0f : bias[i];  // masked below, so that no soft-cap can bring the slot back
   }
   if (modifiers.alibi_slopes != nullptr) {
     for (std::size_t i = 0; i < slots.count; ++i) {
@@ -97,7 +121,7 @@ inline void modify_row(const score_modifiers& modifiers, std::size_t row, slot_r
     }
   }
   const bool by_position = modifiers.causal || modifiers.window > 0;
-  if (!by_position && live == nullptr && modifiers.bias.data == nullptr && slots.first >= first_live) {
+  if (!by_position && live == nullptr && bias == nullptr && slots.first >= first_live) {
     return;
   }
   for (std::size_t i = 0; i < slots.count; ++i) {
@@ -108,10 +132,27 @@ inline void modify_row(const score_modifiers& modifiers, std::size_t row, slot_r
       masked = masked || (modifiers.causal && key > query) ||
                (modifiers.window > 0 && key <= query - modifiers.window);
     }
-    masked = masked || (modifiers.bias.data != nullptr && bias_excludes(modifiers, row, slot));
+    masked = masked || (bias != nullptr && excludes(bias[i]));
     if (masked) {
       scores[i] = masked_score;
     }
+  }
+}
+
+/// Applies modifiers 2 to 4 to slots [slots.first, +count) of one row. `live`, when not null, has one bit per slot
+/// of the segment; slots below `first_live` are masked too (alignment padding in front of a range).
+inline void modify_row(const score_modifiers& modifiers, std::size_t row, slot_range slots,
+                       const slot_positions& positions, const std::uint64_t* live, std::size_t first_live,
+                       float* scores, const slot_columns& columns = {}) noexcept {
+  if (modifiers.bias.data == nullptr) {
+    modify_slots(modifiers, row, slots, positions, live, first_live, nullptr, scores);
+    return;
+  }
+  float bias[bias_chunk];
+  for (std::size_t done = 0; done < slots.count; done += bias_chunk) {
+    const slot_range chunk{slots.first + done, slots.count - done < bias_chunk ? slots.count - done : bias_chunk};
+    load_bias(modifiers, row, chunk, columns, first_live, bias);
+    modify_slots(modifiers, row, chunk, positions, live, first_live, bias, scores + done);
   }
 }
 

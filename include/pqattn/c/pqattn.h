@@ -161,6 +161,12 @@ typedef struct pq_cache_config {
   int32_t code_keys_after_rope; /* 0: keys are coded before RoPE, the accurate choice */
   uint32_t kmeans_iterations;
   uint64_t seed;
+  /* Above 0: shapes and training are those of the preset for that many bits per element (cache/presets.hpp), taught by
+   * train_tokens tokens (0: 1536); of the shapes only `dim` is then read, and coded, storage and kmeans_iterations are
+   * not. Show it its queries with pq_*_observe. */
+  double preset_bits;
+  float outlier_share;   /* share of the coded tokens that may stay exact */
+  uint32_t coding_batch; /* tokens that leave the window at a time; 0: 1, or the preset's */
 } pq_cache_config;
 
 typedef struct pq_attend_params {
@@ -172,6 +178,9 @@ typedef struct pq_attend_params {
   float softcap;          /* > 0: cap * tanh(score / cap) */
   const float* alibi_slopes; /* (query heads) or null */
   const float* sink_logits;  /* (query heads) or null */
+  /* Explicit mask (1 or q_heads, n, columns), or null: added to scores, -infinity excludes. Columns belong to the latest
+   * tokens of the cache. */
+  const pq_const_rows* bias;
 } pq_attend_params;
 
 typedef struct pq_memory_report {
@@ -209,6 +218,11 @@ PQ_API pq_status pq_cache_append(pq_cache* cache, const pq_const_rows* keys, con
 PQ_API pq_status pq_cache_attend(pq_cache* cache, const pq_const_rows* queries, const pq_attend_params* params,
                                  const pq_rows* out, float* lse_e, pq_error* error);
 
+/* Shows queries (q_heads, n, d_k), rotated, of positions first_position, first_position + 1, ... for the training to
+ * come. Does nothing for configurations that learn nothing from them, and after training. */
+PQ_API pq_status pq_cache_observe(pq_cache* cache, const pq_const_rows* queries, int64_t first_position,
+                                  pq_error* error);
+
 /* Copies tokens [first, first + keys->rows) of all heads out, coded ones decoded, keys rotated. */
 PQ_API pq_status pq_cache_read(const pq_cache* cache, size_t first, const pq_rows* keys, const pq_rows* values,
                                pq_error* error);
@@ -217,6 +231,111 @@ PQ_API size_t pq_cache_size(const pq_cache* cache);
 /* Tokens per head that are coded now; 0 until codebooks are trained. */
 PQ_API size_t pq_cache_coded_tokens(const pq_cache* cache);
 PQ_API void pq_cache_memory(const pq_cache* cache, pq_memory_report* report);
+
+/* --- level 1: sequences over a pool of pages ------------------------------------------------------------------- */
+
+/* What all sequences of one layer share: pages of coded and exact tokens, and the codebooks, which the first sequence
+ * trains that is long enough. Sequences refer to the pool and must be destroyed before it. One writer at a time for a pool
+ * and all its sequences; any number of readers (read, write_*) meanwhile. docs/sequences.md describes what edits do. */
+typedef struct pq_pool pq_pool;
+typedef struct pq_sequence pq_sequence;
+
+PQ_API pq_status pq_pool_create(const pq_cache_config* config, const pq_allocator* allocator,
+                                const pq_executor* executor, pq_pool** pool, pq_error* error);
+PQ_API void pq_pool_destroy(pq_pool* pool); /* null is allowed */
+PQ_API int32_t pq_pool_trained(const pq_pool* pool);
+/* Memory of the pool; tokens and elements stay 0, its sequences have pq_sequence_metadata_bytes each besides. */
+PQ_API void pq_pool_memory(const pq_pool* pool, pq_memory_report* report);
+
+PQ_API pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error);
+/* Gives its pages back. Null is allowed. */
+PQ_API void pq_sequence_destroy(pq_sequence* sequence);
+PQ_API size_t pq_sequence_size(const pq_sequence* sequence);
+PQ_API size_t pq_sequence_coded_tokens(const pq_sequence* sequence);
+PQ_API size_t pq_sequence_metadata_bytes(const pq_sequence* sequence);
+/* Of the next token, unless positions are given. */
+PQ_API int64_t pq_sequence_next_position(const pq_sequence* sequence);
+
+typedef struct pq_append_options {
+  size_t struct_bytes;
+  const int64_t* positions; /* (n), 0 to 2^31 - 1, or null: each follows the one before */
+  const float* weights;     /* (kv_heads, n) importance for training, or null */
+  /* Called during training with what is done and what there is to do; 0 cancels the append with PQ_CANCELLED. */
+  int32_t (*progress)(void* user, size_t done, size_t total);
+  void* progress_user;
+} pq_append_options;
+PQ_API void pq_append_options_default(pq_append_options* options);
+
+/* Appends keys (kv_heads, n, d_k) and values (kv_heads, n, d_v); `options` null means the defaults. After any error this
+ * and every other sequence of the pool is as before; so it is for the functions below. */
+PQ_API pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
+                                    const pq_append_options* options, pq_error* error);
+/* As pq_cache_observe. */
+PQ_API pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* queries, int64_t first_position,
+                                     pq_error* error);
+/* Makes room, so that appends of `tokens` tokens in all allocate nothing but what training needs. */
+PQ_API pq_status pq_sequence_reserve(pq_sequence* sequence, size_t tokens, pq_error* error);
+/* Keeps the first `tokens` tokens: what is left of drafts after verification, for example. Cannot fail. */
+PQ_API void pq_sequence_truncate(pq_sequence* sequence, size_t tokens);
+PQ_API pq_status pq_sequence_remove(pq_sequence* sequence, size_t first, size_t count, pq_error* error);
+/* Makes `copy`, a sequence of the same pool, hold the same tokens; pages are shared until one side writes. */
+PQ_API pq_status pq_sequence_fork(const pq_sequence* sequence, pq_sequence* copy, pq_error* error);
+/* Beam search: sequences[i] becomes a copy of what sequences[parents[i]] held before; all or nothing. */
+PQ_API pq_status pq_sequence_select(pq_sequence* const* sequences, size_t count, const size_t* parents,
+                                    pq_error* error);
+/* 1 when pq_sequence_shift leaves codes alone, 0 when keys are decoded, turned and coded again. */
+PQ_API int32_t pq_sequence_shift_is_exact(const pq_sequence* sequence);
+/* Adds `delta` to the positions of tokens [first, first + count). `added_error`, or null, receives the error that coding
+ * again added, as a share of the keys' energy. */
+PQ_API pq_status pq_sequence_shift(pq_sequence* sequence, size_t first, size_t count, int64_t delta,
+                                   double* added_error, pq_error* error);
+/* Copies tokens [first, first + keys->rows) of all heads out, coded ones decoded, keys rotated. */
+PQ_API pq_status pq_sequence_read(const pq_sequence* sequence, size_t first, const pq_rows* keys,
+                                  const pq_rows* values, pq_error* error);
+
+/* One request of a batch: query tokens [first_query, first_query + queries) attend to the union of some sequences and,
+ * optionally, to tokens that are not appended yet (a chunk of a prompt, drafts), exact. */
+typedef struct pq_batch_entry {
+  size_t first_query;
+  size_t queries;
+  int64_t first_position; /* of its first query token, the others follow; see pq_batch_params.positions */
+  const pq_sequence* const* sequences;
+  size_t sequence_count;
+  const pq_const_rows* new_keys;   /* (kv_heads, n, d_k), rotated, or null */
+  const pq_const_rows* new_values; /* (kv_heads, n, d_v), or null */
+  int64_t new_position;            /* of the first new token, the others follow */
+  const int32_t* new_positions;    /* (n) instead, or null */
+  /* Explicit mask (1 or q_heads, queries, columns), or null: added to scores, -infinity excludes. Columns belong to the
+   * latest tokens of the context, the new ones last. */
+  const pq_const_rows* bias;
+} pq_batch_entry;
+
+typedef struct pq_batch_params {
+  size_t struct_bytes;
+  float scale; /* 0: 1 / sqrt(d_k) */
+  int32_t causal;
+  int64_t window;
+  float softcap;
+  const float* alibi_slopes; /* (query heads) or null */
+  const float* sink_logits;  /* (query heads) or null */
+  const int64_t* positions;  /* of every query token of the batch, or null */
+} pq_batch_params;
+PQ_API void pq_batch_params_default(pq_batch_params* params);
+
+/* Attention of all entries: queries (q_heads, tokens, d_k), rotated, into out (q_heads, tokens, d_v) and lse_e (q_heads,
+ * tokens) or null. Each entry gets the bits it gets alone. `params` null means the defaults. Query tokens of no entry are
+ * left alone. One call at a time per pool. */
+PQ_API pq_status pq_batch_attend(pq_pool* pool, const pq_batch_entry* entries, size_t count,
+                                 const pq_const_rows* queries, const pq_batch_params* params, const pq_rows* out,
+                                 float* lse_e, pq_error* error);
+
+/* Snapshots (docs/snapshot.md): bytes in order to `write`, which returns 0 to stop with PQ_IO_ERROR; loaded from memory.
+ * A sequence loads into a pool of the same configuration and codebooks. All or nothing. */
+typedef int32_t (*pq_write)(void* user, const void* data, size_t bytes);
+PQ_API pq_status pq_pool_write_codebooks(const pq_pool* pool, pq_write write, void* user, pq_error* error);
+PQ_API pq_status pq_pool_load_codebooks(pq_pool* pool, const void* data, size_t bytes, pq_error* error);
+PQ_API pq_status pq_sequence_write(const pq_sequence* sequence, pq_write write, void* user, pq_error* error);
+PQ_API pq_status pq_sequence_load(pq_sequence* sequence, const void* data, size_t bytes, pq_error* error);
 
 /* --- level 0: no state, the caller owns all memory, sizes are asked for first --------------------------------- */
 

@@ -56,11 +56,12 @@ template <class Address>
 /// `lse_e` (rows) may be null. Items that share segment::tables must not run at the same time: give each item tables of
 /// its own, or an executor of one worker. Rows of no item are left alone. An item that fails (see attend) leaves its
 /// rows alone; the others are served. `outcomes` (count) receives what became of each, and the first failure by number
-/// is returned.
+/// is returned. An executor without workers is refused before anything is looked at.
 template <bank_policy Bank>
 status attend_items(Bank& bank, const rows_view& queries, const ragged_item<typename Bank::address>* items,
                     std::size_t count, const executor& parts, void* workspace, std::size_t workspace_bytes,
                     const rows_ref& out, float* lse_e, status* outcomes) {
+  PQATTN_TRY(check_executor(parts, "parts"));
   const executor runner = Bank::concurrent ? parts : executor{};
   const std::size_t share = workspace_bytes < memory_alignment
                                 ? 0
@@ -135,6 +136,11 @@ struct batch_entry {
   const head_rows* new_keys = nullptr;
   const head_rows* new_values = nullptr;  ///< null when values come from the keys
   std::int64_t new_position = 0;
+  const std::int32_t* new_positions = nullptr;  ///< optional: of each new token instead, e.g. of drafts that form a tree
+  /// Optional explicit mask (1 or q_heads, queries, columns): added to scores, minus infinity excludes; see
+  /// score_modifiers. Columns belong to the latest tokens of the context: those of `sequences` in order, then the new ones.
+  /// Tokens before the first column have no bias, so that a mask among drafts (tree speculation) is as small as the tree.
+  const head_rows* bias = nullptr;
 };
 
 /// What holds for all entries of a batch. Everything per query head is indexed by query head.
@@ -166,8 +172,9 @@ class batch_attention {
   }
   ~batch_attention() { std::destroy_n(workers_, parts_.workers * (workers_ != nullptr ? 1 : 0)); }
 
-  /// Entries and KV heads run as parts of `parts`.
+  /// Entries and KV heads run as parts of `parts`. Errors: an executor without workers, out of memory.
   static status make(Bank& bank, const executor& parts, const memory_resource& resource, batch_attention& result) {
+    PQATTN_TRY(check_executor(parts, "parts"));
     batch_attention made;
     made.resource_ = resource;
     made.parts_ = Bank::concurrent ? parts : executor{};
@@ -178,7 +185,7 @@ class batch_attention {
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
       new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(),
-                                            growable<segment<address>>(resource), {}, 0};
+                                            growable<segment<address>>(resource), growable<std::int32_t>(resource), {}, {}, 0};
     }
     result = std::move(made);
     return {};
@@ -194,6 +201,9 @@ class batch_attention {
     PQATTN_TRY(check_batch(pool, queries, out));
     for (std::size_t i = 0; i < count; ++i) {
       PQATTN_TRY(check_entry(pool, entries[i], queries.rows.rows));
+      if (entries[i].bias != nullptr) {
+        PQATTN_TRY(detail::check_mask(*entries[i].bias, queries.heads, entries[i].queries, context_tokens(entries[i])));
+      }
     }
     const std::size_t group = queries.heads / pool.kv_heads();
     PQATTN_TRY(reserve(pool, entries, count, group));
@@ -213,7 +223,8 @@ class batch_attention {
   [[nodiscard]] std::size_t bytes() const noexcept {
     std::size_t total = memory_.size();
     for (std::size_t i = 0; workers_ != nullptr && i < parts_.workers; ++i) {
-      total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes();
+      total += workers_[i].scratch.bytes() + workers_[i].staging.size() + workers_[i].segments.bytes() +
+               workers_[i].columns.bytes() + workers_[i].gathered.size();
     }
     return total;
   }
@@ -223,6 +234,8 @@ class batch_attention {
     attend_scratch<Bank> scratch;
     buffer staging;
     growable<segment<address>> segments;  ///< a plain array: only its memory is used
+    growable<std::int32_t> columns;       ///< the same: of the slots of masked contexts
+    buffer gathered;                      ///< outliers of a head
     status outcome;
     std::size_t failed_part = 0;
   };
@@ -283,6 +296,13 @@ class batch_attention {
     return {};
   }
 
+  [[nodiscard]] static std::size_t context_tokens(const batch_entry<Bank>& entry) noexcept {
+    std::size_t count = entry.new_keys != nullptr ? entry.new_keys->rows.rows : 0;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      count += entry.sequences[i]->size();
+    }
+    return count;
+  }
   [[nodiscard]] static std::size_t segment_count(const batch_entry<Bank>& entry) noexcept {
     std::size_t count = entry.new_keys != nullptr ? 1 : 0;
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
@@ -291,9 +311,10 @@ class batch_attention {
     return count;
   }
   static void collect(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t head, address tables,
-                      segment<address>* segments) noexcept {
+                      segment<address>* segments, std::byte* gathered = nullptr) noexcept {
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
-      segments += entry.sequences[i]->collect_segments(head, tables, segments);
+      segments += entry.sequences[i]->collect_segments(head, tables, segments, gathered);
+      gathered += gathered == nullptr ? 0 : entry.sequences[i]->gathered_bytes();
     }
     if (entry.new_keys != nullptr) {
       *segments = {};
@@ -305,8 +326,36 @@ class batch_attention {
         segments->values.rows.cols = pool.row_dim(kv_side::values);
       }
       segments->slots = {0, entry.new_keys->rows.rows};
-      segments->positions = {entry.new_position, nullptr};
+      segments->positions = {entry.new_position, entry.new_positions};
     }
+  }
+
+  /// Columns of a mask for the segments that collect() made; `list` has room for columns_in_all().
+  static void number_columns(const batch_entry<Bank>& entry, std::size_t head, segment<address>* segments,
+                             std::int32_t* list) noexcept {
+    auto column = static_cast<std::int64_t>(entry.bias->rows.cols) - static_cast<std::int64_t>(context_tokens(entry));
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      column = entry.sequences[i]->number_columns(head, column, segments, list);
+      segments += entry.sequences[i]->segment_count();
+      list += entry.sequences[i]->columns_in_all();
+    }
+    if (entry.new_keys != nullptr) {
+      segments->columns = {column, nullptr};
+    }
+  }
+  [[nodiscard]] static std::size_t columns_in_all(const batch_entry<Bank>& entry) noexcept {
+    std::size_t count = 0;
+    for (std::size_t i = 0; entry.bias != nullptr && i < entry.sequence_count; ++i) {
+      count += entry.sequences[i]->columns_in_all();
+    }
+    return count;
+  }
+  [[nodiscard]] static std::size_t gathered_bytes(const batch_entry<Bank>& entry) noexcept {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < entry.sequence_count; ++i) {
+      bytes += entry.sequences[i]->gathered_bytes();
+    }
+    return bytes;
   }
 
   /// Makes every worker's memory fit every entry.
@@ -323,9 +372,13 @@ class batch_attention {
       workers_[i].outcome = {};
     }
     std::size_t workspace = 0;
+    std::size_t columns = 0;
+    std::size_t gathered = 0;
     for (std::size_t i = 0; i < count; ++i) {
       segment<address>* listed = workers_[0].segments.data();
       collect(pool, entries[i], 0, address{}, listed);
+      columns = (std::max)(columns, columns_in_all(entries[i]));
+      gathered = (std::max)(gathered, gathered_bytes(entries[i]));
       workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
                                                                   group * entries[i].queries, config.key_channels(),
                                                                   config.values.shape.dim, 1));
@@ -337,6 +390,10 @@ class batch_attention {
     staged_rows{}.carve(counting, rows, config.key_channels(), config.values.shape.dim);
     for (std::size_t i = 0; i < parts_.workers; ++i) {
       PQATTN_TRY(workers_[i].scratch.reserve(workspace, tables));
+      PQATTN_TRY(workers_[i].columns.reserve(columns));
+      if (workers_[i].gathered.size() < gathered) {
+        PQATTN_TRY(buffer::make(resource_, gathered, workers_[i].gathered));
+      }
       if (workers_[i].staging.size() < counting.required()) {
         PQATTN_TRY(buffer::make(resource_, counting.required(), workers_[i].staging));
       }
@@ -360,9 +417,11 @@ class batch_attention {
     for (std::size_t row = 0; row < rows; ++row) {
       earliest = (std::min)(earliest, positions[row]);
     }
-    std::int64_t latest = entry.new_keys == nullptr
-                              ? -1
-                              : entry.new_position + static_cast<std::int64_t>(entry.new_keys->rows.rows) - 1;
+    std::int64_t latest = -1;
+    const slot_positions added{entry.new_position, entry.new_positions};
+    for (std::size_t i = 0; entry.new_keys != nullptr && i < entry.new_keys->rows.rows; ++i) {
+      latest = (std::max)(latest, added.at(i));
+    }
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
       latest = (std::max)(latest, entry.sequences[i]->latest_position());
     }
@@ -385,9 +444,14 @@ class batch_attention {
     });
     const bool causal = params.causal && sees_later_keys(entry, staged.positions, rows);
     segment<address>* segments = memory.segments.data();
-    collect(call.pool, entry, head, memory.scratch.tables(), segments);
+    collect(call.pool, entry, head, memory.scratch.tables(), segments, memory.gathered.data());
+    attention_params one = staged.params(params, causal);
+    if (entry.bias != nullptr) {
+      staged.mask(*entry.bias, call.rows.group, head, tokens, one);
+      number_columns(entry, head, segments, memory.columns.data());
+    }
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
-                              segment_count(entry), staged.params(params, causal), memory.scratch.workspace(),
+                              segment_count(entry), one, memory.scratch.workspace(),
                               memory.scratch.workspace_bytes(), ref_rows(staged.out, rows, value_dim), staged.lse_e));
     staged.scatter(call.rows, head, entry.first_query, tokens);
     return {};

@@ -200,16 +200,23 @@ class head_cache {
   }
 
   /// Attention of `queries` (rows, d_k: the query heads of the group times the query tokens, rotated) over all
-  /// tokens. `params.modifiers.bias` must be empty. `out` (rows, d_v); `lse_e` (rows) or null.
+  /// tokens. Column c of `params.modifiers.bias`, if any, belongs to token size() - cols + c: of all tokens, or of the
+  /// latest ones when there are fewer columns. `out` (rows, d_v); `lse_e` (rows) or null.
   /// Allocates only while `scratch` grows (see prepare). Errors (out untouched): see pqattn::attend.
   status attend(const rows_view& queries, const attention_params& params, attend_scratch<Bank>& scratch,
                 const rows_ref& out, float* lse_e) const {
-    if (params.modifiers.bias.data != nullptr) {
-      return failure(status_code::unsupported, "modifiers.bias", "is indexed by segment and cannot serve a cache");
+    const bool biased = params.modifiers.bias.data != nullptr;
+    if (biased && params.modifiers.bias.cols > size_) {
+      return failure(status_code::shape_mismatch, "modifiers.bias", "must not have more columns than there are tokens",
+                     size_, params.modifiers.bias.cols);
     }
     PQATTN_TRY(prepare(queries.rows, params.parts.workers, scratch));
     segment<address> segments[max_segments];
     const std::size_t count = collect_segments(scratch.tables(), segments);
+    for (std::size_t i = 0; biased && i < count; ++i) {  // token t of a cache sits at position t
+      segments[i].columns = {segments[i].positions.base, segments[i].positions.list};
+      segments[i].columns.base += static_cast<std::int64_t>(params.modifiers.bias.cols) - static_cast<std::int64_t>(size_);
+    }
     return pqattn::attend(*bank_, queries, segments, count, params, scratch.workspace(), scratch.workspace_bytes(),
                           out, lse_e);
   }

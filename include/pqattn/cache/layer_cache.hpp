@@ -27,6 +27,9 @@ struct layer_attention_params {
   float softcap = 0.0f;
   const float* alibi_slopes = nullptr; ///< (q_heads)
   const float* sink_logits = nullptr;  ///< (q_heads)
+  /// Optional explicit mask (1 or q_heads, n, columns): added to scores, minus infinity excludes; see score_modifiers. The
+  /// columns belong to the latest tokens of the cache; tokens before them have no bias.
+  const head_rows* bias = nullptr;
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
 };
@@ -56,11 +59,13 @@ class layer_cache {
   }
 
   /// Makes an empty cache. Up to `parts.workers` heads are served at a time; each head trains from a seed of its own.
+  /// Errors: whatever head_cache::make finds, no heads or too many, an executor without workers.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const executor& parts,
                      const memory_resource& resource, layer_cache& result) {
     if (kv_heads < 1 || kv_heads > max_heads) {
       return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
     }
+    PQATTN_TRY(check_executor(parts, "parts"));
     layer_cache made;
     made.resource_ = resource;
     made.parts_ = Bank::concurrent ? parts : executor{};
@@ -153,6 +158,9 @@ class layer_cache {
     if (out.heads != queries.heads || out.rows.rows != tokens) {
       return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
                      queries.heads * tokens, out.heads * out.rows.rows);
+    }
+    if (params.bias != nullptr) {
+      PQATTN_TRY(detail::check_mask(*params.bias, queries.heads, tokens, size()));
     }
     const std::size_t group = queries.heads / head_count_;
     PQATTN_TRY(reserve(group * tokens, queries.rows.cols, out.rows.cols));
@@ -259,8 +267,12 @@ class layer_cache {
     // A single query token at the end of the context sees every key: no per-slot mask is needed.
     const bool causal =
         params.causal && (tokens > 1 || params.first_position + 1 < static_cast<std::int64_t>(heads_[head].size()));
-    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), staged.params(params, causal),
-                                   memory.scratch, ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
+    attention_params one = staged.params(params, causal);
+    if (params.bias != nullptr) {
+      staged.mask(*params.bias, group, head, tokens, one);
+    }
+    PQATTN_TRY(heads_[head].attend(view_rows(staged.queries, rows, queries.rows.cols), one, memory.scratch,
+                                   ref_rows(staged.out, rows, out.rows.cols), staged.lse_e));
     staged.scatter(call, head, 0, tokens);
     return {};
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include "../core/memory.hpp"
 #include "cache_config.hpp"
 #include "codebook_lesson.hpp"
+#include "outlier_cells.hpp"
 #include "page_ledger.hpp"
 #include "side_coder.hpp"
 #include "side_store.hpp"
@@ -27,7 +29,8 @@ inline constexpr kv_side kv_sides[] = {kv_side::keys, kv_side::values};
 /// Pages of 64 tokens for all KV heads of a layer. A coded page holds one code block per head and side (64 exact rows
 /// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side. Values
 /// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes. Codebooks
-/// are frozen once trained or loaded, and with them the metric of the keys and the rotation of the values.
+/// are frozen once trained or loaded, and with them the metric of the keys, the rotation of the values, and the rule that
+/// says which rows stay exact in a coded page (outlier_cells).
 ///
 /// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each other.
 /// Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
@@ -47,7 +50,7 @@ class page_pool {
   }
   ~page_pool() { release(); }
 
-  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs, outliers,
+  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs and
   /// running errors: see head_cache), out of memory.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const memory_resource& resource,
                      page_pool& result) {
@@ -67,6 +70,15 @@ class page_pool {
     made.books_ = growable<trained_book>(resource);
     made.exact_memory_ = growable<std::byte*>(resource);
     made.coding_ = coding_scratch(resource);
+    made.rules_ = growable<outlier_rule>(resource);
+    if (config.outlier_share > 0.0f && config.codes_anything()) {
+      made.outliers_ = outlier_cells(resource, kv_heads, config.exact_type, made.row_dim(kv_side::keys),
+                                     config.values_from_keys ? 0 : made.row_dim(kv_side::values));
+      PQATTN_TRY(made.rules_.reserve(kv_heads));
+      for (std::size_t i = 0; i < kv_heads; ++i) {
+        PQATTN_TRY(made.rules_.push_back({}));
+      }
+    }
     PQATTN_TRY(made.slabs_.reserve(2 * kv_heads));
     PQATTN_TRY(made.books_.reserve(2 * kv_heads));
     for (std::size_t i = 0; i < 2 * kv_heads; ++i) {
@@ -194,11 +206,34 @@ class page_pool {
     }
   }
   void discard_training() noexcept {
+    for (std::size_t i = 0; !trained_ && i < rules_.size(); ++i) {
+      rules_[i] = {};
+    }
     for (std::size_t i = 0; i < books_.size(); ++i) {
       if (books_[i].tentative) {
         release_book(kv_sides[i % 2], books_[i]);
       }
     }
+  }
+
+  // --- outliers ---
+
+  /// Exact rows of single tokens in coded pages; keeps none unless config.outlier_share asks for some.
+  [[nodiscard]] outlier_cells& outliers() noexcept { return outliers_; }
+  [[nodiscard]] const outlier_cells& outliers() const noexcept { return outliers_; }
+  [[nodiscard]] outlier_rule rule(std::size_t head) const noexcept {
+    return outliers_.enabled() ? rules_[head] : outlier_rule{};
+  }
+  /// For codebooks that come from elsewhere, before the first token is coded with them: without it no row is an outlier.
+  void set_rule(std::size_t head, const outlier_rule& rule) noexcept {
+    if (outliers_.enabled()) {
+      rules_[head] = rule;
+    }
+  }
+  /// Most outliers of a head in one page.
+  [[nodiscard]] std::size_t outlier_limit() const noexcept {
+    const double share = static_cast<double>(config_.outlier_share) * static_cast<double>(block_tokens);
+    return outliers_.enabled() ? 1 + static_cast<std::size_t>(std::ceil(share)) : 0;
   }
 
   // --- coding ---
@@ -257,7 +292,11 @@ class page_pool {
   [[nodiscard]] std::uint32_t take_exact() noexcept { return exact_.take(); }
   void share_coded(std::uint32_t page) noexcept { coded_.share(page); }
   void share_exact(std::uint32_t page) noexcept { exact_.share(page); }
-  void drop_coded(std::uint32_t page) noexcept { static_cast<void>(coded_.drop(page)); }
+  void drop_coded(std::uint32_t page) noexcept {
+    if (coded_.drop(page)) {
+      outliers_.drop_page(page);
+    }
+  }
   void drop_exact(std::uint32_t page) noexcept {
     // A few spare pages keep their memory, so that decode steps allocate nothing.
     if (exact_.drop(page) && exact_held_ - exact_.used_pages() > spare_pages) {
@@ -267,7 +306,7 @@ class page_pool {
   [[nodiscard]] const page_ledger& coded_pages() const noexcept { return coded_; }
   [[nodiscard]] const page_ledger& exact_pages() const noexcept { return exact_; }
 
-  /// A private copy of a page's contents in a free page. Pre: one is reserved.
+  /// A private copy of a page's contents in a free page. Pre: one is reserved, and outliers().most_in(page) cells.
   [[nodiscard]] std::uint32_t copy_coded(std::uint32_t page) noexcept {
     const std::uint32_t copy = coded_.take();
     for (std::size_t head = 0; head < heads_; ++head) {
@@ -276,6 +315,7 @@ class page_pool {
         copy_page(which, memory, page, memory, copy);
       }
     }
+    outliers_.copy_page(page, copy);
     return copy;
   }
   [[nodiscard]] std::uint32_t copy_exact(std::uint32_t page) noexcept {
@@ -326,9 +366,9 @@ class page_pool {
       }
     }
     report.scratch_bytes = coding_.size();
-    report.exact_bytes += exact_held_ * exact_page_bytes();
+    report.exact_bytes += exact_held_ * exact_page_bytes() + outliers_.held_bytes();
     report.metadata_bytes =
-        coded_.bytes() + exact_.bytes() + slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
+        outliers_.metadata_bytes() + rules_.bytes() + coded_.bytes() + exact_.bytes() + slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
     return report;
   }
 
@@ -352,10 +392,6 @@ class page_pool {
     if (config.window_tokens != 0 || config.refresh_above > 0.0f) {
       return failure(status_code::unsupported, "config.window_tokens or refresh_above",
                      "asks for epochs: the codebooks of a page_pool are frozen and shared by all sequences");
-    }
-    if (config.outlier_share > 0.0f) {
-      return failure(status_code::unsupported, "config.outlier_share",
-                     "asks for tokens kept a second time, which edits of a sequence would have to follow");
     }
     if (config.track_errors) {
       return failure(status_code::unsupported, "config.track_errors", "asks for running errors, which only caches keep");
@@ -403,8 +439,8 @@ class page_pool {
   /// Both sides' coders of one worker.
   [[nodiscard]] std::size_t coder_bytes() const noexcept {
     carver memory;
-    static_cast<void>(side_coder(memory, config_.keys, false));
-    static_cast<void>(side_coder(memory, config_.values, false));
+    static_cast<void>(side_coder(memory, config_.keys, outliers_.enabled()));
+    static_cast<void>(side_coder(memory, config_.values, outliers_.enabled()));
     return align_up(memory.required());
   }
   [[nodiscard]] rows_ref rows_at(std::byte* rows, std::size_t dim) const noexcept {
@@ -482,6 +518,69 @@ class page_pool {
         PQATTN_TRY(train_side(head, which, count, lesson, seeded, packed, parts, progress));
       }
     }
+    return outliers_.enabled() ? learn_rule(head, count, lesson) : status{};
+  }
+  /// What codes lose of the training rows, and from which loss on a row stays exact.
+  template <class Lesson>
+  status learn_rule(std::size_t head, std::size_t available, Lesson& lesson) {
+    const std::size_t count = (std::min<std::size_t>)(available, config_.max_training_tokens);
+    buffer memory;
+    PQATTN_TRY(buffer::make(resource_, 2 * count * sizeof(float), memory));
+    auto* errors = reinterpret_cast<float*>(memory.data());
+    outlier_rule rule;
+    for (const kv_side which : kv_sides) {
+      float* mine = errors + static_cast<std::size_t>(which) * count;
+      std::fill_n(mine, count, 0.0f);
+      if (!stores(which) || !side(which).coded) {
+        continue;
+      }
+      PQATTN_TRY(measure_side(head, which, available, count, lesson, mine));
+      double sum = 0.0;
+      for (std::size_t i = 0; i < count; ++i) {
+        sum += static_cast<double>(mine[i]);
+      }
+      (which == kv_side::keys ? rule.key_error : rule.value_error) =
+          static_cast<float>(sum / static_cast<double>(count));
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      errors[i] = rule.score(errors[i], errors[count + i]);
+    }
+    // Half of the share on the training rows, as in a head_cache: later rows are served worse.
+    const auto kept = static_cast<std::size_t>((1.0 - 0.5 * static_cast<double>(config_.outlier_share)) *
+                                               static_cast<double>(count - 1));
+    // A comparison of its own keeps the algorithm's code apart from that of units with other instruction sets.
+    std::nth_element(errors, errors + kept, errors + count, [](float a, float b) { return a < b; });
+    rule.above = errors[kept];
+    rules_[head] = rule;
+    return {};
+  }
+  /// Codes evenly spaced training rows into a page of their own and compares.
+  template <class Lesson>
+  status measure_side(std::size_t head, kv_side which, std::size_t available, std::size_t count, Lesson& lesson,
+                      float* errors) {
+    const side_config& config = side(which);
+    carver counting;
+    static_cast<void>(side_coder(counting, config, true));
+    buffer memory;
+    PQATTN_TRY(buffer::make(resource_, counting.required(), memory));
+    carver placed(memory.data(), memory.size());
+    side_coder coder(placed, config, true);
+    address codes{};
+    PQATTN_TRY(bank_->reserve(page_code_bytes(which), codes));
+    const paged_codes<Bank> target(*bank_, book(head, which), {config.shape, codes, nullptr});
+    const row_forms form = forms(head, which);
+    coder.start(target, transform(head, which));
+    float row[max_dim];
+    for (std::size_t first = 0; first < count; first += block_tokens) {
+      const std::size_t here = (std::min)(block_tokens, count - first);
+      for (std::size_t i = 0; i < here; ++i) {
+        form.to_coded(lesson.load(head, which, (first + i) * available / count, row), row);
+        std::copy_n(row, config.shape.dim, coder.rows() + i * config.shape.dim);
+      }
+      coder.code(target, 0, here);
+      coder.measure(target, 0, here, errors + first);
+    }
+    bank_->release(codes, page_code_bytes(which));
     return {};
   }
   template <class Lesson>
@@ -552,6 +651,9 @@ class page_pool {
     }
     const std::size_t old_pages = coded_.pages();
     if (outcome) {
+      outcome = outliers_.reserve_pages(pages);
+    }
+    if (outcome) {
       outcome = coded_.grow(pages);
     }
     if (!outcome) {
@@ -618,6 +720,8 @@ class page_pool {
     std::swap(exact_memory_, other.exact_memory_);
     std::swap(exact_held_, other.exact_held_);
     std::swap(coding_, other.coding_);
+    std::swap(outliers_, other.outliers_);
+    std::swap(rules_, other.rules_);
     std::swap(trained_, other.trained_);
   }
 
@@ -634,6 +738,8 @@ class page_pool {
   growable<std::byte*> exact_memory_;  ///< of each exact page, null while it is free and gave its memory back
   std::size_t exact_held_ = 0;         ///< exact pages with memory
   coding_scratch coding_;              ///< of appends
+  outlier_cells outliers_;
+  growable<outlier_rule> rules_;       ///< of each head, when outliers are kept
   bool trained_ = false;
 };
 

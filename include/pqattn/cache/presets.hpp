@@ -27,7 +27,7 @@ inline namespace PQATTN_ISA_UNIT {
 /// trains; without either keys are coded without a metric and all tokens weigh the same. Change any field afterwards.
 ///
 /// The bits leave room for exact tokens: preset_outliers_per_bit * target_bits of the coded ones. Set outlier_share to
-/// that to use it, as the study's pq_best does; it is left at 0 because a page_pool keeps no outliers.
+/// that to use it, as the study's pq_best does; it is left at 0, so that tokens are coded unless you ask.
 ///
 /// What it costs besides code bits, per head: stages * d * K bytes of codebook for K and for V (at d = 64 and 2 bits
 /// from 1536 rows 98 KiB), d_k (d_k + 1) / 2 + d_v (d_v + 1) floats of transforms, 40 exact tokens and up to 63 more

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
@@ -75,6 +77,19 @@ class sequence {
   [[nodiscard]] std::size_t coded_tokens() const noexcept { return body_.tokens(); }
   [[nodiscard]] bool is_coded(std::size_t token) const noexcept {
     return token >= sinks_.tokens() && token - sinks_.tokens() < body_.tokens();
+  }
+  /// Whether a head keeps a coded token's rows exact besides, because codes serve them too badly. Pre: token < size().
+  [[nodiscard]] bool is_outlier(std::size_t head, std::size_t token) const noexcept {
+    const place found = find(token);
+    return found.list == &body_ && (outliers_in(head, found.slot / block_tokens) >> (found.slot % block_tokens) & 1u) != 0;
+  }
+  /// Coded tokens of a head that are outliers. O(pages).
+  [[nodiscard]] std::size_t outlier_tokens(std::size_t head) const noexcept {
+    std::size_t count = 0;
+    for (std::size_t page = 0; page < body_.page_count(); ++page) {
+      count += static_cast<std::size_t>(std::popcount(outliers_in(head, page) & body_.live()[page]));
+    }
+    return count;
   }
   /// Position of token `token`. Pre: token < size(). O(pages).
   [[nodiscard]] std::int64_t position(std::size_t token) const noexcept {
@@ -169,6 +184,8 @@ class sequence {
     PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(window) + 1)));
     PQATTN_TRY(pool_->reserve_coded(2 + (pool_->trained() ? blocks_for(tokens) : 0)));
     PQATTN_TRY(pool_->reserve_coding(pool_->trained() ? 1 : 0));
+    const std::size_t pages = pool_->trained() ? 2 + blocks_for(tokens) : 0;
+    PQATTN_TRY(pool_->outliers().reserve((std::min)(tokens, pages * pool_->outlier_limit()), true));
     PQATTN_TRY(body_.reserve(tokens + block_tokens));
     return recent_.reserve((std::min)(tokens, window) + 2 * block_tokens);
   }
@@ -322,15 +339,29 @@ class sequence {
   /// Segments that collect_segments() gives.
   [[nodiscard]] std::size_t segment_count() const noexcept {
     return sinks_.page_count() + (paged_body() ? body_.page_count() : body_.tokens() != 0 ? 1 : 0) +
-           recent_.page_count();
+           (gathers_outliers() ? 1 : 0) + recent_.page_count();
+  }
+  /// Bytes of memory that collect_segments() needs besides, for any head: 0 unless outliers are kept.
+  [[nodiscard]] std::size_t gathered_bytes() const noexcept {
+    if (!gathers_outliers()) {
+      return 0;
+    }
+    carver memory;
+    static_cast<void>(gathered_rows(memory, *this));
+    return memory.required();
   }
   /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one (page
-  /// by page when a side of it is exact). Valid until the next edit of any sequence of the pool. `tables`: see segment.
-  std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments) const noexcept {
+  /// by page when a side of it is exact), then its outliers gathered into `memory` of gathered_bytes(). Valid until the
+  /// next edit of any sequence of the pool. With null memory only numbers of slots count, with as many outliers as
+  /// there can be. `tables`: see segment.
+  std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments,
+                               std::byte* memory = nullptr) const noexcept {
     std::size_t count = 0;
     for (std::size_t i = 0; i < sinks_.page_count(); ++i) {
       exact_segment(sinks_, i, head, segments[count++]);
     }
+    carver pieces(memory, memory == nullptr ? 0 : gathered_bytes());
+    const gathered_rows gathered(pieces, *this);
     if (paged_body()) {
       for (std::size_t i = 0; i < body_.page_count(); ++i) {
         body_segment(head, i, tables, segments[count++]);
@@ -338,10 +369,44 @@ class sequence {
     } else if (body_.tokens() != 0) {
       body_segment(head, 0, tables, segments[count++]);
     }
+    if (gathers_outliers()) {
+      const std::size_t pages = paged_body() ? body_.page_count() : 1;
+      gather_outliers(head, gathered, segments + count - pages, pages, segments[count]);
+      ++count;
+    }
     for (std::size_t i = 0; i < recent_.page_count(); ++i) {
       exact_segment(recent_, i, head, segments[count++]);
     }
     return count;
+  }
+  /// Gives the segments that collect_segments() made columns of a mask (segment::columns): token t of the sequence has
+  /// column first + t. `list` has room for columns_in_all() numbers. Returns the column behind the last token.
+  std::int64_t number_columns(std::size_t head, std::int64_t first, segment<address>* segments,
+                              std::int32_t* list) const noexcept {
+    std::int32_t token = 0;
+    for (const token_list* part : {&sinks_, &body_, &recent_}) {
+      std::int32_t* of_slots = list;
+      for (std::size_t slot = 0; slot < part->slots(); ++slot) {
+        list[slot] = part->is_live(slot) || token == 0 ? token : token - 1;  // a dead slot names a column that is there
+        token += part->is_live(slot) ? 1 : 0;
+      }
+      list += part->slots();
+      const std::size_t pages = part == &body_ && !paged_body() ? (body_.tokens() != 0 ? 1 : 0) : part->page_count();
+      for (std::size_t page = 0; page < pages; ++page) {
+        (segments++)->columns = {first, of_slots + page * block_tokens};
+      }
+      if (part == &body_ && gathers_outliers()) {
+        std::size_t found = 0;
+        for_each_outlier(head, [&](std::size_t slot) { list[found++] = of_slots[slot]; });
+        (segments++)->columns = {first, list};
+        list += found;
+      }
+    }
+    return first + token;
+  }
+  /// Numbers that number_columns() writes, for any head.
+  [[nodiscard]] std::size_t columns_in_all() const noexcept {
+    return sinks_.slots() + body_.slots() + recent_.slots() + most_outliers();
   }
 
  private:
@@ -422,7 +487,9 @@ class sequence {
   status load_token(const token_list& list, std::size_t slot, std::size_t head, kv_side which,
                     float* row) const noexcept {
     const std::uint32_t page = list.page(slot / block_tokens);
-    if (&list != &body_) {
+    if (&list == &body_ && (pool_->outliers().mask(head, page) >> (slot % block_tokens) & 1u) != 0) {
+      load_row(outlier_row(head, page, slot, which).view(), 0, row);
+    } else if (&list != &body_) {
       load_row(pool_->exact_rows(page, head, which).view(), slot % block_tokens, row);
     } else if (!pool_->side(which).coded) {
       load_row(pool_->body_rows(page, head, which).view(), slot % block_tokens, row);
@@ -438,6 +505,87 @@ class sequence {
   status decode_slot(std::size_t slot, std::size_t head, kv_side which, float* row) const noexcept {
     return pool_->bank().decode(pool_->book(head, which), pool_->codes(head, which, body_.pages()), {slot, 1},
                                 ref_rows(row, 1, pool_->side(which).shape.dim));
+  }
+
+  // --- outliers ---
+
+  /// Slots of page `index` of the body that are outliers, dead ones included.
+  [[nodiscard]] std::uint64_t outliers_in(std::size_t head, std::size_t index) const noexcept {
+    return pool_->outliers().mask(head, body_.page(index));
+  }
+  [[nodiscard]] rows_ref outlier_row(std::size_t head, std::uint32_t page, std::size_t slot, kv_side which) const noexcept {
+    const outlier_cells& cells = pool_->outliers();
+    return which == kv_side::keys ? cells.key(head, page, slot % block_tokens)
+                                  : cells.value(head, page, slot % block_tokens, pool_->row_dim(which));
+  }
+  /// visit(slot) for the outliers of a head that are still there, in order.
+  template <class Visit>
+  void for_each_outlier(std::size_t head, Visit&& visit) const noexcept {
+    for (std::size_t page = 0; page < body_.page_count(); ++page) {
+      for (std::uint64_t left = outliers_in(head, page) & body_.live()[page]; left != 0; left &= left - 1) {
+        visit(page * block_tokens + static_cast<std::size_t>(std::countr_zero(left)));
+      }
+    }
+  }
+  [[nodiscard]] bool gathers_outliers() const noexcept { return pool_->outliers().enabled() && body_.tokens() != 0; }
+  /// Of any head, in all the room of the body: what grows with tokens only when room does.
+  [[nodiscard]] std::size_t most_outliers() const noexcept {
+    return gathers_outliers() ? pool_->outlier_limit() * body_.page_capacity() : 0;
+  }
+  /// Outliers of one head as attention wants them, and the bits of the slots whose codes count.
+  struct gathered_rows {
+    std::size_t most;
+    std::uint64_t* live;
+    std::int32_t* positions;
+    std::byte* keys;
+    std::byte* values;
+
+    gathered_rows(carver& memory, const sequence& tokens) noexcept
+        : most(tokens.most_outliers()),
+          live(memory.take<std::uint64_t>(tokens.body_.page_capacity())),
+          positions(memory.take<std::int32_t>(most)),
+          keys(memory.take<std::byte>(most * tokens.row_bytes(kv_side::keys))),
+          values(memory.take<std::byte>(tokens.pool_->stores(kv_side::values) ? most * tokens.row_bytes(kv_side::values)
+                                                                             : 0)) {}
+  };
+  [[nodiscard]] std::size_t row_bytes(kv_side which) const noexcept {
+    return pool_->row_dim(which) * size_of(pool_->config().exact_type);
+  }
+  [[nodiscard]] rows_view gathered_view(const std::byte* rows, std::size_t count, kv_side stored,
+                                        kv_side which) const noexcept {
+    return {rows, pool_->config().exact_type, count, pool_->row_dim(which),
+            static_cast<std::ptrdiff_t>(pool_->row_dim(stored)), 1};
+  }
+  /// Fills the segment of a head's outliers and takes their slots out of the body's `pages` segments.
+  void gather_outliers(std::size_t head, const gathered_rows& gathered, segment<address>* body, std::size_t pages,
+                       segment<address>& next) const noexcept {
+    next = {};
+    std::size_t count = 0;
+    const kv_side value_rows = pool_->stores(kv_side::values) ? kv_side::values : kv_side::keys;
+    if (gathered.keys != nullptr) {
+      for_each_outlier(head, [&](std::size_t slot) {
+        const std::uint32_t page = body_.page(slot / block_tokens);
+        gathered.positions[count] = body_.positions()[slot];
+        for (const kv_side which : kv_sides) {
+          if (pool_->stores(which)) {
+            std::memcpy((which == kv_side::keys ? gathered.keys : gathered.values) + count * row_bytes(which),
+                        outlier_row(head, page, slot, which).data, row_bytes(which));
+          }
+        }
+        ++count;
+      });
+    }
+    next.slots = {0, gathered.keys == nullptr ? gathered.most : count};
+    next.positions = {0, gathered.positions};
+    next.keys.rows = gathered_view(gathered.keys, count, kv_side::keys, kv_side::keys);
+    next.values.rows = gathered_view(value_rows == kv_side::keys ? gathered.keys : gathered.values, count, value_rows,
+                                     kv_side::values);
+    for (std::size_t page = 0; count != 0 && page < body_.page_count(); ++page) {
+      gathered.live[page] = body_.live()[page] & ~outliers_in(head, page);
+    }
+    for (std::size_t i = 0; count != 0 && i < pages; ++i) {
+      body[i].live = gathered.live + i;
+    }
   }
 
   [[nodiscard]] bool is_shared(const token_list& list, std::size_t index) const noexcept {
@@ -461,22 +609,29 @@ class sequence {
     const cache_config& config = pool_->config();
     return config.rotation.enabled() && (&list != &body_ || !config.rotates_codes());
   }
+  /// The same of one page: exact keys of outliers turn, too.
+  [[nodiscard]] bool rewrites(const token_list& list, std::size_t index) const noexcept {
+    return rewrites(list) || (&list == &body_ && pool_->config().rotation.enabled() &&
+                              pool_->outliers().most_in(list.page(index)) != 0);
+  }
   /// Makes every page that shift() rewrites private.
   status own_rotated(std::size_t first, std::size_t count) {
     for (int pass = 0; pass < 2; ++pass) {
       std::size_t exact = 0;
       std::size_t coded = 0;
+      std::size_t cells = 0;
       const token_list* last_list = nullptr;
       std::size_t last_page = 0;
       for_each(*this, first, count, [&](token_list& list, std::size_t slot) {
         const std::size_t index = slot / block_tokens;
-        if (!rewrites(list) || (&list == last_list && index == last_page)) {
+        if (&list == last_list && index == last_page) {
           return;
         }
         last_list = &list;
         last_page = index;
-        if (is_shared(list, index)) {
+        if (rewrites(list, index) && is_shared(list, index)) {
           ++(&list == &body_ ? coded : exact);
+          cells += &list == &body_ ? pool_->outliers().most_in(list.page(index)) : 0;
           if (pass == 1) {
             own_page(list, index);
           }
@@ -485,6 +640,7 @@ class sequence {
       if (pass == 0) {
         PQATTN_TRY(pool_->reserve_exact(exact));
         PQATTN_TRY(pool_->reserve_coded(coded));
+        PQATTN_TRY(pool_->outliers().reserve(cells));
       }
     }
     return {};
@@ -505,6 +661,14 @@ class sequence {
     }
     float row[max_dim] = {};
     for_each(*this, first, count, [&](const token_list& list, std::size_t slot) {
+      const std::uint32_t page = list.page(slot / block_tokens);
+      if (&list == &body_ && config.rotation.enabled() &&
+          (pool_->outliers().mask(head, page) >> (slot % block_tokens) & 1u) != 0) {
+        const rows_ref key = outlier_row(head, page, slot, kv_side::keys);
+        load_row(key.view(), 0, row);
+        turn(row + pool_->forms(head, kv_side::keys).rotated_from);
+        store_row(key, 0, row);
+      }
       if (!rewrites(list)) {
         return;
       }
@@ -512,7 +676,6 @@ class sequence {
         turn_code(target, coder, slot, turn, report);
         return;
       }
-      const std::uint32_t page = list.page(slot / block_tokens);
       const bool tail = &list == &body_ && config.keys.coded;
       const rows_ref rows = tail              ? pool_->tail_rows(page, head)
                             : &list == &body_ ? pool_->body_rows(page, head, kv_side::keys)

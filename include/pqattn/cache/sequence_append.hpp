@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -70,6 +71,7 @@ class sequence_append {
     const status reserved = reserve(plan, parts.workers);
     if (!reserved) {
       pool_->discard_training();
+      pool_->outliers().trim();
       return reserved;
     }
     if (plan.trains) {
@@ -79,6 +81,7 @@ class sequence_append {
     run_parts(parts, pool_->kv_heads(),
               [&](std::size_t head, std::size_t worker) { write_head(rows, plan, head, worker); });
     record(rows, plan);
+    pool_->outliers().trim();
     return {};
   }
 
@@ -176,6 +179,7 @@ class sequence_append {
     return {};
   }
   status check_options(const append_options& options, std::size_t rows) const noexcept {
+    PQATTN_TRY(check_executor(options.parts, "options.parts"));
     const std::size_t dim = pool_->config().keys.shape.dim;
     if (options.key_metrics != nullptr && pool_->config().keys.metric) {
       PQATTN_TRY(
@@ -392,6 +396,11 @@ class sequence_append {
     PQATTN_TRY(
         pool_->reserve_exact(sinks_.pages_for(plan.to_sinks) + recent_.pages_for(plan.staying) + copies));
     PQATTN_TRY(pool_->reserve_coded(body_.pages_for(coded) + copies_last(body_, coded)));
+    const std::size_t pages = body_.pages_for(coded) + (body_.ends_inside_page() ? 1 : 0);
+    const std::size_t copied = copies_last(body_, coded) != 0
+                                   ? pool_->outliers().most_in(body_.page(body_.page_count() - 1))
+                                   : 0;
+    PQATTN_TRY(pool_->outliers().reserve(copied + (std::min)(coded, pages * pool_->outlier_limit())));
     // Nothing fails from here on.
     for (token_list* list : {&sinks_, &body_, &recent_}) {
       const std::size_t added = list == &sinks_ ? plan.to_sinks : list == &body_ ? coded : plan.staying;
@@ -421,13 +430,16 @@ class sequence_append {
   /// Moves the rows of one head where they belong.
   void write_head(const arrival& rows, const append_plan& plan, std::size_t head, std::size_t worker) const noexcept {
     carver memory = pool_->coding_memory(worker);
-    side_coder coders[] = {{memory, pool_->config().keys, false}, {memory, pool_->config().values, false}};
+    const bool measures = pool_->outliers().enabled();
+    side_coder coders[] = {{memory, pool_->config().keys, measures}, {memory, pool_->config().values, measures}};
     for (const kv_side which : kv_sides) {
       if (pool_->stores(which)) {
         write_exact(rows, 0, plan.to_sinks, sinks_, head, which);
-        write_body(rows, plan, head, which, coders[static_cast<std::size_t>(which)]);
         write_exact(rows, plan.to_sinks + plan.passing, plan.staying, recent_, head, which);
       }
+    }
+    if (plan.leaving + plan.passing != 0) {
+      write_body(rows, plan, head, coders);
     }
   }
   void write_exact(const arrival& rows, std::size_t first, std::size_t count, const token_list& list, std::size_t head,
@@ -439,45 +451,108 @@ class sequence_append {
       store_row(pool_->exact_rows(list.page(slot / block_tokens), head, which), slot % block_tokens, row);
     }
   }
-  void write_body(const arrival& rows, const append_plan& plan, std::size_t head, kv_side which,
-                  side_coder& coder) const noexcept {
+  /// Up to a block of rows on their way into the body.
+  struct body_tile {
+    std::size_t first = 0;  ///< of the append's rows for the body
+    std::size_t count = 0;
+    std::size_t sources[block_tokens];  ///< slots of the window, then arriving rows
+    std::int64_t positions[block_tokens];
+    float errors[2][block_tokens];
+  };
+
+  void write_body(const arrival& rows, const append_plan& plan, std::size_t head, side_coder* coders) const noexcept {
     const std::size_t total = plan.leaving + plan.passing;
-    if (total == 0) {
-      return;
+    for (const kv_side which : kv_sides) {
+      if (pool_->stores(which) && pool_->side(which).coded) {
+        coders[static_cast<std::size_t>(which)].start(pool_->coding_target(head, which, body_.pages()),
+                                                      pool_->transform(head, which));
+      }
     }
+    drop_stale(head);
+    std::size_t slot = recent_.next_live(0);
+    for (body_tile tile; tile.first < total; tile.first += tile.count) {
+      tile.count = (std::min)(block_tokens, total - tile.first);
+      for (std::size_t i = 0; i < tile.count; ++i) {
+        if (tile.first + i < plan.leaving) {
+          tile.sources[i] = slot;
+          tile.positions[i] = recent_.position(slot);
+          slot = recent_.next_live(slot + 1);
+        } else {
+          tile.sources[i] = plan.to_sinks + tile.first + i - plan.leaving;
+          tile.positions[i] = rows.position(tile.sources[i]);
+        }
+      }
+      for (const kv_side which : kv_sides) {
+        if (pool_->stores(which)) {
+          write_tile(rows, plan, tile, head, which, coders[static_cast<std::size_t>(which)]);
+        }
+      }
+      if (pool_->outliers().enabled()) {
+        keep_outliers(rows, plan, tile, head);
+      }
+    }
+  }
+  /// Row `i` of a tile in exact form.
+  void load_tile(const arrival& rows, const append_plan& plan, const body_tile& tile, std::size_t i, std::size_t head,
+                 kv_side which, float* row) const noexcept {
+    if (tile.first + i < plan.leaving) {
+      static_cast<void>(self_.load_token(recent_, tile.sources[i], head, which, row));
+    } else {
+      load_arriving(rows, tile.sources[i], head, which, row);
+    }
+  }
+  void write_tile(const arrival& rows, const append_plan& plan, body_tile& tile, std::size_t head, kv_side which,
+                  side_coder& coder) const noexcept {
     const side_config& side = pool_->side(which);
     const row_forms forms = pool_->forms(head, which);
-    const auto target = pool_->coding_target(head, which, body_.pages());
-    if (side.coded) {
-      coder.start(target, pool_->transform(head, which));
-    }
+    const std::size_t first = body_.slots() + tile.first;
     float row[max_dim];
-    std::size_t slot = recent_.next_live(0);
-    for (std::size_t i = 0; i < total; ++i) {
-      std::int64_t position = 0;
-      if (i < plan.leaving) {
-        static_cast<void>(self_.load_token(recent_, slot, head, which, row));
-        position = recent_.position(slot);
-        slot = recent_.next_live(slot + 1);
-      } else {
-        const std::size_t source = plan.to_sinks + i - plan.leaving;
-        load_arriving(rows, source, head, which, row);
-        position = rows.position(source);
-      }
-      const std::size_t at = body_.slots() + i;
-      const std::uint32_t page = body_.page(at / block_tokens);
+    for (std::size_t i = 0; i < tile.count; ++i) {
+      load_tile(rows, plan, tile, i, head, which, row);
+      const std::uint32_t page = body_.page((first + i) / block_tokens);
+      const std::size_t inside = (first + i) % block_tokens;
       if (!side.coded) {
-        store_row(pool_->body_rows(page, head, which), at % block_tokens, row);
+        store_row(pool_->body_rows(page, head, which), inside, row);
         continue;
       }
       if (which == kv_side::keys && pool_->config().key_tail != 0) {
-        store_row(pool_->tail_rows(page, head), at % block_tokens, row + side.shape.dim);
+        store_row(pool_->tail_rows(page, head), inside, row + side.shape.dim);
       }
-      forms.to_coded(position, row);
-      const std::size_t waiting = i % block_tokens;
-      std::copy_n(row, side.shape.dim, coder.rows() + waiting * side.shape.dim);
-      if (waiting + 1 == block_tokens || i + 1 == total) {
-        coder.code(target, at - waiting, waiting + 1);
+      forms.to_coded(tile.positions[i], row);
+      std::copy_n(row, side.shape.dim, coder.rows() + i * side.shape.dim);
+    }
+    if (side.coded) {
+      const auto target = pool_->coding_target(head, which, body_.pages());
+      coder.code(target, first, tile.count);
+      if (pool_->outliers().enabled()) {
+        coder.measure(target, first, tile.count, tile.errors[static_cast<std::size_t>(which)]);
+      }
+    }
+  }
+
+  /// Cells of tokens that were cut off: their slots are written again. The last page is private by now.
+  void drop_stale(std::size_t head) const noexcept {
+    if (body_.ends_inside_page()) {
+      pool_->outliers().drop(head, body_.page(body_.slots() / block_tokens),
+                             ~std::uint64_t{0} << (body_.slots() % block_tokens));
+    }
+  }
+  /// Rows of a tile that codes serve badly stay exact besides, as far as their pages may have some.
+  void keep_outliers(const arrival& rows, const append_plan& plan, const body_tile& tile, std::size_t head) const noexcept {
+    const outlier_rule rule = pool_->rule(head);
+    const auto error = [&](kv_side which, std::size_t i) {
+      return pool_->stores(which) && pool_->side(which).coded ? tile.errors[static_cast<std::size_t>(which)][i] : 0.0f;
+    };
+    float key[max_dim];
+    float value[max_dim];
+    for (std::size_t i = 0; i < tile.count; ++i) {
+      const std::size_t at = body_.slots() + tile.first + i;
+      const std::uint32_t page = body_.page(at / block_tokens);
+      const auto held = static_cast<std::size_t>(std::popcount(pool_->outliers().mask(head, page)));
+      if (rule.score(error(kv_side::keys, i), error(kv_side::values, i)) > rule.above && held < pool_->outlier_limit()) {
+        load_tile(rows, plan, tile, i, head, kv_side::keys, key);
+        load_tile(rows, plan, tile, i, head, kv_side::values, value);
+        pool_->outliers().add(head, page, at % block_tokens, key, value);
       }
     }
   }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -119,6 +120,7 @@ status describe(const page_pool<Bank>& pool, snapshot_config& described) {
   described.key_tail = config.key_tail;
   described.values_from_keys = config.values_from_keys ? 1u : 0u;
   described.key_metric = pool.transform_floats(kv_side::keys) != 0 ? 1u : 0u;
+  described.outliers = pool.outliers().enabled() ? 1u : 0u;
   described.values_turned = pool.transform_floats(kv_side::values) != 0 ? 1u : 0u;
   return books_checksum(pool, described.codebooks);
 }
@@ -170,6 +172,9 @@ inline status compare_config(const snapshot_view& view, const snapshot_config& m
                            {"snapshot form of coded keys", problem, mine.codes_rotated, theirs.codes_rotated},
                            {"snapshot metric of keys", problem, mine.key_metric, theirs.key_metric},
                            {"snapshot rotation of values", problem, mine.values_turned, theirs.values_turned}}));
+  if (with_books && theirs.outliers != 0 && mine.outliers == 0) {
+    return failure(status_code::shape_mismatch, "snapshot outliers", "need a pool that keeps outliers");
+  }
   if (with_books && (theirs.codebooks != mine.codebooks || mine.codebooks == 0)) {
     return failure(status_code::shape_mismatch, "snapshot codebooks", "must be the pool's; load them first",
                    mine.codebooks, theirs.codebooks);
@@ -209,6 +214,12 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
           const std::size_t bytes = pool.transform_floats(which) * sizeof(float);
           section(detail::section_type::transform, index, bytes, [&](auto&& put) { put(transform, bytes); });
         }
+      }
+      if (pool.outliers().enabled()) {
+        const outlier_rule rule = pool.rule(head);
+        const float numbers[] = {rule.key_error, rule.value_error, rule.above};
+        section(detail::section_type::rule, static_cast<std::uint32_t>(head), sizeof numbers,
+                [&](auto&& put) { put(numbers, sizeof numbers); });
       }
     }
   });
@@ -257,6 +268,28 @@ status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t h
                : status{};
 }
 
+/// Checks the rule of outliers of a head, and gives it to the pool when `loads`. Snapshots may lack it.
+template <class Bank>
+status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, bool loads) {
+  if (!pool.outliers().enabled() || !view.has(section_type::rule, static_cast<std::uint32_t>(head))) {
+    return {};
+  }
+  float numbers[3];
+  const std::byte* data = nullptr;
+  PQATTN_TRY(view.section(section_type::rule, static_cast<std::uint32_t>(head), sizeof numbers, data));
+  std::memcpy(numbers, data, sizeof numbers);
+  for (const float number : numbers) {
+    if (!is_finite(number) || number < 0.0f) {
+      return failure(status_code::corrupt_data, "snapshot rule of outliers", "must be finite and at least 0; head", 0,
+                     head);
+    }
+  }
+  if (loads) {
+    pool.set_rule(head, {numbers[0], numbers[1], numbers[2]});
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// Gives an untrained pool the codebooks of a snapshot. Errors (nothing changed): already trained, another
@@ -275,14 +308,15 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   // First everything that can be wrong, then the loading.
   for (const bool loads : {false, true}) {
     for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
+      status outcome = detail::load_rule(view, pool, head, loads);
       for (const kv_side which : kv_sides) {
-        const status outcome = pool.stores(which) && pool.side(which).coded
-                                   ? detail::load_book(view, pool, head, which, loads)
-                                   : status{};
-        if (!outcome) {
-          pool.discard_training();
-          return outcome;
+        if (outcome && pool.stores(which) && pool.side(which).coded) {
+          outcome = detail::load_book(view, pool, head, which, loads);
         }
+      }
+      if (!outcome) {
+        pool.discard_training();
+        return outcome;
       }
     }
   }
@@ -355,6 +389,46 @@ void write_content(const page_pool<Bank>& pool, const token_list& from, std::siz
   }
 }
 
+/// Sections with the outliers of one head.
+template <class Bank, class Section>
+void write_outliers(const sequence<Bank>& tokens, std::size_t head, Section&& section) {
+  const page_pool<Bank>& pool = tokens.pool();
+  const token_list& body = tokens.body();
+  const auto index = static_cast<std::uint32_t>(head);
+  const auto outliers = [&](std::size_t page) { return pool.outliers().mask(head, body.page(page)) & body.live()[page]; };
+  const auto for_each = [&](auto&& visit) {
+    for (std::size_t page = 0; page < body.page_count(); ++page) {
+      for (std::uint64_t left = outliers(page); left != 0; left &= left - 1) {
+        visit(page, static_cast<std::size_t>(std::countr_zero(left)));
+      }
+    }
+  };
+  const std::size_t count = tokens.outlier_tokens(head);
+  section(section_type::code_live, index, body.page_count() * 8, [&](auto&& put) {
+    for (std::size_t page = 0; page < body.page_count(); ++page) {
+      const std::uint64_t word = body.live()[page] & ~outliers(page);
+      put(&word, sizeof word);
+    }
+  });
+  section(section_type::outlier_positions, index, count * 4, [&](auto&& put) {
+    for_each([&](std::size_t page, std::size_t slot) { put(body.positions() + page * block_tokens + slot, 4); });
+  });
+  for (const kv_side which : kv_sides) {
+    if (!pool.stores(which)) {
+      continue;
+    }
+    const std::size_t row_bytes = pool.row_dim(which) * size_of(pool.config().exact_type);
+    section(section_type::outlier_rows, section_index(1, which, head), count * row_bytes, [&](auto&& put) {
+      for_each([&](std::size_t page, std::size_t slot) {
+        const outlier_cells& cells = pool.outliers();
+        const rows_ref row = which == kv_side::keys ? cells.key(head, body.page(page), slot)
+                                                    : cells.value(head, body.page(page), slot, pool.row_dim(which));
+        put(row.data, row_bytes);
+      });
+    });
+  }
+}
+
 }  // namespace detail
 
 /// Writes the tokens of a sequence: codes, exact rows, positions. Dead slots are written as zeros. Errors: io_error, out
@@ -398,6 +472,9 @@ status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
         }
       }
     }
+    for (std::size_t head = 0; pool.outliers().enabled() && head < pool.kv_heads(); ++head) {
+      detail::write_outliers(tokens, head, section);
+    }
     for (std::size_t head = 0; tokens.queries().is_open() && head < pool.kv_heads(); ++head) {
       const query_log& log = tokens.queries().head(head);
       section(detail::section_type::queries, static_cast<std::uint32_t>(head), log.stored_bytes(),
@@ -423,6 +500,9 @@ class sequence_restorer {
     for (std::size_t list = 0; list < 3; ++list) {
       PQATTN_TRY(restore_list(list, *lists[list]));
     }
+    for (std::size_t head = 0; pool_.outliers().enabled() && head < pool_.kv_heads(); ++head) {
+      PQATTN_TRY(restore_outliers(head));
+    }
     return restore_queries();
   }
 
@@ -440,6 +520,60 @@ class sequence_restorer {
       PQATTN_TRY(target_.queries_.head(head).restore(found.data(), found.size()));
     }
     return {};
+  }
+
+  /// The outliers of a head, into pages of the body that are there. Version 2 has none.
+  status restore_outliers(std::size_t head) {
+    const token_list& body = target_.body_;
+    const auto index = static_cast<std::uint32_t>(head);
+    if (!view_.has(detail::section_type::code_live, index)) {
+      return {};
+    }
+    const std::byte* words = nullptr;
+    PQATTN_TRY(view_.section(detail::section_type::code_live, index, body.page_count() * 8, words));
+    std::size_t count = 0;
+    for (std::size_t page = 0; page < body.page_count(); ++page) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, words + page * 8, 8);
+      if ((word & ~body.live()[page]) != 0) {
+        return failure(status_code::corrupt_data, "snapshot outliers", "name a slot without a token; page", 0, page);
+      }
+      const auto here = static_cast<std::size_t>(std::popcount(body.live()[page] & ~word));
+      if (here > pool_.outlier_limit()) {
+        return failure(status_code::shape_mismatch, "snapshot outliers", "are more in a page than the pool keeps",
+                       pool_.outlier_limit(), here);
+      }
+      count += here;
+    }
+    rows_view keys;
+    rows_view values;
+    PQATTN_TRY(outlier_rows_of(head, kv_side::keys, count, keys));
+    PQATTN_TRY(pool_.stores(kv_side::values) ? outlier_rows_of(head, kv_side::values, count, values) : status{});
+    PQATTN_TRY(pool_.outliers().reserve(count));
+    float key[max_dim];
+    float value[max_dim];
+    std::size_t done = 0;
+    for (std::size_t page = 0; page < body.page_count(); ++page) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, words + page * 8, 8);
+      for (std::uint64_t left = body.live()[page] & ~word; left != 0; left &= left - 1, ++done) {
+        load_row(keys, done, key);
+        if (values.cols != 0) {
+          load_row(values, done, value);
+        }
+        pool_.outliers().add(head, body.page(page), static_cast<std::size_t>(std::countr_zero(left)), key, value);
+      }
+    }
+    pool_.outliers().trim();
+    return {};
+  }
+  status outlier_rows_of(std::size_t head, kv_side which, std::size_t count, rows_view& rows) const {
+    const std::byte* data = nullptr;
+    const std::size_t dim = pool_.row_dim(which);
+    PQATTN_TRY(view_.section(detail::section_type::outlier_rows, detail::section_index(1, which, head),
+                             count * dim * size_of(pool_.config().exact_type), data));
+    rows = rows_in(data, count, dim);
+    return detail::check_finite(rows, "snapshot rows");
   }
 
   status restore_list(std::size_t list, token_list& target) {
@@ -650,11 +784,45 @@ status mapped_rows(const snapshot_view& view, const page_pool<Bank>& pool, secti
   return {};
 }
 
+/// The outliers of a head where they lie, as a segment; `body` loses their slots. Nothing when there are none.
+template <class Bank>
+status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t head, std::size_t pages,
+                       segment<std::byte*>& body, segment<std::byte*>& next) {
+  const auto index = static_cast<std::uint32_t>(head);
+  next = {};
+  if (!pool.outliers().enabled() || !view.has(section_type::code_live, index)) {
+    return {};
+  }
+  const std::byte* words = nullptr;
+  std::span<const std::byte> positions;
+  PQATTN_TRY(view.section(section_type::code_live, index, pages * 8, words));
+  PQATTN_TRY(view.section(section_type::outlier_positions, index, positions));
+  const std::size_t count = positions.size() / 4;
+  for (const kv_side which : kv_sides) {
+    if (!pool.stores(which)) {  // the first channels of the keys
+      next.values = next.keys;
+      next.values.rows.cols = pool.row_dim(which);
+      continue;
+    }
+    const std::size_t dim = pool.row_dim(which);
+    const std::byte* data = nullptr;
+    PQATTN_TRY(view.section(section_type::outlier_rows, section_index(1, which, head),
+                            count * dim * size_of(pool.config().exact_type), data));
+    (which == kv_side::keys ? next.keys : next.values).rows = {
+        data, pool.config().exact_type, count, dim, static_cast<std::ptrdiff_t>(dim), 1};
+  }
+  body.live = reinterpret_cast<const std::uint64_t*>(words);
+  next.slots = {0, count};
+  next.positions = {0, reinterpret_cast<const std::int32_t*>(positions.data())};
+  return {};
+}
+
 }  // namespace detail
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
 /// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
-/// Exact lists are one segment each. Up to 3 segments; keys and values of one head. `tables`: see segment.
+/// Exact lists are one segment each, outliers one more. Up to 4 segments; keys and values of one head. `tables`: see
+/// segment.
 /// Errors: another configuration or codebooks, sections that are missing or of another size, misaligned memory.
 template <class Bank>
   requires std::same_as<typename Bank::address, std::byte*>
@@ -718,6 +886,10 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
       next.turned_values = pool.turn(head);
     }
     segments[count++] = next;
+    if (list == 1) {
+      PQATTN_TRY(detail::mapped_outliers(view, pool, head, pages, segments[count - 1], segments[count]));
+      count += segments[count].slots.count != 0 ? 1 : 0;
+    }
   }
   return {};
 }

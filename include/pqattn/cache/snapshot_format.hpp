@@ -16,9 +16,9 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Version of the format, apart from the library's. Version 1 (no key tails, metrics, rotations or kept queries) is still
-/// read; a reader refuses newer ones.
-inline constexpr std::uint32_t snapshot_version = 2;
+/// Version of the format, apart from the library's. Versions 1 (no key tails, metrics, rotations or kept queries) and 2 (no
+/// outliers) are still read; a reader refuses newer ones.
+inline constexpr std::uint32_t snapshot_version = 3;
 
 /// What a snapshot is of.
 enum class snapshot_kind : std::uint32_t { codebooks = 1, sequence = 2 };
@@ -49,6 +49,10 @@ enum class section_type : std::uint32_t {
   transform = 8,  ///< page_pool::transform(): floats
   tails = 9,      ///< 64 rows of key_tail exact channels per page of the body
   queries = 10,   ///< of a head, before training: stride and n positions (64-bit), then n rows of floats
+  rule = 11,      ///< of a head: outlier_rule, three floats
+  code_live = 12,          ///< of a head: a 64-bit word per page of the body, slots whose codes count
+  outlier_positions = 13,  ///< of a head: a 32-bit number per outlier, in the order of their slots
+  outlier_rows = 14,       ///< list | side << 2 | head << 3: a row of the exact dtype per outlier
 };
 
 struct snapshot_header {
@@ -91,7 +95,7 @@ struct snapshot_config {
   std::uint32_t rope_pairing = 0;
   std::uint64_t rope_frequencies = 0;  ///< checksum
   std::uint32_t codes_rotated = 0;     ///< keys are coded after RoPE
-  std::uint32_t unused = 0;
+  std::uint32_t outliers = 0;          ///< since version 3: whether coded tokens may be exact besides
   std::uint64_t codebooks = 0;         ///< checksum of all codebooks and transforms, 0 when there are none
   // Since version 2; all 0 in version 1.
   std::uint32_t key_tail = 0;

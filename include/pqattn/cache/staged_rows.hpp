@@ -15,6 +15,23 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
+/// An explicit mask of `heads` query heads and `tokens` query tokens: one head's serves all, or each has its own.
+inline status check_mask(const head_rows& bias, std::size_t heads, std::size_t tokens, std::size_t context) noexcept {
+  PQATTN_TRY(check_view(bias.rows, "bias"));
+  if (bias.heads != 1 && bias.heads != heads) {
+    return failure(status_code::shape_mismatch, "bias.heads", "must be 1 or the query heads", heads, bias.heads);
+  }
+  if (bias.rows.rows != tokens) {
+    return failure(status_code::shape_mismatch, "bias.rows", "must be a row for each query token", tokens,
+                   bias.rows.rows);
+  }
+  if (bias.rows.cols > context) {
+    return failure(status_code::shape_mismatch, "bias.cols", "must not be more than the tokens of the context", context,
+                   bias.rows.cols);
+  }
+  return {};
+}
+
 /// A call's rows: (q_heads, tokens, d).
 struct staged_call {
   const head_rows& queries;
@@ -31,6 +48,7 @@ struct staged_rows {
   float* slopes = nullptr;
   float* sinks = nullptr;
   std::int64_t* positions = nullptr;
+  std::ptrdiff_t* bias_offsets = nullptr;
 
   void carve(carver& memory, std::size_t rows, std::size_t key_dim, std::size_t value_dim) noexcept {
     queries = memory.take<float>(rows * key_dim);
@@ -39,6 +57,7 @@ struct staged_rows {
     slopes = memory.take<float>(rows);
     sinks = memory.take<float>(rows);
     positions = memory.take<std::int64_t>(rows);
+    bias_offsets = memory.take<std::ptrdiff_t>(rows);
   }
 
   /// Fills queries, slopes, sink logits and positions from tokens [first, first + tokens) of the call.
@@ -70,6 +89,18 @@ struct staged_rows {
     one.modifiers.causal = causal;
     one.modifiers.window = given.window;
     return one;
+  }
+
+  /// Gives the gathered rows their rows of a mask (see check_mask).
+  void mask(const head_rows& bias, std::size_t group, std::size_t kv_head, std::size_t tokens,
+            attention_params& one) const noexcept {
+    for (std::size_t row = 0; row < group * tokens; ++row) {
+      const std::size_t head = bias.heads == 1 ? 0 : kv_head * group + row / tokens;
+      bias_offsets[row] = static_cast<std::ptrdiff_t>(head) * bias.head_stride +
+                          static_cast<std::ptrdiff_t>(row % tokens) * bias.rows.row_stride;
+    }
+    one.modifiers.bias = bias.rows;
+    one.modifiers.bias_offsets = bias_offsets;
   }
 
   /// Writes outputs and log-sum-exps back to where the rows came from.

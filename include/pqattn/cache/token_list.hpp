@@ -29,6 +29,8 @@ class token_list {
   /// Slots in use from the first page on, the dead ones among them included.
   [[nodiscard]] std::size_t slots() const noexcept { return slots_; }
   [[nodiscard]] std::size_t page_count() const noexcept { return pages_.size(); }
+  /// Pages that there is room for.
+  [[nodiscard]] std::size_t page_capacity() const noexcept { return pages_.capacity(); }
   [[nodiscard]] std::uint32_t page(std::size_t index) const noexcept { return pages_[index]; }
   [[nodiscard]] const std::uint32_t* pages() const noexcept { return pages_.data(); }
   void replace_page(std::size_t index, std::uint32_t page) noexcept { pages_[index] = page; }

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "status.hpp"
+
 namespace pqattn {
 inline namespace v0 {
 
@@ -27,6 +29,15 @@ struct executor {
     }
   }
 };
+
+/// Whether an executor can run anything.
+[[nodiscard]] constexpr status check_executor(const executor& parts, const char* subject) noexcept {
+  if (parts.run == nullptr) {
+    return failure(status_code::invalid_argument, subject, "has no run function");
+  }
+  return parts.workers != 0 ? status{}
+                            : failure(status_code::invalid_argument, subject, "must have at least 1 worker", 1, 0);
+}
 
 /// Runs `task(part, worker)` for every part. No allocation: the callable is passed by address.
 template <class Task>

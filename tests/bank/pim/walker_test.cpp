@@ -119,7 +119,6 @@ TEST_CASE("the parts add up to the total", "[pim][walker]") {
       CHECK(cycles == w.channel(channel).finish_cycle());
       longest = std::max(longest, w.channel(channel).finish_cycle());
     }
-    pim::energy_report energy_of_phases;
     for (int p = 0; p < pim::phase_count; ++p) {
       const pim::totals part = w.total(static_cast<pim::phase>(p));
       by_phase.bank += part.bank;
