@@ -47,6 +47,9 @@ Examples:
   The best attention at 2 bits of codes:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
       --method pq_best --target-bits 2
+  The best attention in the memory of a 4-bit block format, everything counted at the length of the files:
+    pqattn-study --keys keys.npy --values values.npy --queries queries.npy --rope half \
+      --method pq_best --target-all-bits 4.7
   The same bits spread by measured need over heads, keys and values; then a run with that policy:
     pqattn-study --keys keys.npy --values values.npy --queries queries.npy \
       --method pq_best --target-bits 2 --suggest policy.json
@@ -101,6 +104,11 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->check(CLI::Range(1, 8));
   app.add_option("--target-bits", chosen.target_bits, "pq_best: mean code bits per element of K and V")
       ->check(CLI::Range(1.0, 6.0));
+  app.add_option("--target-all-bits", chosen.target_all_bits,
+                 "pq_best instead of --target-bits: bits per element of everything at the length of the files, "
+                 "codebooks, metric, rotation and exact tokens included")
+      ->check(CLI::Range(1.0, 16.0))
+      ->excludes("--target-bits");
   app.add_option("--train-tokens", chosen.train_tokens,
                  "codebooks learn from the first n tokens; queries from there on are judged (default: 3/4 of tokens)")
       ->check(count);
@@ -129,18 +137,33 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->check(CLI::Range(1, 10000));
   app.add_option("--codebooks", chosen.codebooks, "numbers a codebook is stored as (default: i8 for pq_best, else f16)")
       ->check(CLI::IsMember({"f32", "f16", "i8"}));
-  app.add_option("--windows", chosen.windows,
-                 "pq and pq_plain: cut the training range into so many windows, each with a codebook of its own that "
-                 "starts from the one before")
+  app.add_option(
+         "--windows", chosen.windows,
+         "pq, pq_plain and pq_best: cut the training range into so many windows, each with a codebook of its own "
+         "that starts from the one before")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--calibration-keys", chosen.calibration_keys, "pq_shared: keys .npy, after RoPE, to train on");
   app.add_option("--calibration-values", chosen.calibration_values, "pq_shared: values .npy to train on");
-  app.add_option("--metric", chosen.metric, "pq_best: metric of the keys, from sampled or all keys, or the identity")
-      ->check(CLI::IsMember({"sampled", "exact", "none"}))
-      ->capture_default_str();
+  app.add_option(
+         "--metric", chosen.metric,
+         "pq_best: metric of the keys, from sampled or all keys, or the identity (default: sampled, unless the preset "
+         "finds its memory better spent on codes)")
+      ->check(CLI::IsMember({"sampled", "exact", "none"}));
   app.add_option("--metric-rows", chosen.metric_rows, "pq_best: query rows per head that make the metric")
       ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  app.add_flag("--block-metric", chosen.block_metric,
+               "pq_best: a metric per sub-vector, without what links different ones");
+  app.add_option("--restarts", chosen.restarts, "pq_best: trainings from other starts, of which the best is kept")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--scale-bits", chosen.scale_bits,
+                 "pq_best: bits of a scale that each sub-vector of a row gets besides its codes")
+      ->check(CLI::Range(0, 4))
+      ->capture_default_str();
+  app.add_option("--value-basis", chosen.value_basis, "pq_best: numbers the rotation of values is stored as")
+      ->check(CLI::IsMember({"f32", "f16", "i8"}))
       ->capture_default_str();
   app.add_option("--joint-passes", chosen.joint_passes, "pq_best: joint passes after k-means")
       ->check(CLI::Range(0, 1000))
@@ -156,9 +179,10 @@ parsed_options parse_options(int argc, const char* const* argv) {
                  "pq_best: share of the coded rows kept exact, those with the largest error (default: what the preset "
                  "spends of --target-bits on them; 0 with --subvectors)")
       ->check(CLI::Range(0.0, 0.5));
-  app.add_option("--value-rotation", chosen.value_rotation, "pq_best: rotation of values before coding")
-      ->check(CLI::IsMember({"pca", "none"}))
-      ->capture_default_str();
+  app.add_option("--value-rotation", chosen.value_rotation,
+                 "pq_best: rotation of values before coding (default: pca, unless the preset finds its memory better "
+                 "spent on codes)")
+      ->check(CLI::IsMember({"pca", "none"}));
   app.add_option(
          "--channel-order", chosen.channel_order,
          "channels of a sub-vector: as they come, rotation pairs of keys side by side (pq_best), or the paper's "

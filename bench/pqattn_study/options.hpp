@@ -26,10 +26,11 @@ struct options {
   std::optional<std::size_t> value_stages;
   std::string method = "pq";
   std::optional<double> target_bits;
+  std::optional<double> target_all_bits;
   std::optional<std::size_t> train_tokens;
   std::size_t sinks = 8;
   std::size_t recent = 32;
-  std::optional<std::string> weights;  ///< "attention" or "none"; the default depends on the method
+  std::optional<std::string> weights;     ///< "attention" or "none"; the default depends on the method
   std::optional<double> weight_exponent;  ///< the defaults depend on the method
   std::optional<double> weight_floor;
   std::optional<std::string> rope;  ///< the default depends on the method
@@ -40,19 +41,23 @@ struct options {
   std::size_t windows = 1;
   std::string calibration_keys;
   std::string calibration_values;
-  std::string metric = "sampled";
+  std::optional<std::string> metric;  ///< "sampled", "exact" or "none"; the default is the preset's
   std::size_t metric_rows = 256;
+  bool block_metric = false;
+  std::size_t restarts = 1;
+  std::size_t scale_bits = 0;
+  std::string value_basis = "i8";
   std::size_t joint_passes = 4;
   std::size_t sweeps = 2;
   std::size_t beam = 4;
   bool smooth = true;
-  std::optional<double> outlier_share;  ///< the default is the preset's
-  std::string value_rotation = "pca";
+  std::optional<double> outlier_share;        ///< the default is the preset's
+  std::optional<std::string> value_rotation;  ///< "pca" or "none"; the default is the preset's
   std::string channel_order = "pairs";
   coded_sides sides = coded_sides::both;
-  std::string policy;          ///< JSON file to follow
-  std::string suggest;         ///< JSON file to write
-  std::size_t layer = 0;       ///< what the policy calls this layer
+  std::string policy;     ///< JSON file to follow
+  std::string suggest;    ///< JSON file to write
+  std::size_t layer = 0;  ///< what the policy calls this layer
   std::optional<double> target_error;
   bool core_speed = false;
   bool json = false;

@@ -28,7 +28,9 @@ class coded_rows {
         slots_{0, count} {
     require(bank_.store_codebook({settings.shape, centroids.data()}, book_), "codebook");
   }
-  void encode(const pqattn::rows_view& rows) { require(pqattn::encode(bank_, rows, book_, codes_, slots_), "encoding"); }
+  void encode(const pqattn::rows_view& rows) {
+    require(pqattn::encode(bank_, rows, book_, codes_, slots_), "encoding");
+  }
   void decode(const pqattn::rows_ref& rows) { require(pqattn::decode(bank_, book_, codes_, slots_, rows), "decoding"); }
 
  private:

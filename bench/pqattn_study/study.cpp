@@ -44,6 +44,8 @@ struct plan {
   double weight_exponent = 1.0;
   double weight_floor = 1.0;
   double outlier_share = 0.0;
+  std::string metric = "none";
+  bool rotates_values = false;
   pqattn::baseline_format format = pqattn::baseline_format::exact;
   pqattn::codebook_storage storage = pqattn::codebook_storage::f16;
   pqattn::geometry key_shape;
@@ -98,10 +100,16 @@ void plan_best(const inputs& layer, const options& chosen, plan& made) {
   const std::size_t end = made.window.first_query;
   std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
   pqattn::pq_preset preset;
-  require(choose_preset(static_cast<std::uint32_t>(layer.key_dim), static_cast<std::uint32_t>(layer.value_dim),
-                        chosen.target_bits.value_or(2.0), end - std::min(made.coded_first, end), workspace.data(),
-                        workspace.size(), preset),
-          "--target-bits");
+  pqattn::bit_budget budget = chosen.target_bits.value_or(2.0);
+  if (chosen.target_all_bits) {
+    budget = {*chosen.target_all_bits, layer.tokens};
+    budget.exact_tokens = layer.tokens - (made.coded_last - made.coded_first);
+  }
+  require(choose_preset(static_cast<std::uint32_t>(layer.key_dim), static_cast<std::uint32_t>(layer.value_dim), budget,
+                        end - std::min(made.coded_first, end), workspace.data(), workspace.size(), preset),
+          chosen.target_all_bits ? "--target-all-bits" : "--target-bits");
+  made.metric = chosen.metric.value_or(preset.metric ? "sampled" : "none");
+  made.rotates_values = chosen.value_rotation.value_or(preset.rotated ? "pca" : "none") == "pca";
   if (chosen.subvectors) {
     plan_shapes(layer, chosen, made);
     made.outlier_share = chosen.outlier_share.value_or(0.0);
@@ -138,21 +146,23 @@ struct rotation_tables {
 /// one is clearly better.
 void detect_rope(const inputs& layer, const options& chosen, plan& made) {
   constexpr std::size_t most_rows = 1024;
+  constexpr std::size_t least_rows = 48;
   const std::size_t first = std::min(chosen.sinks, made.window.first_query);
   const std::size_t rows = std::min(made.window.first_query - first, most_rows);
-  if (layer.key_dim % 2 != 0 || rows < 2 * layer.key_dim) {
+  if (layer.key_dim % 2 != 0 || rows < least_rows) {
     return;
   }
-  // Nats a channel; few rows fit by chance.
-  const double least_gain = 0.02 + 2.0 / std::sqrt(static_cast<double>(rows * layer.kv_heads));
-  const auto drift = [&](const pqattn::rope& rotation) {
-    double sum = 0.0;
+  const auto surprise = [&](const pqattn::rope& rotation) {
+    std::vector<double> sum;
     for (std::size_t head = 0; head < layer.kv_heads; ++head) {
-      sum += pqattn::drift_of_keys(layer.keys(head).slice(first, rows), rotation, first);
+      if (!add_surprise_of_keys(layer.keys(head).slice(first, rows), rotation, first, sum)) {
+        return std::vector<double>();
+      }
     }
-    return sum / static_cast<double>(layer.kv_heads * layer.key_dim);
+    return sum;
   };
-  double best = drift({}) - least_gain;
+  const std::vector<double> plain = surprise({});
+  double best = 0.0;
   std::vector<double> thetas = {chosen.rope_theta};
   for (const double theta : {1.0e4, 5.0e5, 1.0e6}) {
     if (theta != chosen.rope_theta) {
@@ -161,9 +171,10 @@ void detect_rope(const inputs& layer, const options& chosen, plan& made) {
   }
   for (const char* pairing : {"half", "interleaved"}) {
     for (const double theta : thetas) {
-      const double found = drift(rotation_tables(layer.key_dim, pairing, theta).rotation);
-      if (found < best) {
-        best = found;
+      const std::vector<double> turned = surprise(rotation_tables(layer.key_dim, pairing, theta).rotation);
+      const double gain = pqattn::clear_gain(plain, turned, layer.key_dim);
+      if (gain > best) {
+        best = gain;
         made.rope = pairing;
         made.rope_theta = theta;
       }
@@ -193,6 +204,12 @@ void plan_rope(const inputs& layer, const options& chosen, plan& made) {
   made.rope_tables = std::move(tables.angles);  // what the rotation points to
 }
 
+pqattn::codebook_storage storage_named(const std::string& name) {
+  return name == "f32"   ? pqattn::codebook_storage::f32
+         : name == "f16" ? pqattn::codebook_storage::f16
+                         : pqattn::codebook_storage::i8;
+}
+
 void plan_method(const options& chosen, plan& made) {
   made.is_pq = !pqattn::find_baseline(chosen.method, made.format);
   made.is_best = chosen.method == "pq_best";
@@ -200,8 +217,9 @@ void plan_method(const options& chosen, plan& made) {
   if (!chosen.policy.empty() && !made.is_best) {
     throw study_error("--policy: belongs to --method pq_best");
   }
-  if (chosen.target_bits && !made.is_best) {
-    throw study_error("--target-bits: belongs to --method pq_best");
+  if ((chosen.target_bits || chosen.target_all_bits) && !made.is_best) {
+    throw study_error(std::string(chosen.target_bits ? "--target-bits" : "--target-all-bits") +
+                      ": belongs to --method pq_best");
   }
   if (!chosen.calibration_keys.empty() || !chosen.calibration_values.empty()) {
     if (!made.is_shared) {
@@ -212,10 +230,7 @@ void plan_method(const options& chosen, plan& made) {
       throw study_error("--calibration-keys: needs --calibration-values too, and the other way round");
     }
   }
-  const std::string storage = chosen.codebooks.value_or(made.is_best ? "i8" : "f16");
-  made.storage = storage == "f32"   ? pqattn::codebook_storage::f32
-                 : storage == "f16" ? pqattn::codebook_storage::f16
-                                    : pqattn::codebook_storage::i8;
+  made.storage = storage_named(chosen.codebooks.value_or(made.is_best ? "i8" : "f16"));
   made.weighted = (made.is_best || chosen.method == "pq") && chosen.weights.value_or("attention") == "attention";
   made.weight_exponent = chosen.weight_exponent.value_or(made.is_best ? 0.5 : 1.0);
   made.weight_floor = chosen.weight_floor.value_or(made.is_best ? 0.05 : 1.0);
@@ -325,7 +340,7 @@ std::vector<float> key_metric(const inputs& layer, const options& chosen, const 
   params.scale = static_cast<float>(made.scale);
   params.sinks = chosen.sinks;
   params.recent = chosen.recent;
-  params.samples = chosen.metric == "exact" ? 0 : params.samples;
+  params.samples = made.metric == "exact" ? 0 : params.samples;
   params.seed = pqattn::mix_seed(chosen.seed, 1000 + kv_head);
   std::vector<pqattn::rows_view> queries;
   for (std::size_t i = 0; i < layer.group(); ++i) {
@@ -481,10 +496,15 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     recipe.training.storage = settings.storage;
     recipe.sweeps = static_cast<std::uint32_t>(chosen.sweeps);
     recipe.beam = static_cast<std::uint32_t>(chosen.beam);
-    recipe.rotate = !job.keys() && chosen.value_rotation == "pca";
+    recipe.rotate = !job.keys() && made.rotates_values;
     recipe.smooth = chosen.smooth;
     recipe.outlier_share = outlier_share;
     recipe.metric = job.metric->empty() ? nullptr : job.metric->data();
+    recipe.block_metric = chosen.block_metric;
+    recipe.restarts = static_cast<std::uint32_t>(chosen.restarts);
+    recipe.scale_bits = static_cast<std::uint32_t>(chosen.scale_bits);
+    recipe.epochs = static_cast<std::uint32_t>(chosen.windows);
+    recipe.basis = storage_named(chosen.value_basis);
     code_jointly(recipe, {train_first, train_last, made.coded_first, made.coded_last}, *job.weights, rows, result);
     return;
   }
@@ -528,7 +548,7 @@ void study_kv_head(const inputs& layer, const options& chosen, const plan& made,
   const std::vector<float> weights = made.weighted ? importance(layer, made, kv_head) : std::vector<float>();
   if (chosen.codes_keys()) {
     const std::vector<float> metric =
-        made.is_best && chosen.metric != "none" ? key_metric(layer, chosen, made, kv_head) : std::vector<float>();
+        made.is_best && made.metric != "none" ? key_metric(layer, chosen, made, kv_head) : std::vector<float>();
     rotate_all(made.rotation, -1.0f, layer.key_dim, coded_keys);
     code_side({pqattn::cache_side::keys, layer.key_dim, kv_head, &weights, &metric}, made, chosen, coded_keys,
               result.keys);

@@ -77,9 +77,12 @@ class pqattn_cache final : public kv_cache {
       total += layer.memory();
     }
     const std::size_t row_bits = config_.keys.shape.row_bits() + config_.values.shape.row_bits();
+    const double outliers = pqattn::outlier_bits(static_cast<double>(config_.outlier_share),
+                                                 static_cast<double>(shape_.head_dim),
+                                                 static_cast<double>(shape_.head_dim));
     const bool coded = !layers_.empty() && layers_.front().head(0).trained();
     return {total.total_bytes() - total.scratch_bytes, total.tokens,
-            coded ? static_cast<double>(row_bits) / static_cast<double>(2 * shape_.head_dim) : 0.0};
+            coded ? static_cast<double>(row_bits) / static_cast<double>(2 * shape_.head_dim) + outliers : 0.0};
   }
 
   [[nodiscard]] std::string account() const override {

@@ -22,7 +22,7 @@ struct preset {
   cache_config config;
   status outcome;
 
-  preset(std::uint32_t key_dim, std::uint32_t value_dim, bool with_rope, double bits, std::size_t rows)
+  preset(std::uint32_t key_dim, std::uint32_t value_dim, bool with_rope, const bit_budget& bits, std::size_t rows)
       : tables(rope_floats(key_dim / 2)), order(key_dim, 7777) {
     rope rotation;
     if (with_rope) {
@@ -52,6 +52,7 @@ TEST_CASE("presets have the bits of their names, for any head", "[cache]") {
             static_cast<double>(made.config.keys.shape.row_bits() + made.config.values.shape.row_bits()) /
                 (key_dim + value_dim) +
             outliers;
+        CHECK(std::abs(static_cast<double>(made.config.outlier_share) - preset_outliers_per_bit * bits) < 1e-6);
         CHECK(code_bits <= bits + 1e-6);
         CHECK(code_bits > bits - 0.11);
         CHECK(made.config.training_start() >= made.config.most_centroids());
@@ -59,6 +60,49 @@ TEST_CASE("presets have the bits of their names, for any head", "[cache]") {
       }
     }
   }
+}
+
+TEST_CASE("presets for pools spend the bits of outliers on codes", "[cache]") {
+  for (const double bits : {1.0, 2.0, 4.0}) {
+    const preset made(64, 64, true, bit_budget(bits).without_outliers(), 1536);
+    REQUIRE_OK(made.outcome);
+    CHECK(made.config.outlier_share == 0.0f);
+    const double code_bits =
+        static_cast<double>(made.config.keys.shape.row_bits() + made.config.values.shape.row_bits()) / 128.0;
+    CHECK(code_bits <= bits);
+    CHECK(code_bits > bits - 0.05);
+  }
+}
+
+TEST_CASE("a cache with a preset for its length holds no more than the preset says", "[cache]") {
+  random_data random(53);
+  CAPTURE(random.seed());
+  constexpr std::size_t tokens = 2048;
+  constexpr std::uint32_t dim = 64;
+  const std::vector<float> rows = random.normals(tokens * dim);
+  host_bank<> bank;
+  const preset made(dim, dim, true, {4.0, tokens}, 1536);
+  REQUIRE_OK(made.outcome);
+  head_cache<host_bank<>> cache;
+  REQUIRE_OK(head_cache<host_bank<>>::make(bank, made.config, {}, cache));
+  const rows_view view = view_rows(rows.data(), tokens, dim);
+  for (std::size_t t = 0; t < tokens; t += 64) {
+    const auto position = static_cast<std::int64_t>(t);
+    REQUIRE_OK(cache.append(view.slice(t, 64), view.slice(t, 64)));
+    REQUIRE_OK(cache.observe(view.slice(t, 1), &position));
+  }
+  REQUIRE(cache.trained());
+  const memory_report report = cache.memory();
+  const double elements = 2.0 * dim * tokens;
+  const double most = 4.0 * elements / 8.0;
+  CHECK(static_cast<double>(report.codes_bytes + report.codebooks_bytes + report.transforms_bytes) < most);
+  // Codebooks and transforms are what the preset counted, to the byte.
+  const auto books = stored_codebook_bytes(made.config.keys.shape, codebook_storage::i8) +
+                     stored_codebook_bytes(made.config.values.shape, codebook_storage::i8);
+  const double transforms = (made.config.keys.metric ? detail::transform_bits(true, dim) : 0.0) +
+                            (made.config.values.rotated ? detail::transform_bits(false, dim) : 0.0);
+  CHECK(report.codebooks_bytes == books);
+  CHECK(static_cast<double>(report.transforms_bytes) == transforms / 8.0);
 }
 
 TEST_CASE("a preset serves a cache, with and without RoPE and queries", "[cache]") {
@@ -79,7 +123,7 @@ TEST_CASE("a preset serves a cache, with and without RoPE and queries", "[cache]
     }
     CHECK(cache.trained());
     CHECK(cache.coded_tokens() == (400 - 8 - 32) / 64 * 64);
-    CHECK((cache.memory().transforms_bytes > (16 + 16 * 16) * sizeof(float)) == with_rope);
+    CHECK((cache.memory().transforms_bytes > compact_rotation_bytes(16)) == with_rope);
   }
 }
 

@@ -472,7 +472,8 @@ class sequence_world {
     const pqattn::cache_config plain = config;
     std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
     key_order_.resize(shape.key_dim);
-    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation, shape.preset_bits,
+    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation,
+                                     pqattn::bit_budget(shape.preset_bits).without_outliers(),
                                      shape.train_tokens, workspace.data(), workspace.size(), key_order_.data(), config));
     config.sinks = plain.sinks;
     config.recent = plain.recent;

@@ -43,8 +43,8 @@ std::string read_all(const std::string& path) {
 }
 
 outcome run(const scratch_folder& folder, const std::string& arguments) {
-  const std::string command =
-      "'" + pqattn_test::program_path("pqattn-study") + "' " + arguments + " >'" + folder.file("out") + "' 2>'" + folder.file("err") + "'";
+  const std::string command = "'" + pqattn_test::program_path("pqattn-study") + "' " + arguments + " >'" +
+                              folder.file("out") + "' 2>'" + folder.file("err") + "'";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_all(folder.file("out")), read_all(folder.file("err"))};
 }
@@ -62,7 +62,9 @@ std::string inputs(const std::string& folder) {
          "/queries.npy' ";
 }
 
-std::string shipped() { return inputs((pqattn_test::test_data_folder() / "tiny_lm" / "context0" / "layer1").string()); }
+std::string shipped() {
+  return inputs((pqattn_test::test_data_folder() / "tiny_lm" / "context0" / "layer1").string());
+}
 
 std::string npy_header(const std::string& type, const std::string& shape, const char* fortran = "False") {
   std::string header = "{'descr': '" + type + "', 'fortran_order': " + fortran + ", 'shape': " + shape + ", }";
@@ -110,8 +112,8 @@ TEST_CASE("pqattn-study explains itself", "[study][program]") {
   const scratch_folder folder;
   const outcome help = run(folder, "--help");
   CHECK(help.exit_code == 0);
-  for (const char* word : {"--keys", "--kv-heads", "--train-tokens", "--rope-theta", "--target-bits", "Examples:",
-                           "pqattn-study --keys", "Exit codes"}) {
+  for (const char* word : {"--keys", "--kv-heads", "--train-tokens", "--rope-theta", "--target-bits",
+                           "Examples:", "pqattn-study --keys", "Exit codes"}) {
     CAPTURE(word);
     CHECK(help.out.find(word) != std::string::npos);
   }
@@ -195,10 +197,11 @@ TEST_CASE("pqattn-study on real activations: pq_best", "[study][program]") {
   CHECK(figure(two, "bits_per_element_codes") > 1.95);
   CHECK(figure(two, "attention_kl") < 0.4 * figure(plain, "attention_kl"));
   CHECK(figure(two, "output_nmse") < 0.5 * figure(plain, "output_nmse"));
-  // Everything: i8 codebooks with two floats of scale per stage and channel, the metric's triangle in f32, the
-  // rotation and mean in f16, 40 exact tokens.
-  const double key_bits = 2008 * 128.0 + 8.0 * (4 * 64 * 256 + 8 * 4 * 64) + 32.0 * 64 * 65 / 2 + 40 * 64 * 16.0;
-  const double value_bits = 2008 * 128.0 + 8.0 * (2 * 64 * 256 + 8 * 2 * 64) + 16.0 * (64 * 64 + 64) + 40 * 64 * 16.0;
+  // Everything: i8 codebooks with two floats of scale per stage and channel, the metric's triangle in f16, the
+  // rotation in bytes with a float of scale per direction, its mean, 40 exact tokens.
+  const double key_bits = 2008 * 128.0 + 8.0 * (4 * 64 * 256 + 8 * 4 * 64) + 16.0 * 64 * 65 / 2 + 40 * 64 * 16.0;
+  const double value_bits =
+      2008 * 128.0 + 8.0 * (2 * 64 * 256 + 8 * 2 * 64) + 8.0 * 64 * 64 + 64.0 * 64 + 40 * 64 * 16.0;
   const json shaped = best("--subvectors 4 --stages 4 --value-subvectors 8 --value-stages 2");
   CHECK(shaped.at("bits_per_element_codes") == 2.0);
   CHECK_THAT(figure(shaped, "bits_per_element"), WithinRel((key_bits + value_bits) / (2 * 2048 * 64), 1e-12));
@@ -216,6 +219,24 @@ TEST_CASE("pqattn-study on real activations: pq_best", "[study][program]") {
     CHECK(figure(result, "attention_kl") < last);
     last = figure(result, "attention_kl");
   }
+}
+
+TEST_CASE("pqattn-study: pq_best within other formats' memory, everything counted, is closer", "[study][program]") {
+  const scratch_folder folder;
+  const auto figure = [](const json& result, const char* name) { return result.at(name).get<double>(); };
+  for (const auto& [bits, other] :
+       {std::pair{"4.7", "q4_0"}, {"3.2", "kivi2"}, {"2.5", "turbo2"}, {"3.2", "turbo3"}, {"5.2", "kivi4"}}) {
+    CAPTURE(bits, other);
+    const json ours = run_json(folder, shipped() + "--rope half --method pq_best --target-all-bits " + bits);
+    const json theirs = run_json(folder, shipped() + "--method " + other);
+    CHECK(figure(ours, "bits_per_element") <= std::stod(bits));
+    CHECK(figure(ours, "bits_per_element") <= figure(theirs, "bits_per_element"));
+    CHECK(figure(ours, "output_nmse") < 0.7 * figure(theirs, "output_nmse"));
+    CHECK(figure(ours, "attention_kl") < 0.7 * figure(theirs, "attention_kl"));
+  }
+  require_refused(folder, shipped() + "--method pq_best --target-all-bits 1 --sinks 200", "--target-all-bits");
+  require_refused(folder, shipped() + "--method pq --target-all-bits 4", "--target-all-bits");
+  require_refused(folder, shipped() + "--method pq_best --target-all-bits 4 --target-bits 2", "--target-bits");
 }
 
 TEST_CASE("pqattn-study never lets queries that are judged choose the codes", "[study][program]") {
@@ -314,8 +335,10 @@ TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
   require_refused(folder, files + "--method pq_best --target-bits 7", "--target-bits");
   require_refused(folder, files + "--bits 4 --calibration-keys x.npy", "pq_shared");
   require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys x.npy", "--calibration-values");
-  require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +
-                              "' --calibration-values '" + folder.file("values.npy") + "'", "12 channels");
+  require_refused(folder,
+                  files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +
+                      "' --calibration-values '" + folder.file("values.npy") + "'",
+                  "12 channels");
   require_refused(folder, files + "--bits 17", "--bits");
   require_refused(folder, files + "--bits 4 --subvectors 21", "subvectors");
   require_refused(folder, files + "--kv-heads 3", "--kv-heads");

@@ -50,6 +50,40 @@ TEST_CASE("keys drift least under the rotation they were made with", "[study][ro
   }
 }
 
+TEST_CASE("few keys: a rotation is found where there is one and nowhere else", "[study][rope]") {
+  pqattn_test::random_data random(12);
+  CAPTURE(random.seed());
+  int found = 0;
+  int invented = 0;
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::uint32_t dim = trial % 2 == 0 ? 32 : 64;
+    const std::size_t rows = 100 + 10 * static_cast<std::size_t>(trial);
+    const rotation half(dim, pqattn::rope_pairing::half_split, 1.0e4);
+    const rotation interleaved(dim, pqattn::rope_pairing::interleaved, 1.0e4);
+    const std::vector<float> mean = random.normals(dim, 1.5f);
+    std::vector<float> still = random.normals(rows * dim);
+    for (std::size_t i = 0; i < still.size(); ++i) {
+      still[i] += mean[i % dim];
+    }
+    std::vector<float> keys = still;
+    for (std::size_t r = 0; r < rows; ++r) {
+      rotate_row(half.turn, static_cast<std::int64_t>(8 + r), 1.0f, keys.data() + r * dim);
+    }
+    const auto gain = [&](const std::vector<float>& data, const pqattn::rope& turn) {
+      const auto view = pqattn::view_rows(data.data(), rows, dim);
+      std::vector<double> plain;
+      std::vector<double> turned;
+      REQUIRE(pqattn::add_surprise_of_keys(view, {}, 8, plain));
+      REQUIRE(pqattn::add_surprise_of_keys(view, turn, 8, turned));
+      return pqattn::clear_gain(plain, turned, dim);
+    };
+    found += gain(keys, half.turn) > gain(keys, interleaved.turn) ? 1 : 0;
+    invented += gain(still, half.turn) > 0.0 || gain(still, interleaved.turn) > 0.0 ? 1 : 0;
+  }
+  CHECK(found >= 19);
+  CHECK(invented == 0);
+}
+
 TEST_CASE("the shipped keys show their rotation", "[study][rope]") {
   const auto keys = pqattn_test::shipped_activations("keys");
   REQUIRE(keys);

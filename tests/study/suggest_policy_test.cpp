@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: MIT
 #include "pqattn/study/suggest_policy.hpp"
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <filesystem>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
 #include "pqattn/study/policy_json.hpp"
 #include "support/random_data.hpp"
+#include "support/shared_data.hpp"
 
 using pqattn::head_policy;
 using pqattn::policy_reason;
@@ -227,5 +231,61 @@ TEST_CASE("a policy survives JSON, and bad JSON is refused", "[study][policy]") 
     CAPTURE(bad);
     CHECK(pqattn::policy_from_json(bad, read).code == pqattn::status_code::corrupt_data);
     CHECK(read == before);
+  }
+}
+
+namespace {
+
+/// The head of a real layer with its rotation, for suggestions.
+struct real_head {
+  explicit real_head(const std::filesystem::path& folder)
+      : keys(pqattn_test::activation_file::open(folder / "keys.npy")),
+        values(pqattn_test::activation_file::open(folder / "values.npy")),
+        queries(pqattn_test::activation_file::open(folder / "queries.npy")) {}
+  [[nodiscard]] bool found() const { return keys && values && queries; }
+  std::optional<pqattn_test::activation_file> keys, values, queries;
+};
+
+}  // namespace
+
+TEST_CASE("suggestions for real layers are no worse than the preset everywhere", "[study][policy]") {
+  std::vector<std::filesystem::path> folders = {pqattn_test::test_data_folder() / "tiny_lm" / "context0" / "layer1"};
+  if (const auto shared = pqattn_test::shared_folder(); !shared.empty()) {
+    folders.push_back(shared / "data" / "kv" / "tiny_lm" / "context1" / "layer2");
+  } else {
+    WARN("PQATTN_SHARED_DIR is not set: one layer only");
+  }
+  for (const auto& folder : folders) {
+    const real_head layer(folder);
+    if (!layer.found()) {
+      WARN("no activations in " << folder.string());
+      continue;
+    }
+    CAPTURE(folder.string());
+    const auto dim = static_cast<std::uint32_t>(layer.keys->dim());
+    std::vector<float> frequencies(dim / 2);
+    std::vector<float> angles(pqattn::rope_floats(dim / 2));
+    pqattn::fill_rope_frequencies(frequencies.data(), dim, 1.0e4);
+    pqattn::suggest_params params;
+    REQUIRE(
+        build_rope(frequencies.data(), dim / 2, pqattn::rope_pairing::half_split, angles.data(), params.rotation).ok());
+    params.target_bits = 2.0;
+    const std::size_t tokens = std::min<std::size_t>(layer.keys->tokens(), 1024);
+    const std::size_t group = layer.queries->heads() / layer.keys->heads();
+    std::vector<pqattn::rows_view> queries;
+    for (std::size_t i = 0; i < group; ++i) {
+      queries.push_back(layer.queries->head(i).slice(0, tokens));
+    }
+    const pqattn::calibration_head head{
+        0, 0, layer.keys->head(0).slice(0, tokens), layer.values->head(0).slice(0, tokens), queries.data(), group};
+    host_bank bank;
+    std::vector<head_policy> policy(1);
+    std::vector<policy_reason> reasons(2);
+    pqattn::policy_summary summary;
+    REQUIRE(suggest_policy(bank, &head, 1, params, policy.data(), reasons.data(), summary).ok());
+    CAPTURE(summary.code_bits, summary.expected_error, summary.uniform_error);
+    CHECK(summary.code_bits <= 2.0 + 1e-6);
+    CHECK(summary.expected_error <= summary.uniform_error);
+    CHECK(summary.expected_error > 0.0);
   }
 }

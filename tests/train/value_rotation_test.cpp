@@ -19,8 +19,8 @@ struct trained {
   trained(const std::vector<float>& rows, std::uint32_t dim, std::uint32_t subvectors)
       : mean(dim), basis(std::size_t{dim} * dim), view{dim, mean.data(), basis.data()} {
     std::vector<std::byte> workspace(pqattn::value_rotation_workspace_bytes(dim));
-    outcome = train_value_rotation(pqattn::view_rows(rows.data(), rows.size() / dim, dim), subvectors,
-                                   workspace.data(), workspace.size(), mean.data(), basis.data());
+    outcome = train_value_rotation(pqattn::view_rows(rows.data(), rows.size() / dim, dim), subvectors, workspace.data(),
+                                   workspace.size(), mean.data(), basis.data());
   }
   trained(const trained&) = delete;
   trained& operator=(const trained&) = delete;
@@ -98,6 +98,46 @@ TEST_CASE("rotated values are uncorrelated, balanced between sub-vectors, and co
     return *high - *low;
   };
   CHECK(spread(dealt) < 0.6 * spread(consecutive));
+}
+
+TEST_CASE("a rotation in bytes brings values back as the exact one does", "[train][value_rotation]") {
+  pqattn_test::random_data random(44);
+  CAPTURE(random.seed());
+  for (const std::uint32_t dim : {1u, 5u, 24u, 128u}) {
+    const std::vector<float> rows = random.normals(300 * dim, 3.0f);
+    const trained made(rows, dim, std::min(4u, dim));
+    REQUIRE(made.outcome.ok());
+    std::vector<float> memory(pqattn::compact_rotation_bytes(dim) / sizeof(float) + 1);
+    const pqattn::value_rotation compact = compact_rotation(made.view, memory.data());
+    CHECK(compact.enabled());
+    CHECK(compact != made.view);
+    std::vector<float> coded(dim);
+    std::vector<float> exact(dim);
+    std::vector<float> back(dim);
+    double error = 0.0;
+    double plain_error = 0.0;
+    double energy = 0.0;
+    double moved = 0.0;
+    for (std::size_t r = 0; r < 300; ++r) {
+      const float* row = rows.data() + r * dim;
+      rotate_value(compact, row, coded.data());
+      rotate_value(made.view, row, exact.data());
+      unrotate_value(compact, coded.data(), 1.0f, back.data());
+      for (std::uint32_t c = 0; c < dim; ++c) {
+        error += std::pow(static_cast<double>(row[c] - back[c]), 2);
+        moved += std::pow(static_cast<double>(coded[c] - exact[c]), 2);
+        energy += std::pow(static_cast<double>(row[c]), 2);
+      }
+      unrotate_value(compact, exact.data(), 1.0f, back.data());  // without the step towards the inverse
+      for (std::uint32_t c = 0; c < dim; ++c) {
+        plain_error += std::pow(static_cast<double>(row[c] - back[c]), 2);
+      }
+    }
+    CAPTURE(dim, error / energy, plain_error / energy, moved / energy);
+    CHECK(error < 1.0e-7 * energy);
+    CHECK(moved < 1.0e-3 * energy);
+    CHECK((dim < 5 || error < 0.1 * plain_error));
+  }
 }
 
 TEST_CASE("folding the rotation into the projections leaves the model as it was", "[train][value_rotation]") {

@@ -393,7 +393,7 @@ void merge_parts(const segment<Address>* segments, std::size_t segment_count, co
     const value_rotation& rotation = segments[i].turned_values;
     const std::size_t first = end;
     end += parts_of(segments[i++]);
-    while (rotation.enabled() && i < segment_count && segments[i].turned_values.basis == rotation.basis) {
+    while (rotation.enabled() && i < segment_count && segments[i].turned_values == rotation) {
       end += parts_of(segments[i++]);
     }
     if (rotation.enabled() && end != first) {

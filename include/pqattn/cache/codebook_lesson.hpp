@@ -57,8 +57,9 @@ class codebook_lesson {
                   const memory_resource& resource) noexcept
       : bank_(bank), config_(config), side_(side), resource_(resource) {}
 
-  /// Takes memory for `count` rows. `packed_metric` (upper triangle) or null.
-  status make(std::size_t count, const float* packed_metric) {
+  /// Takes memory for `count` rows. `packed_metric` (upper triangle, f32 or binary16) or null.
+  template <class Number>
+  status make(std::size_t count, const Number* packed_metric) {
     count_ = count;
     carver counting;
     carve(counting, packed_metric != nullptr);

@@ -129,7 +129,7 @@ class head_cache {
       keys_.swap_metric(old_metric_);
     }
     if (!trained_) {
-      values_.set_rotation({});
+      values_.set_rotation({}, {});
       epochs_.reset();
     }
     old_metric_ = {};
@@ -460,14 +460,14 @@ class head_cache {
       buffer full;
       buffer packed;
       PQATTN_TRY(buffer::make(resource_, dim * dim * sizeof(float), full));
-      PQATTN_TRY(buffer::make(resource_, packed_metric_floats(dim) * sizeof(float), packed));
+      PQATTN_TRY(buffer::make(resource_, packed_metric_floats(dim) * sizeof(half), packed));
       auto* metric = reinterpret_cast<float*>(full.data());
       if (options.key_metric == nullptr) {
         PQATTN_TRY(lesson.make_metric(metric));
       } else {
         std::copy_n(options.key_metric, dim * dim, metric);
       }
-      pack_metric(metric, dim, reinterpret_cast<float*>(packed.data()));
+      pack_metric(metric, dim, reinterpret_cast<half*>(packed.data()));
       old_metric_ = std::move(packed);
       keys_.swap_metric(old_metric_);
       plan_.new_metric = true;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include "../config.hpp"
 #include "../core/status.hpp"
@@ -42,12 +43,34 @@ struct head_policy {
   friend constexpr bool operator==(const head_policy&, const head_policy&) noexcept = default;
 };
 
+/// What a preset may cost: `bits` per element, the mean over K and V. A plain number means bits of codes and outliers;
+/// with `tokens` they are all there is at that context length: codes, outliers, codebooks, metric and rotation, exact
+/// tokens at 16 bits.
+struct bit_budget {
+  double bits = 2.0;
+  std::size_t tokens = 0;         ///< context length to count everything at; 0 counts codes and outliers alone
+  std::size_t exact_tokens = 40;  ///< sinks, recent tokens and what waits to be coded; read with `tokens` only
+  bool outliers = true;           ///< false leaves none exact: pools keep none
+
+  // NOLINTNEXTLINE(google-explicit-constructor): "2 bits" reads as it is meant.
+  constexpr bit_budget(double code_bits) noexcept : bits(code_bits) {}
+  constexpr bit_budget(double all_bits, std::size_t at_tokens) noexcept : bits(all_bits), tokens(at_tokens) {}
+  [[nodiscard]] constexpr bit_budget without_outliers() const noexcept {
+    bit_budget changed = *this;
+    changed.outliers = false;
+    return changed;
+  }
+};
+
 /// Quantizers for the keys and values of one KV head.
 struct pq_preset {
   geometry keys;
   geometry values;
   float outlier_share = 0.0f;  ///< of the coded tokens, kept exact where codes serve them worst
   double code_bits = 0.0;      ///< mean bits of codes and outliers per element over keys and values
+  double all_bits = 0.0;       ///< everything at the budget's tokens; 0 without them
+  bool metric = true;          ///< keys in the metric of the queries: worth its memory
+  bool rotated = true;         ///< values turned to principal components: worth its memory
 };
 
 /// Share of the coded tokens a preset keeps exact, for each of its bits: about 4 % of the budget go there. Tokens that
@@ -66,7 +89,10 @@ inline namespace PQATTN_ISA_UNIT {
 /// sub-vectors; keys gain more from them than values. Further stages would gain a little more, but each is d * K bytes
 /// of codebook.
 [[nodiscard]] inline double preferred_stages(bool keys, double rate) noexcept {
-  return rate < 2.3 ? (keys ? 4.0 : 2.0) : rate < 3.5 ? 3.0 : keys || rate >= 5.0 ? 3.0 : 2.0;
+  if (keys) {
+    return rate < 3.5 ? 4.0 : 3.0;
+  }
+  return rate < 2.3 || (rate >= 3.5 && rate < 5.0) ? 2.0 : 3.0;
 }
 
 /// Expected error of one side, up to a common factor, from a fit to measured attention errors: powers of two per bit,
@@ -83,6 +109,29 @@ inline namespace PQATTN_ISA_UNIT {
   return (keys ? 2.0 : 1.0) * std::exp2(penalty - (keys ? 1.5 : 1.8) * (rate - 2.0));
 }
 
+/// Expected error of one side where codebooks count, up to a common factor: a fit to attention errors of layers coded
+/// with 8 to 256 centroids in 1 to 8 stages. What a codebook holds (stages * centroids) matters most.
+[[nodiscard]] inline double expected_error_of(bool keys, double rate, std::uint32_t stages, std::uint32_t bits,
+                                              bool transformed) noexcept {
+  const double fewer = 8.0 - static_cast<double>(bits);
+  const double doublings = std::log2(static_cast<double>(stages));
+  const double shape = keys ? 0.79 + 0.70 * fewer - 1.23 * doublings + 0.074 * fewer * doublings +
+                                  0.067 * doublings * doublings - 0.029 * fewer * fewer
+                            : -0.06 + 0.44 * fewer - 0.65 * doublings - 0.037 * fewer * doublings +
+                                  0.127 * doublings * doublings + 0.013 * fewer * fewer;
+  // Rows in few directions lose much more without a rotation than the layers of the fit.
+  const double untransformed = keys ? 1.4 : 3.0;
+  return (transformed ? 1.0 : untransformed) * (keys ? 2.5 : 1.0) *
+         std::exp2(shape - (keys ? 1.3 : 1.65) * (rate - 2.0));
+}
+
+/// Bits of what a side is coded in: the keys' metric in binary16, or the values' rotation in bytes with a scale per
+/// direction, and their mean.
+[[nodiscard]] constexpr double transform_bits(bool keys, std::uint32_t dim) noexcept {
+  const double width = dim;
+  return keys ? 8.0 * width * (width + 1.0) : 8.0 * width * width + 64.0 * width;
+}
+
 /// Bits of the codes that `samples` training rows can teach: five rows a centroid, 8 bits at most.
 [[nodiscard]] constexpr std::uint32_t teachable_bits(std::size_t samples) noexcept {
   std::uint32_t bits = 1;
@@ -92,16 +141,56 @@ inline namespace PQATTN_ISA_UNIT {
   return bits;
 }
 
-/// For each row length in bits the best geometry with it: candidates of one side.
+/// For each cost of a row in bits the best geometry with it: candidates of one side.
 struct side_candidates {
   static constexpr std::size_t most_bits = 8 * max_dim;  // 8 bits an element
   double error[most_bits + 1];
   geometry shape[most_bits + 1];
+  bool transformed[most_bits + 1];
 
-  void fill(bool keys, std::uint32_t dim, std::uint32_t top_bits) noexcept {
+  void clear() noexcept {
     for (double& entry : error) {
       entry = -1.0;
     }
+  }
+  void offer(std::size_t cost, double expected, const geometry& cut, bool with_transform) noexcept {
+    if (error[cost] < 0.0 || expected < error[cost]) {
+      error[cost] = expected;
+      shape[cost] = cut;
+      transformed[cost] = with_transform;
+    }
+  }
+
+  /// A row costs its share of everything the side needs at budget.tokens, rounded up.
+  void fill_for_length(bool keys, std::uint32_t dim, std::uint32_t top_bits, const bit_budget& budget) noexcept {
+    clear();
+    const auto tokens = static_cast<double>(budget.tokens);
+    const auto coded = static_cast<double>(budget.tokens - budget.exact_tokens);
+    const auto each = [&](std::uint32_t bits, std::uint32_t stages, std::uint32_t runs) {
+      const geometry cut{dim, runs, std::uint32_t{1} << bits, stages, nullptr};
+      const double book = 8.0 * static_cast<double>(stored_codebook_bytes(cut, codebook_storage::i8));
+      const double rate = static_cast<double>(bits * stages * runs) / dim;
+      for (const bool with_transform : {true, false}) {
+        const double fixed = book + (with_transform ? transform_bits(keys, dim) : 0.0);
+        const double cost = std::ceil((rate * dim * coded + fixed) / tokens);
+        if (cost <= static_cast<double>(std::size_t{8} * dim)) {
+          const double uneven = dim % runs == 0 ? 1.0 : 1.05;
+          offer(static_cast<std::size_t>(cost), uneven * expected_error_of(keys, rate, stages, bits, with_transform),
+                cut, with_transform);
+        }
+      }
+    };
+    for (std::uint32_t bits = 1; bits <= top_bits; ++bits) {
+      for (std::uint32_t stages = 1; stages <= max_stages; ++stages) {
+        for (std::uint32_t runs = 1; runs <= dim && std::size_t{bits} * stages * runs <= std::size_t{8} * dim; ++runs) {
+          each(bits, stages, runs);
+        }
+      }
+    }
+  }
+
+  void fill(bool keys, std::uint32_t dim, std::uint32_t top_bits) noexcept {
+    clear();
     for (std::uint32_t bits = 1; bits <= top_bits; ++bits) {
       for (std::uint32_t stages = 1; stages <= max_stages; ++stages) {
         for (std::uint32_t runs = 1; runs <= dim; ++runs) {
@@ -113,13 +202,113 @@ struct side_candidates {
           const double uneven = dim % runs == 0 ? 1.0 : 1.1;
           const double expected =
               uneven * expected_error(keys, static_cast<double>(total) / dim, stages, bits, top_bits);
-          if (error[total] < 0.0 || expected < error[total]) {
-            error[total] = expected;
-            shape[total] = {dim, runs, std::uint32_t{1} << bits, stages, nullptr};
-          }
+          offer(total, expected, {dim, runs, std::uint32_t{1} << bits, stages, nullptr}, true);
         }
       }
     }
+  }
+};
+
+/// One search for shapes of keys and values.
+struct preset_search {
+  side_candidates& keys;
+  side_candidates& values;
+  std::uint32_t key_dim;
+  std::uint32_t value_dim;
+  const bit_budget& budget;
+
+  [[nodiscard]] double elements() const noexcept {
+    return static_cast<double>(key_dim) + static_cast<double>(value_dim);
+  }
+  [[nodiscard]] double outlier_row_bits(double share) const noexcept {
+    return outlier_bits(share, key_dim, value_dim) * elements();
+  }
+
+  /// Calls use(k, v) for every pair of candidates whose costs are at most `most` together.
+  template <class Use>
+  void each_pair(double most, Use&& use) const noexcept {
+    for (std::size_t k = 0; k <= std::size_t{8} * key_dim; ++k) {
+      for (std::size_t v = 0; v <= std::size_t{8} * value_dim && static_cast<double>(k + v) <= most; ++v) {
+        if (keys.error[k] >= 0.0 && values.error[v] >= 0.0) {
+          use(k, v);
+        }
+      }
+    }
+  }
+
+  status by_codes(std::uint32_t top_bits, pq_preset& result) const noexcept {
+    keys.fill(true, key_dim, top_bits);
+    values.fill(false, value_dim, top_bits);
+    const double share = budget.outliers ? preset_outliers_per_bit * budget.bits : 0.0;
+    const double target = budget.bits * elements() - outlier_row_bits(share);
+    const double most = target + 1.0e-9;  // sums of floats
+    std::size_t used = 0;
+    each_pair(most, [&](std::size_t k, std::size_t v) { used = k + v > used ? k + v : used; });
+    if (used == 0) {
+      result = {keys.shape[1], values.shape[1], 0.0f, 2.0 / elements()};
+      return {};
+    }
+    // The smallest error among what is near enough to the most bits that fit.
+    const double least = static_cast<double>(used) - 0.04 * elements();
+    double best = -1.0;
+    each_pair(most, [&](std::size_t k, std::size_t v) {
+      const double error = keys.error[k] + values.error[v];
+      if (static_cast<double>(k + v) >= least && (best < 0.0 || error < best)) {
+        best = error;
+        result = {keys.shape[k], values.shape[v], static_cast<float>(share),
+                  (static_cast<double>(k + v) + outlier_row_bits(share)) / elements()};
+      }
+    });
+    return {};
+  }
+
+  status by_everything(std::uint32_t top_bits, pq_preset& result) const noexcept {
+    if (budget.tokens <= budget.exact_tokens) {
+      return failure(status_code::too_few_samples, "budget.tokens", "must be more than the exact tokens",
+                     budget.exact_tokens + 1, budget.tokens);
+    }
+    keys.fill_for_length(true, key_dim, top_bits, budget);
+    values.fill_for_length(false, value_dim, top_bits, budget);
+    const auto tokens = static_cast<double>(budget.tokens);
+    const double exact = 16.0 * elements() * static_cast<double>(budget.exact_tokens) / tokens;
+    const double coded = 1.0 - static_cast<double>(budget.exact_tokens) / tokens;
+    // About half of such a budget are codes.
+    double share = budget.outliers ? 0.5 * preset_outliers_per_bit * budget.bits : 0.0;
+    double best = -1.0;
+    for (int attempt = 0; attempt < 2 && best < 0.0; ++attempt, share = 0.0) {
+      const double fixed = exact + coded * outlier_row_bits(share);
+      each_pair(budget.bits * elements() - fixed, [&](std::size_t k, std::size_t v) {
+        const double error = keys.error[k] + values.error[v];
+        if (best < 0.0 || error < best) {
+          best = error;
+          const auto code_bits = static_cast<double>(keys.shape[k].row_bits() + values.shape[v].row_bits());
+          result = {keys.shape[k],
+                    values.shape[v],
+                    static_cast<float>(share),
+                    (code_bits + outlier_row_bits(share)) / elements(),
+                    (static_cast<double>(k + v) + fixed) / elements(),
+                    keys.transformed[k],
+                    values.transformed[v]};
+        }
+      });
+    }
+    return best < 0.0 ? too_few_bits(exact) : status{};
+  }
+
+ private:
+  [[nodiscard]] status too_few_bits(double exact) const noexcept {
+    double least = 0.0;
+    for (const side_candidates* side : {&keys, &values}) {
+      std::size_t cost = 0;
+      while (cost < side_candidates::most_bits && side->error[cost] < 0.0) {
+        ++cost;
+      }
+      least += static_cast<double>(cost);
+    }
+    return failure(status_code::invalid_argument, "budget.bits",
+                   "are too few at budget.tokens for exact tokens and the smallest codebooks (in hundredths)",
+                   static_cast<std::size_t>(std::ceil(100.0 * (least + exact) / elements())),
+                   static_cast<std::size_t>(100.0 * budget.bits));
   }
 };
 
@@ -133,20 +322,26 @@ inline namespace PQATTN_ISA_UNIT {
   return 2 * sizeof(detail::side_candidates) + alignof(detail::side_candidates);
 }
 
-/// Shapes whose mean code bits per element over K and V, with those of outliers, are as near `target_bits` (above 0, at
-/// most 8) as shapes allow and never above; among those within 0.04 of the best, the smallest expected error. Codes
-/// have up to 8 bits, fewer when `training_rows` are too few to teach 256 centroids. Sub-vectors are cut as evenly as
-/// possible, so any head size works. When nothing fits below the target (a row has at least one bit) the smallest
-/// shapes without outliers result. Channel orders are left null. Errors: dims outside 1..1024, a target outside 0..8,
-/// fewer than two training rows. O(8 * 8 * 8 * dim + bits of a key row * bits of a value row).
-inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, double target_bits,
+/// Shapes for `budget`, never above it. Codes have up to 8 bits, fewer when `training_rows` are too few to teach 256
+/// centroids. Sub-vectors are cut as evenly as possible, so any head size works. Channel orders are left null.
+///
+/// A budget of codes: mean code bits per element over K and V, with those of outliers, as near as shapes allow; among
+/// those within 0.04 of the best, the smallest expected error. When nothing fits (a row has at least one bit) the
+/// smallest shapes without outliers result.
+/// A budget of everything at budget.tokens: the smallest expected error that fits, with fewer centroids, without a
+/// metric or without a rotation where their memory is worth more as codes.
+///
+/// Errors: dims outside 1..1024, bits outside 0..8 (0..16 with tokens), fewer than two training rows; with tokens, too
+/// few bits for exact tokens and the smallest codebooks. O(8 * 8 * 8 * dim + bits of a key row * bits of a value row).
+inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, const bit_budget& budget,
                             std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
                             pq_preset& result) noexcept {
   if (key_dim < 1 || key_dim > max_dim || value_dim < 1 || value_dim > max_dim) {
     return failure(status_code::invalid_argument, "key_dim", "and value_dim must be 1 to 1024");
   }
-  if (!(target_bits > 0.0 && target_bits <= 8.0)) {
-    return failure(status_code::invalid_argument, "target_bits", "must be above 0 and at most 8");
+  if (!(budget.bits > 0.0 && budget.bits <= (budget.tokens == 0 ? 8.0 : 16.0))) {
+    return failure(status_code::invalid_argument, "budget.bits",
+                   "must be above 0 and at most 8, or 16 when everything counts");
   }
   if (training_rows < 2) {
     return failure(status_code::too_few_samples, "training_rows", "must be at least 2", 2, training_rows);
@@ -158,45 +353,9 @@ inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, doub
                    workspace_bytes);
   }
   auto* sides = reinterpret_cast<detail::side_candidates*>(static_cast<std::byte*>(workspace) + skip);
-  detail::side_candidates& keys = sides[0];
-  detail::side_candidates& values = sides[1];
   const std::uint32_t top_bits = detail::teachable_bits(training_rows);
-  keys.fill(true, key_dim, top_bits);
-  values.fill(false, value_dim, top_bits);
-
-  const double elements = static_cast<double>(key_dim) + static_cast<double>(value_dim);
-  const double share = preset_outliers_per_bit * target_bits;
-  const double spent_on_outliers = outlier_bits(share, key_dim, value_dim) * elements;
-  const double target = target_bits * elements - spent_on_outliers;
-  const double most = target + 1.0e-9;  // sums of floats
-  // First pass: the most bits that fit. Second pass: the smallest error among what is near enough.
-  double used = 0.0;
-  for (int pass = 0; pass < 2; ++pass) {
-    double best = -1.0;
-    const double least = target < used ? target : used;
-    for (std::size_t k = 1; k <= std::size_t{8} * key_dim; ++k) {
-      for (std::size_t v = 1; v <= std::size_t{8} * value_dim && static_cast<double>(k + v) <= most; ++v) {
-        if (keys.error[k] < 0.0 || values.error[v] < 0.0) {
-          continue;
-        }
-        const auto total = static_cast<double>(k + v);
-        if (pass == 0) {
-          used = total > used ? total : used;
-          continue;
-        }
-        const double error = keys.error[k] + values.error[v];
-        if (total >= least - 0.04 * elements && (best < 0.0 || error < best)) {
-          best = error;
-          result = {keys.shape[k], values.shape[v], static_cast<float>(share), (total + spent_on_outliers) / elements};
-        }
-      }
-    }
-    if (pass == 0 && used == 0.0) {
-      result = {keys.shape[1], values.shape[1], 0.0f, 2.0 / elements};
-      return {};
-    }
-  }
-  return {};
+  const detail::preset_search search{sides[0], sides[1], key_dim, value_dim, budget};
+  return budget.tokens == 0 ? search.by_codes(top_bits, result) : search.by_everything(top_bits, result);
 }
 
 }  // namespace PQATTN_ISA_UNIT

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "../bank/bank.hpp"
 #include "../config.hpp"
+#include "../core/half.hpp"
 #include "../core/memory.hpp"
 #include "../encode/metric_encoder.hpp"
 #include "cache_config.hpp"
@@ -19,21 +21,35 @@ inline namespace v0 {
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Floats of a symmetric matrix kept as its upper triangle, row after row.
-[[nodiscard]] constexpr std::size_t packed_metric_floats(std::size_t dim) noexcept { return dim * (dim + 1) / 2; }
+/// Numbers of a symmetric matrix kept as its upper triangle, row after row.
+[[nodiscard]] constexpr std::size_t packed_metric_floats(std::size_t dim) noexcept {
+  return dim * (dim + 1) / 2;
+}
 
-inline void pack_metric(const float* metric, std::size_t dim, float* packed) noexcept {
+/// In f32, or in binary16 (a metric's diagonal has the mean 1): half the memory, and codes are as good.
+template <class Number>
+void pack_metric(const float* metric, std::size_t dim, Number* packed) noexcept {
   for (std::size_t a = 0; a < dim; ++a) {
     for (std::size_t b = a; b < dim; ++b) {
-      *packed++ = metric[a * dim + b];
+      if constexpr (std::is_same_v<Number, float>) {
+        *packed++ = metric[a * dim + b];
+      } else {
+        *packed++ = to_half(metric[a * dim + b]);
+      }
     }
   }
 }
 
-inline void unpack_metric(const float* packed, std::size_t dim, float* metric) noexcept {
+template <class Number>
+void unpack_metric(const Number* packed, std::size_t dim, float* metric) noexcept {
   for (std::size_t a = 0; a < dim; ++a) {
     for (std::size_t b = a; b < dim; ++b) {
-      metric[a * dim + b] = metric[b * dim + a] = *packed++;
+      if constexpr (std::is_same_v<Number, float>) {
+        metric[a * dim + b] = *packed++;
+      } else {
+        metric[a * dim + b] = to_float(*packed++);
+      }
+      metric[b * dim + a] = metric[a * dim + b];
     }
   }
 }
@@ -47,7 +63,9 @@ class coding_scratch {
   coding_scratch() = default;
   explicit coding_scratch(const memory_resource& resource) noexcept : resource_(resource) {}
 
-  status reserve(std::size_t bytes) { return bytes <= memory_.size() ? status{} : buffer::make(resource_, bytes, memory_); }
+  status reserve(std::size_t bytes) {
+    return bytes <= memory_.size() ? status{} : buffer::make(resource_, bytes, memory_);
+  }
   [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
   [[nodiscard]] std::size_t size() const noexcept { return memory_.size(); }
 
@@ -126,9 +144,9 @@ class side_coder {
   /// Room for block_tokens rows, dense.
   [[nodiscard]] float* rows() const noexcept { return rows_; }
 
-  /// Codes with the codebook of `target` from here on; `packed_metric` (upper triangle) or null.
-  template <class Target>
-  void start(const Target& target, const float* packed_metric) noexcept {
+  /// Codes with the codebook of `target` from here on; `packed_metric` (upper triangle, f32 or binary16) or null.
+  template <class Target, class Number>
+  void start(const Target& target, const Number* packed_metric) noexcept {
     has_metric_ = packed_metric != nullptr && metric_ != nullptr;
     if (has_metric_) {
       unpack_metric(packed_metric, side_->shape.dim, metric_);

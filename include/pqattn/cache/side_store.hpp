@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "../bank/bank.hpp"
 #include "../config.hpp"
+#include "../core/half.hpp"
 #include "../core/memory.hpp"
 #include "../quant/value_rotation.hpp"
 #include "cache_config.hpp"
@@ -19,11 +21,11 @@ inline namespace v0 {
 
 /// How one side's rows look on arrival, where they are kept exact, and where they are coded.
 struct row_forms {
-  rope rotation;             ///< disabled for values and for models without RoPE
+  rope rotation;  ///< disabled for values and for models without RoPE
   bool arrives_rotated = true;
   bool coded_rotated = false;
   dtype exact_type = dtype::f16;
-  value_rotation turn{};  ///< enabled for values that are coded in principal components
+  value_rotation turn{};         ///< enabled for values that are coded in principal components
   std::size_t rotated_from = 0;  ///< first channel that RoPE turns; behind the coded ones when there is an exact tail
 
   /// Arrival form to exact form: rotated, rounded to the exact dtype.
@@ -83,18 +85,16 @@ class side_store {
   [[nodiscard]] code_store<Bank>& coded() noexcept { return coded_; }
   [[nodiscard]] const code_store<Bank>& coded() const noexcept { return coded_; }
 
-  /// Metric that keys are coded in, upper triangle, or null.
-  [[nodiscard]] const float* packed_metric() const noexcept {
-    return reinterpret_cast<const float*>(metric_.data());
+  /// Metric that keys are coded in, upper triangle in binary16, or null.
+  [[nodiscard]] const half* packed_metric() const noexcept {
+    return reinterpret_cast<const half*>(metric_.data());
   }
-  /// Takes another metric (packed_metric_floats(dim) floats, or empty) and leaves the old one in `metric`.
+  /// Takes another metric (packed_metric_floats(dim) numbers, or empty) and leaves the old one in `metric`.
   void swap_metric(buffer& metric) noexcept { metric_.swap(metric); }
-  /// Takes a rotation: d_v floats of mean, then (d_v, d_v) of basis; an empty buffer is none.
-  void set_rotation(buffer rotation) noexcept {
-    rotation_ = std::move(rotation);
-    const auto* numbers = reinterpret_cast<const float*>(rotation_.data());
-    forms_.turn = numbers == nullptr ? value_rotation{}
-                                     : value_rotation{side_.shape.dim, numbers, numbers + side_.shape.dim};
+  /// Takes a rotation in the memory of compact_rotation(); an empty buffer and a disabled one are none.
+  void set_rotation(buffer memory, const value_rotation& rotation) noexcept {
+    rotation_ = std::move(memory);
+    forms_.turn = rotation;
   }
 
   /// How many of `rows` arriving rows become sinks.

@@ -36,7 +36,7 @@ namespace detail {
 
 /// Rows that teach one epoch: [first, first + count) of the recent window continued by the arriving rows.
 struct lesson_rows {
-  rows_view added;                    ///< arriving rows behind the sinks
+  rows_view added;  ///< arriving rows behind the sinks
   std::size_t first = 0;
   std::size_t count = 0;
   std::size_t base = 0;               ///< position of row 0 of the window
@@ -90,9 +90,14 @@ class side_trainer {
       rows_.weights()[i] = lesson.importance == nullptr ? 1.0f : lesson.importance[source(i)];
     }
     if (store_.side().rotated && !store_.forms().turn.enabled()) {
-      buffer rotation;
-      PQATTN_TRY(rows_.learn_rotation(rotation));
-      store_.set_rotation(std::move(rotation));
+      const std::uint32_t dim = store_.side().shape.dim;
+      buffer learned;
+      buffer kept;
+      PQATTN_TRY(rows_.learn_rotation(learned));
+      PQATTN_TRY(buffer::make(resource_, compact_rotation_bytes(dim), kept));
+      const auto* numbers = reinterpret_cast<const float*>(learned.data());
+      const value_rotation rotation = compact_rotation({dim, numbers, numbers + dim}, kept.data());
+      store_.set_rotation(std::move(kept), rotation);
     }
     for (std::size_t i = 0; i < count; ++i) {
       store_.forms().to_coded(position(i), rows_.row(i));

@@ -2,9 +2,9 @@
 // Coding rows in a metric: the codes that minimise (x - x')^T M (x - x') instead of |x - x'|^2.
 //
 // A beam search in stage order first, each sub-vector in its own block of M; then sweeps that choose each group's code
-// again with all other groups held fixed (iterated conditional modes over the full M). Decoding is the same as for any codes.
-// With M null the metric is the identity; sweeps then help additive stages only.
-// Runs in host memory; the codes go to any bank through store_codes.
+// again with all other groups held fixed (iterated conditional modes over the full M). Decoding is the same as for any
+// codes. With M null the metric is the identity; sweeps then help additive stages only. Runs in host memory; the codes
+// go to any bank through store_codes.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@
 #include <limits>
 #include <utility>
 
-#include "../config.hpp"
 #include "../bank/host/isa.hpp"
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
 #include "../quant/codebook.hpp"
@@ -251,10 +251,10 @@ void search_stages(const metric_encoder& encoder, std::uint32_t run, const float
         }
         cost.store_unaligned(costs + k);
       }
-      for (std::uint32_t k = 0; k < shape.centroids; ++k) {
+      const auto consider = [&](std::uint32_t k) {
         const float cost = from[state].cost + costs[k];
         if (kept == room && !(cost < to[kept - 1].cost)) {
-          continue;
+          return;
         }
         // Insert behind equals: the lowest state and code come first.
         std::uint32_t place = kept < room ? kept++ : room - 1;
@@ -266,6 +266,18 @@ void search_stages(const metric_encoder& encoder, std::uint32_t run, const float
         to[place].cost = cost;
         to[place].codes[stage] = static_cast<std::uint16_t>(k);
         parents[place] = state;
+      };
+      // Few centroids are among the best: whole vectors of others are passed over.
+      constexpr auto wide = static_cast<std::uint32_t>(batch::size);
+      const batch before(from[state].cost);
+      for (std::uint32_t k = 0; k < shape.centroids; k += wide) {
+        if (kept == room && !xsimd::any(before + batch::load_unaligned(costs + k) < batch(to[kept - 1].cost))) {
+          continue;
+        }
+        const std::uint32_t end = k + wide < shape.centroids ? k + wide : shape.centroids;
+        for (std::uint32_t i = k; i < end; ++i) {
+          consider(i);
+        }
       }
     }
     if (stage + 1 < shape.stages) {

@@ -3,37 +3,75 @@
 // back is applied once to the output.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include "../config.hpp"
+#include "geometry.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 
 /// A rotation, not owned: coded = basis * (value - mean), value = basis^T * coded + mean. train/value_rotation.hpp
-/// learns one. Value-initialised: no rotation.
+/// learns one, compact_rotation() makes it small. Value-initialised: no rotation.
 struct value_rotation {
   std::uint32_t dim = 0;
-  const float* mean = nullptr;   ///< dim
-  const float* basis = nullptr;  ///< (dim, dim) row-major, orthogonal: row p is the direction of coded channel p
+  const float* mean = nullptr;          ///< dim
+  const float* basis = nullptr;         ///< (dim, dim) row-major, orthogonal: row p is the direction of coded channel p
+  const std::int8_t* levels = nullptr;  ///< the same in bytes instead of `basis`: row p times steps[p]
+  const float* steps = nullptr;         ///< dim, with levels
 
   [[nodiscard]] constexpr bool enabled() const noexcept { return dim != 0; }
+  /// Whether both are the same numbers in memory.
+  friend constexpr bool operator==(const value_rotation&, const value_rotation&) noexcept = default;
 };
 
+namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// coded = basis * (value - mean) for one row. `coded` must not overlap `value`. O(d_v^2).
-inline void rotate_value(const value_rotation& rotation, const float* value, float* coded) noexcept {
+template <class Number>
+void project_value(const value_rotation& rotation, const Number* basis, const float* value, float* coded) noexcept {
+  constexpr std::uint32_t chains = 16;  // sums that run side by side: a single one cannot be vectorised
+  float centred[max_dim];
+  for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+    centred[c] = value[c] - rotation.mean[c];
+  }
   for (std::uint32_t p = 0; p < rotation.dim; ++p) {
-    const float* direction = rotation.basis + std::size_t{p} * rotation.dim;
-    float sum = 0.0f;
-    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
-      sum += direction[c] * (value[c] - rotation.mean[c]);
+    const Number* direction = basis + std::size_t{p} * rotation.dim;
+    float partial[chains] = {};
+    std::uint32_t c = 0;
+    for (; c + chains <= rotation.dim; c += chains) {
+      for (std::uint32_t i = 0; i < chains; ++i) {
+        partial[i] += static_cast<float>(direction[c + i]) * centred[c + i];
+      }
     }
-    coded[p] = sum;
+    float sum = 0.0f;
+    for (; c < rotation.dim; ++c) {
+      sum += static_cast<float>(direction[c]) * centred[c];
+    }
+    for (const float chain : partial) {
+      sum += chain;
+    }
+    coded[p] = rotation.steps == nullptr ? sum : rotation.steps[p] * sum;
   }
 }
+
+template <class Number>
+void add_directions(const value_rotation& rotation, const Number* basis, const float* coded, float* value) noexcept {
+  for (std::uint32_t p = 0; p < rotation.dim; ++p) {
+    const Number* direction = basis + std::size_t{p} * rotation.dim;
+    const float along = rotation.steps == nullptr ? coded[p] : rotation.steps[p] * coded[p];
+    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+      value[c] += static_cast<float>(direction[c]) * along;
+    }
+  }
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// The way back, for a decoded row or for an attention output: value = basis^T * coded + mass * mean, where `mass` is
 /// the probability the coded tokens had (1 for a decoded row). `value` must not overlap `coded`. O(d_v^2).
@@ -41,12 +79,58 @@ inline void unrotate_value(const value_rotation& rotation, const float* coded, f
   for (std::uint32_t c = 0; c < rotation.dim; ++c) {
     value[c] = mass * rotation.mean[c];
   }
+  if (rotation.levels != nullptr) {
+    detail::add_directions(rotation, rotation.levels, coded, value);
+  } else {
+    detail::add_directions(rotation, rotation.basis, coded, value);
+  }
+}
+
+/// coded = basis * (value - mean) for one row. `coded` must not overlap `value`. O(d_v^2).
+/// Bytes leave the basis a little oblique: `coded` is then what unrotate_value() turns back into the value, up to the
+/// square of the obliqueness (one Newton step towards the inverse, three times the work).
+inline void rotate_value(const value_rotation& rotation, const float* value, float* coded) noexcept {
+  if (rotation.levels == nullptr) {
+    detail::project_value(rotation, rotation.basis, value, coded);
+    return;
+  }
+  float back[max_dim];
+  float again[max_dim];
+  detail::project_value(rotation, rotation.levels, value, coded);
+  unrotate_value(rotation, coded, 1.0f, back);
+  detail::project_value(rotation, rotation.levels, back, again);
   for (std::uint32_t p = 0; p < rotation.dim; ++p) {
-    const float* direction = rotation.basis + std::size_t{p} * rotation.dim;
-    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
-      value[c] += direction[c] * coded[p];
+    coded[p] += coded[p] - again[p];
+  }
+}
+
+/// Bytes of a rotation in bytes, aligned as floats are.
+[[nodiscard]] constexpr std::size_t compact_rotation_bytes(std::uint32_t dim) noexcept {
+  return std::size_t{2} * dim * sizeof(float) + std::size_t{dim} * dim;
+}
+
+/// `rotation` with its basis in bytes, each direction with a scale of its own, in `memory` (compact_rotation_bytes): a
+/// quarter of the memory, and values come back as before (see rotate_value). `rotation` must have a basis. O(d_v^2).
+inline value_rotation compact_rotation(const value_rotation& rotation, void* memory) noexcept {
+  const std::uint32_t dim = rotation.dim;
+  auto* mean = static_cast<float*>(memory);
+  float* steps = mean + dim;
+  auto* levels = reinterpret_cast<std::int8_t*>(steps + dim);
+  for (std::uint32_t p = 0; p < dim; ++p) {
+    const float* direction = rotation.basis + std::size_t{p} * dim;
+    float largest = 0.0f;
+    for (std::uint32_t c = 0; c < dim; ++c) {
+      const float size = std::fabs(direction[c]);
+      largest = size > largest ? size : largest;
+    }
+    mean[p] = rotation.mean[p];
+    steps[p] = largest / 127.0f;
+    for (std::uint32_t c = 0; c < dim; ++c) {
+      const float level = steps[p] > 0.0f ? direction[c] / steps[p] : 0.0f;
+      levels[std::size_t{p} * dim + c] = static_cast<std::int8_t>(std::lrintf(level));
     }
   }
+  return {dim, mean, nullptr, levels, steps};
 }
 
 }  // namespace PQATTN_ISA_UNIT

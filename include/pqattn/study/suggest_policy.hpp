@@ -284,7 +284,8 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// Finds a policy for `count` heads (all layers that share the budget). `policy` (count) and `reasons` (2 * count:
 /// keys, values of each head) receive it; `summary` says what it should cost and lose. Bits are those of the codes (an
-/// exact side counts 16); codebooks come on top. The same activations and seed give the same policy. Errors: two or no
+/// exact side counts 16); codebooks come on top. With a target of bits the policy is never worse on the activations it
+/// was made from than the preset's shapes everywhere, and is those where no split is better. The same activations and seed give the same policy. Errors: two or no
 /// targets, no heads, heads without queries, whatever training reports, out of memory. Cost: ten trainings of each side
 /// of each head, each judged on the queries after the taught tokens.
 template <bank_policy Bank>
@@ -336,6 +337,12 @@ status suggest_policy(Bank& bank, const calibration_head* heads, std::size_t cou
   // The target, or what the preset makes of it: equal bits.
   const double budget = params.target_bits > 0.0 ? (std::max)(params.target_bits * elements, uniform_bits) : 1.0e300;
   allocate_bits(curves, 2 * count, budget, params.target_error > 0.0 ? params.target_error * query_heads : -1.0, steps);
+  // Steps that do not fit can leave more unused than a better split gains: then the preset is the better policy.
+  double split_error = 0.0;
+  for (std::size_t side = 0; side < 2 * count; ++side) {
+    split_error += curves[side].choices[curves[side].hull[steps[side]]].error;
+  }
+  const bool uniform = params.target_bits > 0.0 && uniform_error < split_error;
   summary = {};
   for (std::size_t i = 0; i < count; ++i) {
     policy[i] = {};
@@ -347,15 +354,16 @@ status suggest_policy(Bank& bank, const calibration_head* heads, std::size_t cou
       const std::size_t side = 2 * i + (keys ? 0 : 1);
       const rate_curve& curve = curves[side];
       const auto at = [&](std::size_t step) -> const rate_choice& { return curve.choices[curve.hull[step]]; };
-      const rate_choice& chosen = at(steps[side]);
+      const std::size_t preset_choice = curve.count - (params.allow_exact ? 2 : 1);
+      const rate_choice& chosen = uniform ? curve.choices[preset_choice] : at(steps[side]);
       (keys ? policy[i].keys : policy[i].values) = chosen.how;
       const auto group = static_cast<double>(heads[i].query_heads);
       reasons[side] = {i,
                        keys,
                        chosen.bits / static_cast<double>(keys ? heads[i].keys.cols : heads[i].values.cols),
                        chosen.error / group,
-                       steps[side] > 0 ? at(steps[side] - 1).error / group : 0.0,
-                       steps[side] + 1 < curve.hull_count ? at(steps[side] + 1).error / group : 0.0};
+                       !uniform && steps[side] > 0 ? at(steps[side] - 1).error / group : 0.0,
+                       !uniform && steps[side] + 1 < curve.hull_count ? at(steps[side] + 1).error / group : 0.0};
       summary.code_bits += chosen.bits / elements;
       summary.expected_error += chosen.error / query_heads;
     }
