@@ -202,7 +202,9 @@ status layer_setup::make_preset(const pq_cache_config& given, const pqattn::memo
   PQATTN_TRY(pqattn::buffer::make(resource, key_dim * sizeof(std::uint16_t), key_order));
   const pqattn::rope rotation = config.rotation;
   constexpr std::uint32_t usual_tokens = 1536;
-  return pqattn::preset_config(key_dim, given.values.shape.dim, rotation, given.preset_bits,
+  pqattn::bit_budget budget = given.preset_bits;
+  budget.outliers = given.outlier_share > 0.0f;  // the share itself is the caller's
+  return pqattn::preset_config(key_dim, given.values.shape.dim, rotation, budget,
                                given.train_tokens == 0 ? usual_tokens : given.train_tokens, workspace.data(),
                                workspace.size(), reinterpret_cast<std::uint16_t*>(key_order.data()), config);
 }

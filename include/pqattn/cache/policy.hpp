@@ -50,7 +50,7 @@ struct bit_budget {
   double bits = 2.0;
   std::size_t tokens = 0;         ///< context length to count everything at; 0 counts codes and outliers alone
   std::size_t exact_tokens = 40;  ///< sinks, recent tokens and what waits to be coded; read with `tokens` only
-  bool outliers = true;           ///< false leaves none exact: pools keep none
+  bool outliers = true;           ///< false spends their bits on codes
 
   // NOLINTNEXTLINE(google-explicit-constructor): "2 bits" reads as it is meant.
   constexpr bit_budget(double code_bits) noexcept : bits(code_bits) {}
