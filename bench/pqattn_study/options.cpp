@@ -155,6 +155,9 @@ parsed_options parse_options(int argc, const char* const* argv) {
       ->capture_default_str();
   app.add_flag("--block-metric", chosen.block_metric,
                "pq_best: a metric per sub-vector, without what links different ones");
+  app.add_option("--refine", chosen.refine,
+                 "pq_shared: iterations by which each head refines the shared codebook on its own rows")
+      ->check(CLI::Range(0, 100));
   app.add_option("--restarts", chosen.restarts, "pq_best: trainings from other starts, of which the best is kept")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();

@@ -45,6 +45,7 @@ struct options {
   std::size_t metric_rows = 256;
   bool block_metric = false;
   std::size_t restarts = 1;
+  std::size_t refine = 0;  ///< Lloyd iterations by which each head refines a shared codebook
   std::size_t scale_bits = 0;
   std::string value_basis = "i8";
   std::size_t joint_passes = 4;

@@ -217,6 +217,9 @@ void plan_method(const options& chosen, plan& made) {
   if (!chosen.policy.empty() && !made.is_best) {
     throw study_error("--policy: belongs to --method pq_best");
   }
+  if (chosen.refine != 0 && !made.is_shared) {
+    throw study_error("--refine: belongs to --method pq_shared");
+  }
   if ((chosen.target_bits || chosen.target_all_bits) && !made.is_best) {
     throw study_error(std::string(chosen.target_bits ? "--target-bits" : "--target-all-bits") +
                       ": belongs to --method pq_best");
@@ -399,7 +402,9 @@ std::vector<float> train_shared(const inputs& layer, const options& chosen, cons
   const std::vector<float> rows =
       pooled_rows(source, keys ? made.rotation : pqattn::rope{}, std::min(made.coded_first, last), last);
   const pq_settings settings = settings_of(chosen, made, keys, keys ? 0 : 1);
-  cost.codebook_bits += codebook_bits(settings);
+  if (chosen.refine == 0) {  // else each head has its own
+    cost.codebook_bits += codebook_bits(settings);
+  }
   return train_pq(settings, pqattn::view_rows(rows.data(), rows.size() / own.shape[2], own.shape[2]), nullptr);
 }
 
@@ -472,14 +477,21 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     settings.storage = side.storage;
     outlier_share = static_cast<double>(side.outlier_share);
   }
-  if (made.is_shared) {
-    code_with_pq(settings, job.keys() ? made.shared_keys : made.shared_values, made.coded_first, made.coded_last, rows,
-                 result);
-    return;
-  }
   // Sinks are never coded, so they do not teach either: their keys and their weights are unlike all others.
   const std::size_t train_last = made.window.first_query;
   const std::size_t train_first = std::min(made.coded_first, train_last);
+  if (made.is_shared) {
+    std::vector<float> centroids = job.keys() ? made.shared_keys : made.shared_values;
+    if (chosen.refine != 0) {
+      settings.iterations = chosen.refine;
+      centroids = train_pq(
+          settings, pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim), nullptr,
+          centroids);
+      result.codebook_bits += codebook_bits(settings);
+    }
+    code_with_pq(settings, centroids, made.coded_first, made.coded_last, rows, result);
+    return;
+  }
   std::vector<std::uint16_t> order;
   if (chosen.channel_order == "cosine") {
     order = cosine_order(pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim),

@@ -472,9 +472,9 @@ class sequence_world {
     const pqattn::cache_config plain = config;
     std::vector<std::byte> workspace(pqattn::preset_workspace_bytes());
     key_order_.resize(shape.key_dim);
-    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation,
-                                     pqattn::bit_budget(shape.preset_bits).without_outliers(),
-                                     shape.train_tokens, workspace.data(), workspace.size(), key_order_.data(), config));
+    pqattn::bit_budget budget = shape.preset_bits;
+    budget.outliers = shape.outlier_share > 0.0f;
+    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation, budget, shape.train_tokens, workspace.data(), workspace.size(), key_order_.data(), config));
     config.sinks = plain.sinks;
     config.recent = plain.recent;
     config.exact_type = plain.exact_type;
@@ -511,7 +511,7 @@ class sequence_world {
                    const pqattn::code_span<std::byte*>& span) {
     laid_out& layout = encoders_[2 * head + static_cast<std::size_t>(side)];
     const pqattn::geometry& geometry = pool.side(side).shape;
-    const float* packed = side == pqattn::kv_side::keys ? pool.transform(head, side) : nullptr;
+    const pqattn::half* packed = pool.metric(head, side);
     if (layout.memory.empty()) {
       layout.centroids.resize(geometry.codebook_values());
       REQUIRE_OK(pool.read_codebook(head, side, layout.centroids.data()));
@@ -535,9 +535,9 @@ class sequence_world {
   double loss(const std::vector<float>& row, const std::vector<float>& decoded, std::size_t head, pqattn::kv_side side) {
     const std::size_t dim = row.size();
     std::vector<float> metric(dim * dim);
-    const bool metered = side == pqattn::kv_side::keys && pool.transform(head, side) != nullptr;
+    const bool metered = pool.metric(head, side) != nullptr;
     if (metered) {
-      pqattn::unpack_metric(pool.transform(head, side), dim, metric.data());
+      pqattn::unpack_metric(pool.metric(head, side), dim, metric.data());
     }
     double sum = 0.0;
     for (std::size_t a = 0; a < dim; ++a) {

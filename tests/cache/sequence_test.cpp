@@ -406,8 +406,8 @@ TEST_CASE("a pool trains and codes what a layer of the same configuration does",
       }
     }
     REQUIRE(world.pool.trained());
-    CHECK((world.pool.transform(0, kv_side::keys) != nullptr) == world.config.keys.metric);
-    CHECK((world.pool.transform(0, kv_side::values) != nullptr) == world.config.values.rotated);
+    CHECK((world.pool.has_transform(0, kv_side::keys)) == world.config.keys.metric);
+    CHECK((world.pool.has_transform(0, kv_side::values)) == world.config.values.rotated);
     CHECK(tokens.queries().is_open() == false);
   }
 }
@@ -676,7 +676,7 @@ TEST_CASE("odd heads serve all settings, from no token on", "[cache]") {
       world.check_attention({&tokens}, {&model}, tokens.next_position(), false, 0);
     }
     CHECK(world.pool.trained());
-    CHECK((world.pool.transform(0, kv_side::keys) != nullptr) == shape.metric);
+    CHECK((world.pool.has_transform(0, kv_side::keys)) == shape.metric);
     REQUIRE_OK(tokens.shift(1, tokens.size() - 1, 9));
     world.shift(model, 1, model.size() - 1, 9);
     world.check(tokens, model);
@@ -734,8 +734,8 @@ TEST_CASE("metrics of the keys come with the append that trains", "[cache]") {
   REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
   for (std::size_t head = 0; head < world.shape.heads; ++head) {
     std::vector<float> full(dim * dim);
-    REQUIRE(world.pool.transform(head, kv_side::keys) != nullptr);
-    unpack_metric(world.pool.transform(head, kv_side::keys), dim, full.data());
+    REQUIRE(world.pool.has_transform(head, kv_side::keys));
+    unpack_metric(world.pool.metric(head, kv_side::keys), dim, full.data());
     const bool same = std::equal(full.begin(), full.end(), metrics.begin() + std::ptrdiff_t(head * dim * dim));
     CHECK(same);
   }

@@ -417,7 +417,7 @@ TEST_CASE("snapshots of version 2 load, into pools that keep outliers, too", "[c
       REQUIRE_OK(snapshot_view::open(books, view));
       CHECK(view.version() == 2);
       REQUIRE_OK(load_codebooks(view, pool));
-      CHECK((pool.transform(0, kv_side::keys) != nullptr) == !latent);
+      CHECK((pool.has_transform(0, kv_side::keys)) == !latent);
       const std::vector<std::byte> coded = file_bytes(prefix + "coded.bin", "v2");
       REQUIRE_OK(snapshot_view::open(coded, view));
       sequence<host_bank<>> tokens(pool);
@@ -460,7 +460,7 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
       REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, fresh));
       CHECK(load_codebooks(opened(bad), fresh).code == status_code::not_finite);
       CHECK_FALSE(fresh.trained());
-      CHECK(fresh.transform(0, kv_side::keys) == nullptr);
+      CHECK(!fresh.has_transform(0, kv_side::keys));
       CHECK(fresh.memory().codebooks_bytes + fresh.memory().transforms_bytes == 0);
       // Another rotation makes other codebooks: tokens coded in the first do not load.
       const std::vector<std::byte> turned = forged(books, section_type::transform, index, 12, 0.25f);
@@ -560,7 +560,7 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
     scene.world.draw(120);
     REQUIRE_OK(scene.tokens.append(scene.world.key_rows(), scene.world.value_rows()));
     REQUIRE_OK(twin.append(scene.world.key_rows(), scene.world.value_rows()));
-    REQUIRE(scene.world.pool.transform(0, kv_side::keys) != nullptr);
+    REQUIRE(scene.world.pool.has_transform(0, kv_side::keys));
     const bool same_books = bytes_of(scene.world.pool) == bytes_of(twin_pool);
     CHECK(same_books);
   }

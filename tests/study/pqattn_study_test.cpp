@@ -277,6 +277,11 @@ TEST_CASE("pqattn-study shares one codebook between heads", "[study][program]") 
   // The file it is judged on taught it, later tokens included.
   CHECK(offline.at("codebook_mse").get<double>() < shared.at("codebook_mse").get<double>());
   CHECK(offline.at("attention_kl").get<double>() < 1.5 * shared.at("attention_kl").get<double>());
+  // Refined by each head for itself it costs and serves like a codebook of its own.
+  const json refined = run_json(folder, shipped() + "--rope half --method pq_shared --refine 4");
+  CHECK(refined.at("keys").at("codebook_bytes") == own.at("keys").at("codebook_bytes"));
+  CHECK(refined.at("codebook_mse").get<double>() < shared.at("codebook_mse").get<double>());
+  CHECK(refined.at("codebook_mse").get<double>() < 1.1 * own.at("codebook_mse").get<double>());
 }
 
 TEST_CASE("pqattn-study cuts the training range into windows with codebooks of their own", "[study][program]") {
@@ -334,6 +339,7 @@ TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
   require_refused(folder, files + "--bits 4 --target-bits 2", "--target-bits");
   require_refused(folder, files + "--method pq_best --target-bits 7", "--target-bits");
   require_refused(folder, files + "--bits 4 --calibration-keys x.npy", "pq_shared");
+  require_refused(folder, files + "--bits 4 --refine 4", "pq_shared");
   require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys x.npy", "--calibration-values");
   require_refused(folder,
                   files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +

@@ -30,11 +30,11 @@ struct side_config {
   std::uint32_t sweeps = 0;
   /// Keys only: train and code in the metric of the queries. It comes with the append that trains
   /// (training_options::key_metric) or is made from query rows (cache_config::query_rows); without either there is
-  /// none. Costs d_k (d_k + 1) bytes a head (twice that in pools), and coding on the host.
+  /// none. Costs d_k (d_k + 1) bytes a head, and coding on the host.
   bool metric = false;
   /// Values only: subtract the mean and turn to principal components before coding (train_value_rotation); the output
-  /// of the coded part is turned back once per query row. Costs d_v (d_v + 8) bytes a head (d_v (d_v + 1) floats in
-  /// pools), d_v^2 multiply-adds per query row and three times as many per token coded.
+  /// of the coded part is turned back once per query row. Costs d_v (d_v + 8) bytes a head, d_v^2
+  /// multiply-adds per query row and three times as many per token coded.
   bool rotated = false;
 
   /// Whether rows are coded on the host instead of by the bank.

@@ -11,7 +11,9 @@
 
 #include "../bank/bank.hpp"
 #include "../core/growable.hpp"
+#include "../core/half.hpp"
 #include "../core/memory.hpp"
+#include "../quant/value_rotation.hpp"
 #include "cache_config.hpp"
 #include "codebook_lesson.hpp"
 #include "outlier_cells.hpp"
@@ -112,17 +114,30 @@ class page_pool {
     return {config_.rotation, config_.keys_arrive_rotated, !config_.rotates_codes(), config_.exact_type, {},
             config_.key_tail != 0 ? config_.keys.shape.dim : std::size_t{0}};
   }
+  /// Whether a side of a head is coded in a metric or a rotation.
+  [[nodiscard]] bool has_transform(std::size_t head, kv_side which) const noexcept {
+    return books_[at(head, which)].transform != nullptr;
+  }
   /// The rotation that values of a head are coded in; disabled without one.
   [[nodiscard]] value_rotation turn(std::size_t head) const noexcept {
-    const float* numbers = transform(head, kv_side::values);
-    const std::uint32_t dim = config_.values.shape.dim;
-    return numbers == nullptr ? value_rotation{} : value_rotation{dim, numbers, numbers + dim};
+    const std::byte* memory = books_[at(head, kv_side::values)].transform;
+    return memory == nullptr ? value_rotation{} : compact_rotation_at(config_.values.shape.dim, memory);
   }
-  /// What a side is coded in, or null: the upper triangle of the keys' metric; mean (d) and basis (d, d) of the values.
-  [[nodiscard]] const float* transform(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, which)].transform;
+  /// The metric that a side of a head is coded in, upper triangle in binary16, or null: only keys have one.
+  [[nodiscard]] const half* metric(std::size_t head, kv_side which) const noexcept {
+    return which == kv_side::keys ? reinterpret_cast<const half*>(books_[at(head, which)].transform) : nullptr;
   }
-  /// Floats of it; 0 where the configuration asks for none.
+  /// What a side is coded in as f32 (transform_floats), for load_codebook(), which makes the same of it: the upper triangle
+  /// of the keys' metric; mean (d) and basis (d, d) of the values. It must have one.
+  void read_transform(std::size_t head, kv_side which, float* numbers) const noexcept {
+    if (which == kv_side::values) {
+      return expand_rotation(turn(head), numbers);
+    }
+    for (std::size_t i = 0; i < transform_floats(which); ++i) {
+      numbers[i] = to_float(metric(head, which)[i]);
+    }
+  }
+  /// Its floats; 0 where the configuration asks for none.
   [[nodiscard]] std::size_t transform_floats(kv_side which) const noexcept {
     const side_config& config = side(which);
     const std::size_t dim = config.shape.dim;
@@ -146,7 +161,7 @@ class page_pool {
     return books_[at(head, stored(which))].report;
   }
 
-  /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as transform()
+  /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as read_transform()
   /// has it: null where the configuration asks for nothing, or where the codebook was trained without. The pool counts as
   /// trained when all have one. Errors (nothing changed): already trained, shape mismatch, numbers that are not finite,
   /// out of memory.
@@ -384,8 +399,8 @@ class page_pool {
   struct trained_book {
     resident_codebook<address> book;
     training_report report;
-    float* transform = nullptr;  ///< from the resource; see transform()
-    bool tentative = false;      ///< trained by a call that is not over
+    std::byte* transform = nullptr;  ///< from the resource: metric() or compact_rotation()
+    bool tentative = false;          ///< trained by a call that is not over
   };
   /// Codebooks of a pool are frozen and shared by all sequences, and every token is in one place.
   static status check_shared(const cache_config& config) noexcept {
@@ -434,7 +449,7 @@ class page_pool {
     return bank_->codebook_bytes(side(which).shape, side(which).storage);
   }
   [[nodiscard]] std::size_t transform_bytes(kv_side which) const noexcept {
-    return transform_floats(which) * sizeof(float);
+    return side(which).rotated ? compact_rotation_bytes(side(which).shape.dim) : transform_floats(which) * sizeof(half);
   }
   /// Both sides' coders of one worker.
   [[nodiscard]] std::size_t coder_bytes() const noexcept {
@@ -474,12 +489,19 @@ class page_pool {
     auto* rounded = reinterpret_cast<float*>(settled.data());
     PQATTN_TRY(detail::settle_codebook(shape, side(which).storage, rounded, code_rotation(which)));
     if (transform != nullptr) {
-      made.transform = static_cast<float*>(resource_.allocate(resource_.self, transform_bytes(which)));
+      made.transform = static_cast<std::byte*>(resource_.allocate(resource_.self, transform_bytes(which)));
       if (made.transform == nullptr) {
         return failure(status_code::out_of_memory, "memory_resource", "refused a metric or a rotation",
                        transform_bytes(which), 0);
       }
-      std::memcpy(made.transform, transform, transform_bytes(which));
+      if (side(which).rotated) {
+        compact_rotation({shape.dim, transform, transform + shape.dim}, made.transform);
+      } else {
+        auto* metric = reinterpret_cast<half*>(made.transform);
+        for (std::size_t i = 0; i < transform_floats(which); ++i) {
+          metric[i] = to_half(transform[i]);
+        }
+      }
     }
     status outcome = bank_->reserve(book_bytes(which), made.book.memory);
     if (outcome) {
@@ -512,6 +534,10 @@ class page_pool {
     seeded.kmeans.seed = mix_seed(config_.kmeans.seed, head);
     buffer metric;
     PQATTN_TRY(lesson.begin(head, seeded, metric));
+    auto* packed_metric = reinterpret_cast<float*>(metric.data());
+    for (std::size_t i = 0; i < metric.size() / sizeof(float); ++i) {
+      packed_metric[i] = to_float(to_half(packed_metric[i]));  // what the pool keeps of it
+    }
     for (const kv_side which : kv_sides) {
       if (lacks_book(head, which)) {
         const auto* packed = which == kv_side::keys ? reinterpret_cast<const float*>(metric.data()) : nullptr;
@@ -569,7 +595,7 @@ class page_pool {
     PQATTN_TRY(bank_->reserve(page_code_bytes(which), codes));
     const paged_codes<Bank> target(*bank_, book(head, which), {config.shape, codes, nullptr});
     const row_forms form = forms(head, which);
-    coder.start(target, transform(head, which));
+    coder.start(target, metric(head, which));
     float row[max_dim];
     for (std::size_t first = 0; first < count; first += block_tokens) {
       const std::size_t here = (std::min)(block_tokens, count - first);
@@ -598,10 +624,12 @@ class page_pool {
       rows.weights()[i] = lesson.weight(head, source);
     }
     buffer rotation;
+    buffer compact;
     if (config.rotated) {
       PQATTN_TRY(rows.learn_rotation(rotation));
+      PQATTN_TRY(buffer::make(resource_, compact_rotation_bytes(config.shape.dim), compact));
       const auto* numbers = reinterpret_cast<const float*>(rotation.data());
-      form.turn = {config.shape.dim, numbers, numbers + config.shape.dim};
+      form.turn = compact_rotation({config.shape.dim, numbers, numbers + config.shape.dim}, compact.data());
       for (std::size_t i = 0; i < rows.count(); ++i) {
         form.to_coded(0, rows.row(i));  // values: no position matters
       }

@@ -657,7 +657,7 @@ class sequence {
     side_coder coder(memory, config.keys, false);
     const auto target = pool_->coding_target(head, kv_side::keys, body_.pages());
     if (recodes()) {
-      coder.start(target, pool_->transform(head, kv_side::keys));
+      coder.start(target, pool_->metric(head, kv_side::keys));
     }
     float row[max_dim] = {};
     for_each(*this, first, count, [&](const token_list& list, std::size_t slot) {

@@ -465,7 +465,7 @@ class sequence_append {
     for (const kv_side which : kv_sides) {
       if (pool_->stores(which) && pool_->side(which).coded) {
         coders[static_cast<std::size_t>(which)].start(pool_->coding_target(head, which, body_.pages()),
-                                                      pool_->transform(head, which));
+                                                      pool_->metric(head, which));
       }
     }
     drop_stale(head);

@@ -44,6 +44,16 @@ class portable_books {
     return store_planes({shape, centroids, 0, 0}, resident(which, planes_.data()));
   }
   [[nodiscard]] const std::byte* planes() const noexcept { return planes_.data(); }
+  /// What the side is coded in, as floats.
+  [[nodiscard]] std::size_t transform_bytes(kv_side which) const noexcept {
+    return pool_.transform_floats(which) * sizeof(float);
+  }
+  status load_transform(std::size_t head, kv_side which) {
+    PQATTN_TRY(make(transform_, transform_bytes(which)));
+    pool_.read_transform(head, which, reinterpret_cast<float*>(transform_.data()));
+    return {};
+  }
+  [[nodiscard]] const std::byte* transform() const noexcept { return transform_.data(); }
   [[nodiscard]] resident_codebook<std::byte*> resident(kv_side which, std::byte* memory) const noexcept {
     return {pool_.side(which).shape, pool_.side(which).storage, memory, pool_.code_rotation(which)};
   }
@@ -69,6 +79,7 @@ class portable_books {
   const page_pool<Bank>& pool_;
   buffer centroids_;
   buffer planes_;
+  buffer transform_;
 };
 
 /// Checksum of all codebooks of a pool.
@@ -85,8 +96,9 @@ status books_checksum(const page_pool<Bank>& pool, std::uint64_t& checksum) {
       if (pool.stores(which) && pool.side(which).coded) {
         PQATTN_TRY(books.load(head, which));
         sum.add(books.planes(), books.bytes(which));
-        if (pool.transform(head, which) != nullptr) {
-          sum.add(pool.transform(head, which), pool.transform_floats(which) * sizeof(float));
+        if (pool.has_transform(head, which)) {
+          PQATTN_TRY(books.load_transform(head, which));
+          sum.add(books.transform(), books.transform_bytes(which));
         }
       }
     }
@@ -210,9 +222,14 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
             put(books.planes(), books.bytes(which));
           }
         });
-        if (const float* transform = pool.transform(head, which); transform != nullptr) {
-          const std::size_t bytes = pool.transform_floats(which) * sizeof(float);
-          section(detail::section_type::transform, index, bytes, [&](auto&& put) { put(transform, bytes); });
+        if (pool.has_transform(head, which)) {
+          section(detail::section_type::transform, index, books.transform_bytes(which), [&](auto&& put) {
+            const status loaded = books.load_transform(head, which);
+            outcome = outcome ? loaded : outcome;
+            if (loaded) {
+              put(books.transform(), books.transform_bytes(which));
+            }
+          });
         }
       }
       if (pool.outliers().enabled()) {

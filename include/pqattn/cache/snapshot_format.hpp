@@ -46,7 +46,7 @@ enum class section_type : std::uint32_t {
   codes = 5,      ///< host code blocks, one per page
   rows = 6,       ///< 64 rows of the exact dtype per page
   book = 7,       ///< the host bank's codebook planes
-  transform = 8,  ///< page_pool::transform(): floats
+  transform = 8,  ///< page_pool::read_transform(): floats
   tails = 9,      ///< 64 rows of key_tail exact channels per page of the body
   queries = 10,   ///< of a head, before training: stride and n positions (64-bit), then n rows of floats
   rule = 11,      ///< of a head: outlier_rule, three floats

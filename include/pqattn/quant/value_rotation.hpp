@@ -3,6 +3,7 @@
 // back is applied once to the output.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -124,13 +125,31 @@ inline value_rotation compact_rotation(const value_rotation& rotation, void* mem
       largest = size > largest ? size : largest;
     }
     mean[p] = rotation.mean[p];
-    steps[p] = largest / 127.0f;
+    // 16 bits, rounded up: products with levels are exact, so that the numbers of a compact rotation make the same one.
+    steps[p] = std::bit_cast<float>((std::bit_cast<std::uint32_t>(largest / 127.0f) + 255u) & ~255u);
     for (std::uint32_t c = 0; c < dim; ++c) {
       const float level = steps[p] > 0.0f ? direction[c] / steps[p] : 0.0f;
       levels[std::size_t{p} * dim + c] = static_cast<std::int8_t>(std::lrintf(level));
     }
   }
   return {dim, mean, nullptr, levels, steps};
+}
+
+/// The rotation that compact_rotation() left in `memory`.
+[[nodiscard]] inline value_rotation compact_rotation_at(std::uint32_t dim, const void* memory) noexcept {
+  const auto* mean = static_cast<const float*>(memory);
+  return {dim, mean, nullptr, reinterpret_cast<const std::int8_t*>(mean + 2 * dim), mean + dim};
+}
+
+/// Mean and basis of a compact rotation as floats, (dim + 1, dim): compact_rotation() makes the same one of them.
+inline void expand_rotation(const value_rotation& compact, float* numbers) noexcept {
+  const std::size_t dim = compact.dim;
+  for (std::size_t p = 0; p < dim; ++p) {
+    numbers[p] = compact.mean[p];
+    for (std::size_t c = 0; c < dim; ++c) {
+      numbers[(p + 1) * dim + c] = static_cast<float>(compact.levels[p * dim + c]) * compact.steps[p];
+    }
+  }
 }
 
 }  // namespace PQATTN_ISA_UNIT
