@@ -449,6 +449,11 @@ status select_sequences(pq_sequence* const* sequences, std::size_t count, const 
     if (sequences[i]->pool != sequences[0]->pool) {
       return failure(status_code::invalid_argument, "sequences", "belong to different pools; index", 0, i);
     }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (sequences[j] == sequences[i]) {
+        return failure(status_code::invalid_argument, "sequences", "name one sequence twice; index", j, i);
+      }
+    }
   }
   // The C++ call wants them side by side.
   using tokens_type = pqattn::sequence<bank_type>;

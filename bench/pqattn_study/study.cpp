@@ -220,6 +220,12 @@ void plan_method(const options& chosen, plan& made) {
   if (chosen.refine != 0 && !made.is_shared) {
     throw study_error("--refine: belongs to --method pq_shared");
   }
+  const bool by_hand = chosen.codebooks.value_or("i8") != "i8" || chosen.windows > 1 || chosen.subvectors ||
+                       chosen.value_subvectors || chosen.stages || chosen.value_stages ||
+                       chosen.value_basis != "i8";
+  if (chosen.target_all_bits && by_hand) {
+    throw study_error("--target-all-bits: chooses codebooks, shapes, windows and transforms by itself");
+  }
   if ((chosen.target_bits || chosen.target_all_bits) && !made.is_best) {
     throw study_error(std::string(chosen.target_bits ? "--target-bits" : "--target-all-bits") +
                       ": belongs to --method pq_best");
@@ -625,6 +631,9 @@ double study_result::codebook_mse() const noexcept {
 }
 
 suggestion suggest(const inputs& layer, const options& chosen) {
+  if (chosen.target_all_bits) {
+    throw study_error("--target-all-bits: is not for --suggest; use --target-bits");
+  }
   plan made;
   make_plan(layer, chosen, made);
   if (!made.is_best) {

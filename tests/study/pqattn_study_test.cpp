@@ -340,6 +340,10 @@ TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
   require_refused(folder, files + "--method pq_best --target-bits 7", "--target-bits");
   require_refused(folder, files + "--bits 4 --calibration-keys x.npy", "pq_shared");
   require_refused(folder, files + "--bits 4 --refine 4", "pq_shared");
+  require_refused(folder, files + "--method pq_best --target-all-bits 3 --codebooks f32", "--target-all-bits");
+  require_refused(folder, files + "--method pq_best --target-all-bits 3 --subvectors 8", "--target-all-bits");
+  require_refused(folder, files + "--method pq_best --target-all-bits 3 --windows 2", "--target-all-bits");
+  require_refused(folder, files + "--target-all-bits 3 --suggest '" + folder.file("policy.json") + "'", "--target-bits");
   require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys x.npy", "--calibration-values");
   require_refused(folder,
                   files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +

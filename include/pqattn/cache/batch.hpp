@@ -247,6 +247,8 @@ class batch_attention {
   using staged_rows = detail::staged_rows;
 
   status check_batch(const page_pool<Bank>& pool, const head_rows& queries, const head_rows_ref& out) const noexcept {
+    PQATTN_TRY(check_view(queries.rows, "queries"));
+    PQATTN_TRY(check_view(out.rows.view(), "out"));
     if (queries.heads == 0 || queries.heads % pool.kv_heads() != 0) {
       return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads",
                      pool.kv_heads(), queries.heads);
@@ -293,7 +295,15 @@ class batch_attention {
       return failure(status_code::shape_mismatch, "entry.new_keys", "must have the keys' channels",
                      pool.row_dim(kv_side::keys), entry.new_keys->rows.cols);
     }
-    return {};
+    PQATTN_TRY(check_view(entry.new_keys->rows, "entry.new_keys"));
+    if (!stores_values) {
+      return {};
+    }
+    if (entry.new_values->rows.cols != pool.row_dim(kv_side::values)) {
+      return failure(status_code::shape_mismatch, "entry.new_values", "must have the values' channels",
+                     pool.row_dim(kv_side::values), entry.new_values->rows.cols);
+    }
+    return check_view(entry.new_values->rows, "entry.new_values");
   }
 
   [[nodiscard]] static std::size_t context_tokens(const batch_entry<Bank>& entry) noexcept {

@@ -467,6 +467,7 @@ class head_cache {
       } else {
         std::copy_n(options.key_metric, dim * dim, metric);
       }
+      settle_metric(metric, dim);
       pack_metric(metric, dim, reinterpret_cast<half*>(packed.data()));
       old_metric_ = std::move(packed);
       keys_.swap_metric(old_metric_);

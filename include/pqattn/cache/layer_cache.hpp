@@ -151,6 +151,8 @@ class layer_cache {
   status attend(const head_rows& queries, const layer_attention_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
     const std::size_t tokens = queries.rows.rows;
+    PQATTN_TRY(check_view(queries.rows, "queries"));
+    PQATTN_TRY(check_view(out.rows.view(), "out"));
     if (queries.heads == 0 || queries.heads % head_count_ != 0) {
       return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", head_count_,
                      queries.heads);

@@ -176,7 +176,7 @@ class page_pool {
       return failure(status_code::invalid_argument, "transform", "is given to a side that is configured without");
     }
     PQATTN_TRY(check_numbers(centroids, side(which).shape.codebook_values(), "centroids"));
-    PQATTN_TRY(check_numbers(transform, transform == nullptr ? 0 : transform_floats(which), "transform"));
+    PQATTN_TRY(check_transform(which, transform));
     PQATTN_TRY(place_tentative(head, which, centroids, {}, transform));
     books_[at(head, which)].tentative = false;
     trained_ = all_books();
@@ -185,10 +185,16 @@ class page_pool {
   /// The same for a side that has none yet, as part of a load of several: follow with keep_training() or
   /// discard_training(). Errors: the side has a codebook, out of memory.
   status load_tentative(std::size_t head, kv_side which, const float* centroids, const float* transform) {
+    PQATTN_TRY(check_transform(which, transform));
     return book(head, which).memory == address{}
                ? place_tentative(head, which, centroids, {}, transform)
                : failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
   }
+  /// Checksum that the snapshot gave the codebooks that were loaded, 0 for others: what was coded with them names them by
+  /// it, whatever the pool rounded.
+  [[nodiscard]] std::uint64_t loaded_as() const noexcept { return loaded_as_; }
+  void set_loaded_as(std::uint64_t checksum) noexcept { loaded_as_ = checksum; }
+
   /// Reads a codebook back as programs use it. `centroids` holds geometry::codebook_values() floats.
   status read_codebook(std::size_t head, kv_side which, float* centroids) const {
     if (head >= heads_ || book(head, which).memory == address{}) {
@@ -221,11 +227,11 @@ class page_pool {
     }
   }
   void discard_training() noexcept {
-    for (std::size_t i = 0; !trained_ && i < rules_.size(); ++i) {
-      rules_[i] = {};
-    }
     for (std::size_t i = 0; i < books_.size(); ++i) {
       if (books_[i].tentative) {
+        if (outliers_.enabled()) {
+          rules_[i / 2] = {};  // learned or loaded with the codebook
+        }
         release_book(kv_sides[i % 2], books_[i]);
       }
     }
@@ -422,6 +428,18 @@ class page_pool {
     return {};
   }
 
+  /// Numbers that the pool can keep, or null.
+  status check_transform(kv_side which, const float* transform) const noexcept {
+    const std::size_t count = transform == nullptr ? 0 : transform_floats(which);
+    PQATTN_TRY(check_numbers(transform, count, "transform"));
+    for (std::size_t i = 0; which == kv_side::keys && i < count; ++i) {
+      if (!is_finite(to_float(to_half(transform[i])))) {
+        return failure(status_code::invalid_argument, "transform", "has a number beyond binary16; index", 0, i);
+      }
+    }
+    return {};
+  }
+
   [[nodiscard]] static std::size_t at(std::size_t head, kv_side which) noexcept {
     return 2 * head + static_cast<std::size_t>(which);
   }
@@ -534,10 +552,6 @@ class page_pool {
     seeded.kmeans.seed = mix_seed(config_.kmeans.seed, head);
     buffer metric;
     PQATTN_TRY(lesson.begin(head, seeded, metric));
-    auto* packed_metric = reinterpret_cast<float*>(metric.data());
-    for (std::size_t i = 0; i < metric.size() / sizeof(float); ++i) {
-      packed_metric[i] = to_float(to_half(packed_metric[i]));  // what the pool keeps of it
-    }
     for (const kv_side which : kv_sides) {
       if (lacks_book(head, which)) {
         const auto* packed = which == kv_side::keys ? reinterpret_cast<const float*>(metric.data()) : nullptr;
@@ -577,6 +591,9 @@ class page_pool {
     // A comparison of its own keeps the algorithm's code apart from that of units with other instruction sets.
     std::nth_element(errors, errors + kept, errors + count, [](float a, float b) { return a < b; });
     rule.above = errors[kept];
+    if (!is_finite(rule.key_error) || !is_finite(rule.value_error) || !is_finite(rule.above)) {
+      rule = {};  // rows whose errors overflow teach nothing
+    }
     rules_[head] = rule;
     return {};
   }
@@ -751,6 +768,7 @@ class page_pool {
     std::swap(outliers_, other.outliers_);
     std::swap(rules_, other.rules_);
     std::swap(trained_, other.trained_);
+    std::swap(loaded_as_, other.loaded_as_);
   }
 
   static constexpr std::size_t max_pages = std::size_t{1} << 31;
@@ -769,6 +787,7 @@ class page_pool {
   outlier_cells outliers_;
   growable<outlier_rule> rules_;       ///< of each head, when outliers are kept
   bool trained_ = false;
+  std::uint64_t loaded_as_ = 0;
 };
 
 }  // namespace v0

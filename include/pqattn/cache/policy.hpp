@@ -45,7 +45,7 @@ struct head_policy {
 
 /// What a preset may cost: `bits` per element, the mean over K and V. A plain number means bits of codes and outliers;
 /// with `tokens` they are all there is at that context length: codes, outliers, codebooks, metric and rotation, exact
-/// tokens at 16 bits.
+/// tokens at 16 bits. What allocation rounds up and bookkeeping are not counted: up to a tenth more at a thousand tokens.
 struct bit_budget {
   double bits = 2.0;
   std::size_t tokens = 0;         ///< context length to count everything at; 0 counts codes and outliers alone
@@ -168,7 +168,9 @@ struct side_candidates {
     const auto coded = static_cast<double>(budget.tokens - budget.exact_tokens);
     const auto each = [&](std::uint32_t bits, std::uint32_t stages, std::uint32_t runs) {
       const geometry cut{dim, runs, std::uint32_t{1} << bits, stages, nullptr};
-      const double book = 8.0 * static_cast<double>(stored_codebook_bytes(cut, codebook_storage::i8));
+      geometry held = cut;
+      held.centroids = cut.centroids < 64 ? 64 : cut.centroids;  // the host bank's planes have at least 64 entries
+      const double book = 8.0 * static_cast<double>(stored_codebook_bytes(held, codebook_storage::i8));
       const double rate = static_cast<double>(bits * stages * runs) / dim;
       for (const bool with_transform : {true, false}) {
         const double fixed = book + (with_transform ? transform_bits(keys, dim) : 0.0);

@@ -107,7 +107,7 @@ class query_log {
     for (std::size_t i = 0; i < count; ++i) {
       std::int64_t position = 0;
       std::memcpy(&position, data + (i + 1) * sizeof position, sizeof position);
-      if (position < 0 || position % stride != 0) {
+      if (position < 0 || position > most_stride || position % stride != 0) {  // sums with token numbers do not overflow
         return failure(status_code::corrupt_data, "stored queries", "have a position off the stride; index", 0, i);
       }
     }

@@ -235,11 +235,13 @@ class sequence {
     if (queries_.is_open() && !pool_->trained()) {
       PQATTN_TRY(queries_.duplicate(pool_->resource(), made.queries_));
     }
-    PQATTN_TRY(sinks_.duplicate(pool_->resource(), made.sinks_));
-    PQATTN_TRY(body_.duplicate(pool_->resource(), made.body_));
-    if (const status copied = recent_.duplicate(pool_->resource(), made.recent_); !copied) {
-      made.forget();
-      return copied;
+    const token_list* mine[] = {&sinks_, &body_, &recent_};
+    token_list* copies[] = {&made.sinks_, &made.body_, &made.recent_};
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (const status copied = mine[i]->duplicate(pool_->resource(), *copies[i]); !copied) {
+        made.forget();  // no page has been counted yet
+        return copied;
+      }
     }
     for (const token_list* list : {&made.sinks_, &made.body_, &made.recent_}) {
       for (std::size_t i = 0; i < list->page_count(); ++i) {

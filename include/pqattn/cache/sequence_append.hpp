@@ -304,6 +304,7 @@ class sequence_append {
         } else {
           std::copy_n(given + head * dim * dim, dim * dim, numbers);
         }
+        settle_metric(numbers, dim);
         pack_metric(numbers, dim, reinterpret_cast<float*>(metric.data()));
       }
       if (config.attention_weights && looks.query_count() != 0) {

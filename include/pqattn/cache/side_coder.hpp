@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -37,6 +38,33 @@ void pack_metric(const float* metric, std::size_t dim, Number* packed) noexcept 
         *packed++ = to_half(metric[a * dim + b]);
       }
     }
+  }
+}
+
+/// Brings a metric into the range and to the numbers that binary16 has: the mean of the diagonal becomes 1 (codes do not
+/// depend on it), entries are rounded, and the diagonal is raised by what that moved in its row, so that the matrix stays
+/// positive definite. pack_metric() then loses nothing. O(d^2).
+inline void settle_metric(float* metric, std::size_t dim) noexcept {
+  double trace = 0.0;
+  for (std::size_t a = 0; a < dim; ++a) {
+    trace += static_cast<double>(metric[a * dim + a]);
+  }
+  const double factor = trace > 0.0 ? static_cast<double>(dim) / trace : 1.0;
+  for (std::size_t a = 0; a < dim; ++a) {
+    double moved = 0.0;
+    for (std::size_t b = 0; b < dim; ++b) {
+      if (a != b) {
+        const double entry = factor * static_cast<double>(metric[a * dim + b]);
+        metric[a * dim + b] = to_float(to_half(static_cast<float>(entry)));
+        moved += std::fabs(entry - static_cast<double>(metric[a * dim + b]));
+      }
+    }
+    const double least = factor * static_cast<double>(metric[a * dim + a]) + moved;
+    float raised = to_float(to_half(static_cast<float>(least)));
+    if (static_cast<double>(raised) < least) {
+      raised = to_float(to_half(static_cast<float>(least * (1.0 + 0x1p-10) + 0x1p-24)));
+    }
+    metric[a * dim + a] = raised;
   }
 }
 

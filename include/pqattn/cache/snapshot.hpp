@@ -155,7 +155,9 @@ status check_agreed(const agreed_number (&numbers)[Count]) noexcept {
 }
 
 /// Whether a snapshot's configuration is the pool's. Codebooks are compared when `with_books`.
-inline status compare_config(const snapshot_view& view, const snapshot_config& mine, bool with_books) noexcept {
+/// `loaded_as`: another name of the pool's codebooks, or 0.
+inline status compare_config(const snapshot_view& view, const snapshot_config& mine, bool with_books,
+                             std::uint64_t loaded_as = 0, std::uint64_t* named = nullptr) noexcept {
   const std::byte* data = nullptr;
   const std::size_t bytes = view.version() == 1 ? snapshot_config_bytes_v1 : sizeof(snapshot_config);
   PQATTN_TRY(view.section(section_type::config, 0, bytes, data));
@@ -187,7 +189,11 @@ inline status compare_config(const snapshot_view& view, const snapshot_config& m
   if (with_books && theirs.outliers != 0 && mine.outliers == 0) {
     return failure(status_code::shape_mismatch, "snapshot outliers", "need a pool that keeps outliers");
   }
-  if (with_books && (theirs.codebooks != mine.codebooks || mine.codebooks == 0)) {
+  if (named != nullptr) {
+    *named = theirs.codebooks;
+  }
+  if (with_books && (mine.codebooks == 0 || (theirs.codebooks != mine.codebooks &&
+                                             (loaded_as == 0 || theirs.codebooks != loaded_as)))) {
     return failure(status_code::shape_mismatch, "snapshot codebooks", "must be the pool's; load them first",
                    mine.codebooks, theirs.codebooks);
   }
@@ -321,7 +327,8 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   }
   detail::snapshot_config described;
   PQATTN_TRY(detail::describe(pool, described));
-  PQATTN_TRY(detail::compare_config(view, described, false));
+  std::uint64_t named = 0;
+  PQATTN_TRY(detail::compare_config(view, described, false, 0, &named));
   // First everything that can be wrong, then the loading.
   for (const bool loads : {false, true}) {
     for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
@@ -338,6 +345,7 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
     }
   }
   pool.keep_training();
+  pool.set_loaded_as(named);
   return {};
 }
 
@@ -512,7 +520,7 @@ class sequence_restorer {
     PQATTN_TRY(view_.section(detail::section_type::live, 1, body));
     detail::snapshot_config described;
     PQATTN_TRY(detail::describe(pool_, described));
-    PQATTN_TRY(detail::compare_config(view_, described, !body.empty()));
+    PQATTN_TRY(detail::compare_config(view_, described, !body.empty(), pool_.loaded_as()));
     token_list* lists[] = {&target_.sinks_, &target_.body_, &target_.recent_};
     for (std::size_t list = 0; list < 3; ++list) {
       PQATTN_TRY(restore_list(list, *lists[list]));
@@ -855,7 +863,7 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
   PQATTN_TRY(view.section(detail::section_type::live, 1, body));
   detail::snapshot_config described;
   PQATTN_TRY(detail::describe(pool, described));
-  PQATTN_TRY(detail::compare_config(view, described, !body.empty()));
+  PQATTN_TRY(detail::compare_config(view, described, !body.empty(), pool.loaded_as()));
   count = 0;
   for (std::size_t list = 0; list < 3; ++list) {
     std::span<const std::byte> live;

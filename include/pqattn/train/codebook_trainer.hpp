@@ -97,9 +97,7 @@ inline status check_training(const geometry& shape, const rows_view& samples, co
     return failure(status_code::too_few_samples, "samples.rows", "must be at least the number of centroids",
                    shape.centroids, samples.rows);
   }
-  if (parts.workers == 0) {
-    return failure(status_code::invalid_argument, "params.parts.workers", "must be at least 1", 1, 0);
-  }
+  PQATTN_TRY(check_executor(parts, "params.parts"));
   PQATTN_TRY(check_weights(weights, samples.rows));
   return check_finite(samples, "samples");
 }

@@ -116,6 +116,9 @@ TEST_CASE("the default host bank answers as the exact one does, to rounding", "[
       {{40, 10, 512}, 2, 300, 20, rope_pairing::half_split, false},
       {{40, 10, 4096}, 2, 300, 20, rope_pairing::half_split, false},
       {{128, 32, 256}, 45, 200, 64, rope_pairing::half_split, false},
+      // A last pass of few rows takes larger batches, and more scratch, than the pass of sixteen before.
+      {{208, 52, 256}, 24, 130, 104, rope_pairing::half_split, true},
+      {{512, 128, 256}, 24, 70, 64, rope_pairing::half_split, true},
   };
   for (const case_shape& in : cases) {
     CAPTURE(in.shape.dim, in.shape.subvectors, in.shape.centroids, in.shape.stages, in.rows, in.tokens, in.pairs);

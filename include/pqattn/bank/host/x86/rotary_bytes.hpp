@@ -29,6 +29,8 @@ struct rotary_bytes {
   static constexpr std::size_t chunk = 16;
   /// Blocks of a batch for so many rows: their sums should stay in the first-level cache.
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t rows) noexcept { return rows <= 8 ? batch : 4; }
+  /// The most rows below `rows` with a larger batch; 0 when there are none.
+  [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t rows) noexcept { return rows <= 8 ? 0 : 8; }
   static constexpr std::size_t key_bytes = 128;
   static constexpr int circle = 105;  ///< what cosine 1 is in the turn table
   static constexpr float product = static_cast<float>(circle) / 128.0f;

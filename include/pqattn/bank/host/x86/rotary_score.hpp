@@ -266,12 +266,18 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
 
 }  // namespace detail
 
-/// Bytes of workspace for rotary_score, aligned to 64.
+/// Bytes of workspace for rotary_score of up to `rows` rows, aligned to 64: fewer rows may take larger batches of blocks,
+/// and more memory.
 template <class Kernel>
 [[nodiscard]] inline std::size_t rotary_scratch_bytes(const geometry& shape, const rope& rotation,
                                                       std::size_t rows) noexcept {
   const std::size_t pairs = detail::rotary_pairs(shape, rotation);
-  return detail::carve_rotary_scratch<Kernel>(pairs, rotation.pairs, rows, nullptr).bytes;
+  std::size_t most = 0;
+  for (std::size_t count = rows; count != 0; count = Kernel::fewer_rows(count)) {
+    const std::size_t bytes = detail::carve_rotary_scratch<Kernel>(pairs, rotation.pairs, count, nullptr).bytes;
+    most = most < bytes ? bytes : most;
+  }
+  return most;
 }
 
 /// out(row, slot - run.first) = score of the slot at its position.

@@ -29,6 +29,7 @@ struct rotary_words {
   /// bytes of a pair's turned keys.
   static constexpr std::size_t batch = 4;
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t) noexcept { return batch; }
+  [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t) noexcept { return 0; }
   static constexpr std::size_t chunk = 8;
   static constexpr std::size_t key_bytes = 256;
   /// What a unit of query times table byte becomes in a sum, and what a key of 0 does.
