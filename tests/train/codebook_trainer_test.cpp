@@ -232,7 +232,7 @@ TEST_CASE("an executor without workers is refused", "[train]") {
   params.parts.workers = 0;
   const trained result(bank, {4, 2, 4}, pqattn::view_rows(rows.data(), 20, 4), nullptr, params);
   CHECK(result.outcome.code == status_code::invalid_argument);
-  CHECK(std::string(result.outcome.subject) == "params.parts.workers");
+  CHECK(std::string(result.outcome.subject) == "params.parts");
   CHECK(result.untouched());
 }
 

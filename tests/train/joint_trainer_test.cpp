@@ -202,7 +202,7 @@ TEST_CASE("joint training survives degenerate rows and refuses bad arguments", "
   idle.parts.workers = 0;
   const trained without_workers(shape, rows, nullptr, idle);
   refused(without_workers, status_code::invalid_argument);
-  CHECK(std::string(without_workers.outcome.subject) == "params.parts.workers");
+  CHECK(std::string(without_workers.outcome.subject) == "params.parts");
   data[6 * 4 + 5] = std::numeric_limits<float>::infinity();
   refused(trained(shape, rows, nullptr, with(1)), status_code::not_finite);
 }

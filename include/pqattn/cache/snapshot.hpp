@@ -315,6 +315,35 @@ status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t h
 
 }  // namespace detail
 
+namespace detail {
+
+/// Checksum of the codebooks and transforms that a snapshot holds, which load_book() has checked: books_checksum() of the
+/// pool that wrote them.
+template <class Bank>
+status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, std::uint64_t& checksum) {
+  portable_books<Bank> books(pool);
+  snapshot_checksum sum;
+  for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
+    for (const kv_side which : kv_sides) {
+      if (!pool.stores(which) || !pool.side(which).coded) {
+        continue;
+      }
+      const std::uint32_t index = section_index(0, which, head);
+      const std::byte* data = nullptr;
+      PQATTN_TRY(view.section(section_type::book, index, books.bytes(which), data));
+      sum.add(data, books.bytes(which));
+      if (view.has(section_type::transform, index)) {
+        PQATTN_TRY(view.section(section_type::transform, index, books.transform_bytes(which), data));
+        sum.add(data, books.transform_bytes(which));
+      }
+    }
+  }
+  checksum = sum.value();
+  return {};
+}
+
+}  // namespace detail
+
 /// Gives an untrained pool the codebooks of a snapshot. Errors (nothing changed): already trained, another
 /// configuration, sections that are missing or of another size, numbers that are not finite, out of memory.
 template <class Bank>
@@ -344,8 +373,10 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
       }
     }
   }
+  std::uint64_t stored = 0;
+  static_cast<void>(detail::stored_checksum(view, pool, stored));  // its sections are there: load_book() has seen them
   pool.keep_training();
-  pool.set_loaded_as(named);
+  pool.set_loaded_as(stored == named ? named : 0);
   return {};
 }
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Weighted sums of coded values: out(row, channel) += sum over slots of probability(row, slot) * value(slot, channel).
 //
-// Per component: the bytes of 64 slots are looked up once, in registers for up to four rows, into memory for more, and
-// multiplied with probabilities rounded to bytes, four neighbouring slots at a time. Sums of a set of blocks are integers
-// and exact; then they are scaled to f32.
+// Per component: 64 bytes are looked up once, in registers for up to four rows, into memory for more, and multiplied with
+// probabilities rounded to bytes, four slots at a time. Sums of a set of blocks are exact integers, then scaled to f32.
 //
 // Rounding of probabilities: each row has one step per set of blocks, their largest probability divided by byte_limit,
 // and what rounding leaves over is carried to the slot one block further, so that small probabilities are merged with
