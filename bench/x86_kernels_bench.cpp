@@ -466,12 +466,14 @@ template <class Planes>
 void encode_with(benchmark::State& state, const Planes& planes) {
   constexpr std::size_t count = 4096;
   const std::vector<float> vectors = normals(count * 128);
-  std::uint32_t codes[32];
+  const pqattn::geometry shape{128, 32, 256};
+  std::uint16_t codes[32];
   std::size_t vector = 0;
   for (auto iteration : state) {
-    for (std::size_t group = 0; group < 32; ++group) {
-      codes[group] =
-          pqattn::x86::nearest_centroid<native>(planes, 4 * group, 4, 256, vectors.data() + vector * 128 + 4 * group);
+    pqattn::group_walk at(shape);
+    for (std::size_t group = 0; group < 32; group += native::lanes) {
+      pqattn::x86::nearest_centroids<native>(planes, at, native::lanes, 256, vectors.data() + vector * 128 + 4 * group,
+                                             codes + group);
     }
     vector = (vector + 1) % count;
     benchmark::DoNotOptimize(codes);

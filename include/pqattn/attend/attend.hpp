@@ -111,6 +111,15 @@ template <class Address>
   return whole_blocks ? tokens.slots.first / block_tokens * block_tokens : tokens.slots.first;
 }
 
+/// The first blocks of a segment, no more than are fetched while tables are made.
+template <class Address>
+[[nodiscard]] slot_range first_slots(const segment<Address>& tokens) noexcept {
+  constexpr std::size_t most = 16 * block_tokens;
+  const std::size_t first = aligned_first(tokens);
+  const std::size_t count = tokens.slots.first + tokens.slots.count - first;
+  return {first, count < most ? count : most};
+}
+
 template <class Address>
 [[nodiscard]] std::size_t parts_of(const segment<Address>& tokens) noexcept {
   if (tokens.slots.count == 0) {
@@ -126,6 +135,7 @@ struct attention_scratch {
   score_tile tail;  ///< scores of the keys' exact tails, when a segment has them
   softmax_state softmax;
   float* skip_mass = nullptr;
+  bool skips_most = false;  ///< whether the worker's last tile left out most of its value blocks
 
   void carve(carver& memory, std::size_t rows, bool tails) noexcept {
     tile = {memory.take<float>(rows * attention_tile_tokens(rows)), rows, attention_tile_tokens(rows)};
@@ -162,6 +172,22 @@ struct attention_memory {
   }
 };
 
+/// Calls a program of the bank with the hint, if it wants one.
+template <class Bank, class Program>
+status with_hint(const Program& program, const upcoming<typename Bank::address>& next) {
+  if constexpr (bank_reads_ahead<Bank>) {
+    return program(next);
+  } else {
+    return program();
+  }
+}
+
+/// Slots of one source that are read next: nothing of exact rows, which banks fetch by themselves.
+template <class Address>
+[[nodiscard]] upcoming<Address> upcoming_slots(const token_source<Address>& source, slot_range slots) noexcept {
+  return source.coded && slots.count != 0 ? upcoming<Address>{{}, source.codes, slots} : upcoming<Address>{};
+}
+
 /// Adds what the exact channels behind the coded ones contribute.
 template <class Bank>
 status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
@@ -187,24 +213,50 @@ status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens
 
 template <class Bank>
 status score_tile_slots(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
-                        slot_range slots, const score_tile& tile, const score_tile& tail) {
+                        slot_range slots, const score_tile& tile, const score_tile& tail,
+                        const upcoming<typename Bank::address>& next) {
   if (tokens.keys.coded) {
-    PQATTN_TRY(bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,
-                          tokens.keys.codes, slots, tile));
+    const auto score = [&](const auto&... hint) {
+      return bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,
+                        tokens.keys.codes, slots, tile, hint...);
+    };
+    PQATTN_TRY(with_hint<Bank>(score, next));
     return tokens.key_tail.cols == 0 ? status{} : add_tail_scores(bank, tokens, queries, slots, tile, tail);
   }
   return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
 }
 
-/// What a part knows of the rest of the call when it decides what to skip.
-struct skip_context {
+/// Values that are read after the scores of `slots`: as much as scores leave memory time for. With `all`: the codebook, too.
+template <class Address>
+[[nodiscard]] upcoming<Address> values_ahead(const segment<Address>& tokens, slot_range slots, bool all,
+                                             bool few) noexcept {
+  const std::size_t half = blocks_for(slots.count / 2) * block_tokens;
+  upcoming<Address> next = few ? upcoming<Address>{} : upcoming_slots(tokens.values, {slots.first, half});
+  if (all && tokens.values.coded) {
+    next.book = tokens.values.book;
+  }
+  return next;
+}
+
+/// The tile that a worker scores after `done`: the next of the part, or the first of the part that is its next if workers
+/// take them in turn.
+[[nodiscard]] inline slot_range slots_after(slot_range done, std::size_t step, std::size_t part_end, std::size_t end,
+                                            std::size_t workers) noexcept {
+  const std::size_t next = done.first + done.count;
+  const std::size_t first = next < part_end ? next : next + (workers - 1) * part_tokens;
+  return {first, first >= end ? 0 : end - first < step ? end - first : step};
+}
+
+/// What a part knows of the rest of the call.
+struct call_context {
   const float* earlier = nullptr;  ///< log-sum-exp of each row over segments that are done
   std::size_t parts = 1;           ///< that share this mass
+  std::size_t workers = 1;         ///< that take parts in turn
 };
 
 /// Probability mass that a tile may leave out, per row, of `tiles` tiles of a part: its share of what the part has seen so
 /// far and of earlier segments. Over all tiles and parts the shares add up to at most skip_mass of the final sum.
-inline void set_skip_mass(float skip_mass, const softmax_state& softmax, const skip_context& context, std::size_t tiles,
+inline void set_skip_mass(float skip_mass, const softmax_state& softmax, const call_context& context, std::size_t tiles,
                           std::size_t rows, float* budget) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
     const float exponent = context.earlier[row] - softmax.maximum[row];
@@ -229,8 +281,8 @@ inline void add_masses(const partial_state& state, float* masses) noexcept {
 /// Attention over one part of one segment into `state`. `skipped`: number of value blocks left out.
 template <class Bank>
 status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
-                   const attention_params& params, const skip_context& context, std::size_t part,
-                   const attention_scratch& work, const partial_state& state, std::size_t& skipped) {
+                   const attention_params& params, const call_context& context, std::size_t part,
+                   attention_scratch& work, const partial_state& state, std::size_t& skipped) {
   skipped = 0;
   clear(state);
   for (std::size_t row = 0; row < queries.rows; ++row) {
@@ -244,9 +296,11 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped};
   const std::size_t step = attention_tile_tokens(queries.rows);
   const std::size_t tiles = (part_end - part_first + step - 1) / step;
+  const bool first_part = part == 0;
   for (std::size_t first = part_first; first < part_end; first += step) {
     const slot_range slots{first, part_end - first < step ? part_end - first : step};
-    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail));
+    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail,
+                                values_ahead(tokens, slots, first == part_first && first_part, work.skips_most)));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
                  tokens.columns);
@@ -263,8 +317,14 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
       if (skips) {
         set_skip_mass(params.skip_mass, work.softmax, context, tiles, queries.rows, work.skip_mass);
       }
-      PQATTN_TRY(bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
-                                        state.stride));
+      const std::size_t before = skipped;
+      const auto accumulate = [&](const auto&... hint) {
+        return bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
+                                      state.stride, hint...);
+      };
+      PQATTN_TRY(with_hint<Bank>(accumulate, upcoming_slots(tokens.keys, slots_after(slots, step, part_end, end,
+                                                                                     context.workers))));
+      work.skips_most = 2 * (skipped - before) > blocks_for(slots.count);
     } else {
       PQATTN_TRY(bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out,
                                       state.stride));
@@ -524,7 +584,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   for (std::size_t row = 0; row < queries.rows; ++row) {
     memory.earlier[row] = masked_score;
   }
-  const detail::skip_context context{memory.earlier, coded_parts};
+  const detail::call_context context{memory.earlier, coded_parts, runner.workers};
   const segment<typename Bank::address>* prepared = nullptr;  // whose tables are in the bank
   for (const bool coded : {false, true}) {
     for (std::size_t i = 0, first_part = 0; i < segment_count; ++i) {
@@ -536,7 +596,10 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
         continue;
       }
       if (tokens.keys.coded && (prepared == nullptr || !detail::share_tables(*prepared, tokens))) {
-        PQATTN_TRY(bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables));
+        const auto prepare = [&](const auto&... hint) {
+          return bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables, hint...);
+        };
+        PQATTN_TRY(detail::with_hint<Bank>(prepare, detail::upcoming_slots(tokens.keys, detail::first_slots(tokens))));
         prepared = &tokens;
       }
       std::atomic<bool> failed{false};

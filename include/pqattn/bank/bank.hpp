@@ -144,6 +144,15 @@ struct value_options {
   std::size_t* skipped = nullptr;  ///< optional: the number of blocks left out is added here
 };
 
+/// What the caller of an attention program will have read next: a hint that a bank may use to fetch it meanwhile. Results
+/// never depend on it. The memory exists as long as that of the program's other arguments.
+template <class Address>
+struct upcoming {
+  resident_codebook<Address> book{};  ///< no memory: none
+  code_span<Address> codes{};
+  slot_range slots{};
+};
+
 /// Who the bank is.
 template <class Bank>
 concept bank_identity = requires(const Bank& bank) {
@@ -238,7 +247,20 @@ concept bank_exact_attention =
       { bank.accumulate_rows(tile, rows, out, stride) } noexcept -> std::same_as<status>;
     };
 
-/// A memory bank: everything above.
+/// Optional: banks whose attention programs take a last argument that says what is read next.
+template <class Bank>
+concept bank_reads_ahead =
+    requires(Bank& bank, std::size_t rows, const query_rows& queries, const rope& rotation,
+             const resident_codebook<typename Bank::address>& book, const code_span<typename Bank::address>& codes,
+             typename Bank::address tables, slot_range slots, const slot_positions& positions, const score_tile& tile,
+             const value_options& options, float* out, std::size_t stride,
+             const upcoming<typename Bank::address>& next) {
+      bank.prepare_scores(queries, book, rotation, tables, next);
+      bank.score(tables, rows, book, rotation, positions, codes, slots, tile, next);
+      bank.accumulate_values(tile, book, codes, slots, options, out, stride, next);
+    };
+
+/// A memory bank: everything above but what is optional.
 template <class Bank>
 concept bank_policy = bank_identity<Bank> && bank_memory<Bank> && bank_layout<Bank> && bank_training<Bank> &&
                       bank_coding<Bank> && bank_attention<Bank> && bank_exact_attention<Bank>;

@@ -81,6 +81,36 @@ struct geometry {
   friend constexpr bool operator==(const geometry&, const geometry&) noexcept = default;
 };
 
+/// Walks through the groups of a geometry in order, without the divisions that first_channel() and width() take.
+class group_walk {
+ public:
+  constexpr explicit group_walk(const geometry& shape) noexcept
+      : narrow_(shape.dim / shape.subvectors), wide_runs_(shape.dim % shape.subvectors), runs_(shape.subvectors),
+        left_(shape.groups()) {}
+
+  [[nodiscard]] constexpr bool done() const noexcept { return left_ == 0; }
+  [[nodiscard]] constexpr std::uint32_t group() const noexcept { return group_; }
+  /// Component the group begins with: stage * dim + first channel.
+  [[nodiscard]] constexpr std::size_t plane() const noexcept { return plane_; }
+  [[nodiscard]] constexpr std::uint32_t width() const noexcept { return narrow_ + (run_ < wide_runs_ ? 1 : 0); }
+
+  constexpr void next() noexcept {
+    plane_ += width();
+    run_ = run_ + 1 == runs_ ? 0 : run_ + 1;
+    ++group_;
+    --left_;
+  }
+
+ private:
+  std::uint32_t narrow_;
+  std::uint32_t wide_runs_;
+  std::uint32_t runs_;
+  std::uint32_t left_;
+  std::uint32_t group_ = 0;
+  std::uint32_t run_ = 0;
+  std::size_t plane_ = 0;
+};
+
 /// Whether every field is in range and the channel order is a permutation. O(dim).
 [[nodiscard]] constexpr status check_geometry(const geometry& shape) noexcept {
   if (shape.dim < 1 || shape.dim > max_dim) {

@@ -36,6 +36,26 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& e
   return error / norm;
 }
 
+/// The host bank without what it says it fetches ahead.
+struct bank_without_hints : host_bank<> {
+  using host_bank<>::host_bank;
+  status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
+                        address tables) const noexcept {
+    return host_bank<>::prepare_scores(queries, book, rotation, tables);
+  }
+  status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
+               const slot_positions& positions, const code_span<address>& codes, slot_range slots,
+               const score_tile& tile) const noexcept {
+    return host_bank<>::score(tables, rows, book, rotation, positions, codes, slots, tile);
+  }
+  status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
+                           const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
+                           std::size_t stride) const noexcept {
+    return host_bank<>::accumulate_values(tile, book, codes, slots, options, out, stride);
+  }
+};
+static_assert(bank_policy<bank_without_hints> && !bank_reads_ahead<bank_without_hints>);
+
 /// One KV head's codes and codebooks, the same for every bank.
 struct coded_head {
   const case_shape& in;
@@ -61,8 +81,10 @@ struct coded_head {
     }
   }
 
-  /// `turning`: key codebooks stored for their rotation.
-  std::vector<float> attend_on(const host_bank<>& bank, pqattn_test::counting_resource& memory, bool turning) const {
+  /// `turning`: key codebooks stored for their rotation. `pages`: of the code blocks, if they are not in order.
+  template <class Bank>
+  std::vector<float> attend_on(Bank& bank, pqattn_test::counting_resource& memory, bool turning,
+                               const std::vector<std::uint32_t>& pages = {}) const {
     const auto place = [&](const std::vector<float>& centroids, const rope& turned) {
       resident_codebook<std::byte*> book{in.shape, codebook_storage::i8, nullptr, turned};
       REQUIRE_OK(bank.reserve(bank.codebook_bytes(in.shape, book.storage), book.memory));
@@ -73,7 +95,7 @@ struct coded_head {
     tokens.keys.coded = tokens.values.coded = true;
     tokens.keys.book = place(key_centroids, turning ? rotation : rope{});
     tokens.values.book = place(value_centroids, {});
-    code_span<std::byte*> span{in.shape, nullptr, nullptr};
+    code_span<std::byte*> span{in.shape, nullptr, pages.empty() ? nullptr : pages.data()};
     const std::size_t code_bytes = blocks_for(in.tokens) * bank.code_block_bytes(in.shape);
     REQUIRE_OK(bank.reserve(code_bytes, span.memory));
     std::memset(span.memory, 0xee, code_bytes);
@@ -100,6 +122,27 @@ struct coded_head {
     return out;
   }
 };
+
+TEST_CASE("what the host bank fetches ahead changes no bit", "[bank]") {
+  random_data random(53);
+  CAPTURE(random.seed());
+  const case_shape cases[] = {{{64, 16, 256}, 1, 9000, 0, {}, false},
+                              {{64, 16, 256}, 4, 8193, 32, rope_pairing::half_split, false},
+                              {{33, 7, 60}, 9, 3000, 0, {}, false},
+                              {{96, 48, 16, 2}, 45, 1100, 48, rope_pairing::half_split, true},
+                              {{40, 10, 4096}, 2, 300, 20, rope_pairing::half_split, false}};
+  for (const case_shape& in : cases) {
+    CAPTURE(in.shape.dim, in.shape.subvectors, in.rows, in.tokens, in.pairs);
+    const coded_head head(random, in);
+    pqattn_test::counting_resource memory;
+    const host_bank<> bank(memory.resource());
+    const bank_without_hints without(memory.resource());
+    CHECK(head.attend_on(bank, memory, true) == head.attend_on(without, memory, true));
+    const auto pages = random.permutation<std::uint32_t>(blocks_for(in.tokens));
+    CHECK(head.attend_on(bank, memory, true, pages) == head.attend_on(without, memory, true, pages));
+    CHECK(memory.mistakes == 0);
+  }
+}
 
 TEST_CASE("the default host bank answers as the exact one does, to rounding", "[bank]") {
   random_data random(51);
@@ -148,13 +191,16 @@ TEST_CASE("the search for the nearest centroid is the portable one, near ties as
       REQUIRE_OK(bank.store_codebook({shape, centroids.data()}, book));
       const detail::host_codebook planes{book};
       for (int trial = 0; trial < 200; ++trial) {
-        std::vector<float> x = random.normals(shape.max_width());
+        const std::vector<float> row = random.normals(shape.dim);
+        std::uint16_t all[4] = {};
+        if constexpr (detail::x86_programs<isa::native>::available) {
+          group_walk walk(shape);
+          detail::x86_programs<isa::native>::nearest(planes, walk, shape.groups(), row.data(), all);
+        }
         for (std::uint32_t group = 0; group < shape.groups(); ++group) {
-          const std::uint32_t portable = detail::nearest_centroid<isa::native>(planes, group, x.data());
-          std::uint32_t chosen = portable;
-          if constexpr (detail::x86_programs<isa::native>::available) {
-            chosen = detail::x86_programs<isa::native>::nearest(planes, group, x.data());
-          }
+          const float* x = row.data() + shape.first_channel(group);
+          const std::uint32_t portable = detail::nearest_centroid<isa::native>(planes, group, x);
+          const std::uint32_t chosen = detail::x86_programs<isa::native>::available ? all[group] : portable;
           // The kernels round x - entry in another place: another centroid may win only as a near tie.
           if (chosen != portable) {
             const auto distance = [&](std::uint32_t k) {

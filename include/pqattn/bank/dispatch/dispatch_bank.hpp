@@ -123,21 +123,21 @@ class dispatch_bank {
     return functions_->table_bytes(options_, shape, rows, rotation);
   }
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
-                        address tables) const noexcept {
-    return functions_->prepare_scores(options_, queries, book, rotation, tables);
+                        address tables, const upcoming<address>& next = {}) const noexcept {
+    return functions_->prepare_scores(options_, queries, book, rotation, tables, next);
   }
   status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
                const slot_positions& positions, const code_span<address>& codes, slot_range slots,
-               const score_tile& tile) const noexcept {
-    return functions_->score(options_, tables, rows, book, rotation, positions, codes, slots, tile);
+               const score_tile& tile, const upcoming<address>& next = {}) const noexcept {
+    return functions_->score(options_, tables, rows, book, rotation, positions, codes, slots, tile, next);
   }
   status softmax_part(const score_tile& tile, std::size_t count, const softmax_state& state) const noexcept {
     return functions_->softmax_part(tile, count, state);
   }
   status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
                            const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
-                           std::size_t stride) const noexcept {
-    return functions_->accumulate_values(options_, tile, book, codes, slots, options, out, stride);
+                           std::size_t stride, const upcoming<address>& next = {}) const noexcept {
+    return functions_->accumulate_values(options_, tile, book, codes, slots, options, out, stride, next);
   }
 
   // Attention over exact rows
@@ -154,7 +154,7 @@ class dispatch_bank {
   host_options options_;
 };
 
-static_assert(bank_policy<dispatch_bank>);
+static_assert(bank_policy<dispatch_bank> && bank_reads_ahead<dispatch_bank>);
 
 }  // namespace v0
 }  // namespace pqattn

@@ -17,6 +17,7 @@ namespace detail {
 struct host_functions {
   using book_type = resident_codebook<std::byte*>;
   using span_type = code_span<std::byte*>;
+  using hint_type = upcoming<std::byte*>;
 
   const char* arch;
   std::size_t (*codebook_bytes)(const geometry&, codebook_storage) noexcept;
@@ -33,12 +34,13 @@ struct host_functions {
                           double*, double*) noexcept;
   status (*encode)(const rows_view&, const book_type&, const span_type&, slot_range) noexcept;
   status (*decode)(const book_type&, const span_type&, slot_range, const rows_ref&) noexcept;
-  status (*prepare_scores)(const host_options&, const query_rows&, const book_type&, const rope&, std::byte*) noexcept;
+  status (*prepare_scores)(const host_options&, const query_rows&, const book_type&, const rope&, std::byte*,
+                           const hint_type&) noexcept;
   status (*score)(const host_options&, std::byte*, std::size_t, const book_type&, const rope&, const slot_positions&,
-                  const span_type&, slot_range, const score_tile&) noexcept;
+                  const span_type&, slot_range, const score_tile&, const hint_type&) noexcept;
   status (*softmax_part)(const score_tile&, std::size_t, const softmax_state&) noexcept;
   status (*accumulate_values)(const host_options&, const score_tile&, const book_type&, const span_type&, slot_range,
-                              const value_options&, float*, std::size_t) noexcept;
+                              const value_options&, float*, std::size_t, const hint_type&) noexcept;
   status (*score_rows)(const query_rows&, const rows_view&, const score_tile&) noexcept;
   status (*accumulate_rows)(const score_tile&, const rows_view&, float*, std::size_t) noexcept;
 };

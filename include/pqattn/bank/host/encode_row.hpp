@@ -12,27 +12,49 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// Codes of one token row. `row` (channel order of the model) and `ordered` have dim floats; `ordered` is scratch and
-/// ends as the residual. Stages are coded greedily, each taking what the earlier ones left.
+/// Codes of the groups of one stage, from `at` on, for sub-vectors that lie one after the other at x.
+template <class Isa>
+void nearest_of_stage(const host_codebook& book, group_walk& at, const float* x, std::uint16_t* codes) noexcept {
+  const std::uint32_t subvectors = book.book.shape.subvectors;
+  if constexpr (x86_programs<Isa>::available) {
+    constexpr std::size_t most = x86_programs<Isa>::groups_at_once;
+    for (std::size_t done = 0; done < subvectors; done += most) {
+      const std::size_t first = at.plane();
+      x86_programs<Isa>::nearest(book, at, subvectors - done < most ? subvectors - done : most, x, codes + done);
+      x += at.plane() - first;
+    }
+  } else {
+    for (std::uint32_t i = 0; i < subvectors; ++i, x += at.width(), at.next()) {
+      codes[i] = static_cast<std::uint16_t>(nearest_centroid<Isa>(book, at.group(), x));
+    }
+  }
+}
+
+/// Subtracts what the codes of a stage stand for from a row in the order of codes.
+inline void take_off_stage(const host_codebook& book, std::uint32_t stage, const std::uint16_t* codes,
+                           float* ordered) noexcept {
+  const std::size_t plane = std::size_t{stage} * book.book.shape.dim;
+  std::size_t position = 0;
+  for (std::uint32_t i = 0; i < book.book.shape.subvectors; ++i) {
+    for (std::uint32_t c = 0; c < book.book.shape.width(i); ++c, ++position) {
+      ordered[position] -= book.entry(plane + position, codes[i]);
+    }
+  }
+}
+
+/// Codes of one token row. `row` (channel order of the model) and `ordered` have dim floats; `ordered` is scratch.
+/// Stages are coded greedily, each taking what the earlier ones left.
 template <class Isa>
 void encode_row(const host_codebook& book, const float* row, float* ordered, std::uint16_t* codes) noexcept {
   const geometry& shape = book.book.shape;
   for (std::uint32_t position = 0; position < shape.dim; ++position) {
     ordered[position] = row[shape.channel(position)];
   }
-  for (std::uint32_t group = 0; group < shape.groups(); ++group) {
-    float* run = ordered + shape.first_channel(group);
-    std::uint32_t code = 0;
-    if constexpr (x86_programs<Isa>::available) {
-      code = x86_programs<Isa>::nearest(book, group, run);
-    } else {
-      code = nearest_centroid<Isa>(book, group, run);
-    }
-    codes[group] = static_cast<std::uint16_t>(code);
-    if (shape.stages > 1) {
-      for (std::uint32_t c = 0; c < shape.width(group); ++c) {
-        run[c] -= book.entry(book.plane_of(group, c), code);
-      }
+  group_walk at(shape);
+  for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
+    nearest_of_stage<Isa>(book, at, ordered, codes + std::size_t{stage} * shape.subvectors);
+    if (stage + 1 < shape.stages) {
+      take_off_stage(book, stage, codes + std::size_t{stage} * shape.subvectors, ordered);
     }
   }
 }

@@ -179,13 +179,13 @@ class host_bank {
     return fast_bytes > portable_bytes ? fast_bytes : portable_bytes;
   }
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
-                        address tables) const noexcept {
+                        address tables, [[maybe_unused]] const upcoming<address>& next = {}) const noexcept {
     if constexpr (fast::available) {
       if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
           fast::prepare_rotary(queries, book, rotation, options_.scores, tables);
         } else {
-          fast::prepare_tables(queries, book, options_.scores, tables);
+          fast::prepare_tables(queries, book, options_.scores, tables, next);
         }
         return {};
       }
@@ -200,13 +200,13 @@ class host_bank {
   }
   status score(address tables, std::size_t rows, const resident_codebook<address>& book, const rope& rotation,
                const slot_positions& positions, const code_span<address>& codes, slot_range slots,
-               const score_tile& tile) const noexcept {
+               const score_tile& tile, [[maybe_unused]] const upcoming<address>& next = {}) const noexcept {
     if constexpr (fast::available) {
       if (fast::serves_scores(book.shape, book.storage, rotation, options_.scores)) {
         if (rotation.enabled()) {
-          fast::score_rotary(tables, book, rotation, options_.scores, positions, codes, slots, tile);
+          fast::score_rotary(tables, book, rotation, options_.scores, positions, codes, slots, tile, next);
         } else {
-          fast::score_tables(tables, options_.scores, codes, slots, tile);
+          fast::score_tables(tables, options_.scores, codes, slots, tile, next);
         }
         return {};
       }
@@ -231,10 +231,11 @@ class host_bank {
   }
   status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
                            const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
-                           std::size_t stride) const noexcept {
+                           std::size_t stride,
+                           [[maybe_unused]] const upcoming<address>& next = {}) const noexcept {
     if constexpr (fast::available) {
       if (options_.rounded_values && options.method != value_method::histogram &&
-          fast::accumulate_values(tile, book, codes, slots, options, out, stride)) {
+          fast::accumulate_values(tile, book, codes, slots, options, out, stride, next)) {
         return {};
       }
     }
@@ -300,7 +301,7 @@ class host_bank {
   host_options options_;
 };
 
-static_assert(bank_policy<host_bank<>>);
+static_assert(bank_policy<host_bank<>> && bank_reads_ahead<host_bank<>>);
 
 }  // namespace v0
 }  // namespace pqattn

@@ -84,6 +84,17 @@ struct x86_kernels {
     return {reinterpret_cast<const std::uint8_t*>(codes.memory), codes.pages, host_block_bytes(codes.shape),
             slots.first, slots.count};
   }
+  using hint = upcoming<std::byte*>;
+  /// What is fetched during the first pass of a program; later passes have nothing left.
+  [[nodiscard]] static x86::fetch_queue queue_of(const hint& next, std::size_t first = 0) noexcept {
+    if (first != 0 || (next.book.memory == nullptr && next.codes.memory == nullptr)) {
+      return {};
+    }
+    const slot_range slots = next.codes.memory == nullptr ? slot_range{} : next.slots;
+    return {reinterpret_cast<const std::uint8_t*>(next.book.memory),
+            next.book.memory == nullptr ? 0 : host_codebook{next.book}.bytes(),
+            run_of(next.codes, slots)};
+  }
   [[nodiscard]] static x86::table_precision width_of(score_precision precision) noexcept {
     return precision == score_precision::words ? x86::table_precision::words : x86::table_precision::bytes;
   }
@@ -104,23 +115,25 @@ struct x86_kernels {
   }
 
   static void prepare_tables(const query_rows& queries, const codebook& book, score_precision precision,
-                             std::byte* memory) noexcept {
+                             std::byte* memory, const hint& next) noexcept {
     const std::size_t step = align_up(x86::score_table_bytes(book.shape, rows_at_once, width_of(precision)));
     std::byte* scratch = memory + step * row_batches(queries.rows, rows_at_once);
     for_each_batch(queries.rows, rows_at_once, [&](std::size_t first, std::size_t rows) {
       x86::build_score_tables<Ops>(book.shape, bytes_of(book), queries.row(first), rows, queries.stride,
-                                   width_of(precision), memory + first / rows_at_once * step, scratch);
+                                   width_of(precision), memory + first / rows_at_once * step, scratch,
+                                   queue_of(next, first));
     });
   }
 
   static void score_tables(const std::byte* memory, score_precision precision, const span& codes, slot_range slots,
-                           const score_tile& tile) noexcept {
+                           const score_tile& tile, const hint& next) noexcept {
     alignas(64) std::byte scratch[x86::table_scratch_bytes(rows_at_once)];
     const std::size_t step = align_up(x86::score_table_bytes(codes.shape, rows_at_once, width_of(precision)));
     for_each_batch(tile.rows, rows_at_once, [&](std::size_t first, std::size_t rows) {
       const x86::score_tables tables =
           x86::score_tables_at(codes.shape, rows, width_of(precision), memory + first / rows_at_once * step);
-      x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride, scratch);
+      x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride, scratch,
+                            queue_of(next, first));
     });
   }
 
@@ -178,7 +191,7 @@ struct x86_kernels {
 
   static void score_rotary(const std::byte* memory, const codebook& book, const rope& rotation,
                            score_precision precision, const slot_positions& positions, const span& codes,
-                           slot_range slots, const score_tile& tile) noexcept {
+                           slot_range slots, const score_tile& tile, const hint& next) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
     with_rotary_kernel(book.shape, precision, [&]<class Kernel>() noexcept {
       const rotary_places at = places_of<Kernel>(codes.shape, rotation, tile.rows);
@@ -187,7 +200,7 @@ struct x86_kernels {
         const x86::rotary_queries queries =
             x86::rotary_queries_at(pairs.count, rows, memory + at.queries + first / at.at_once * at.query_step);
         x86::rotary_score<Kernel>(pairs, rotation, memory + at.turns, queries, run_of(codes, slots), positions,
-                                  tile.row(first), tile.stride, scratch);
+                                  tile.row(first), tile.stride, scratch, queue_of(next, first));
       });
     });
   }
@@ -195,7 +208,8 @@ struct x86_kernels {
   // --- values ---
 
   static bool accumulate_values(const score_tile& tile, const codebook& book, const span& codes, slot_range slots,
-                                const value_options& options, float* out, std::size_t stride) noexcept {
+                                const value_options& options, float* out, std::size_t stride,
+                                const hint& next) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
     std::size_t at_once = most_decoded_rows;
     while (at_once > 1 && x86::value_scratch_bytes<Ops>(book.shape, at_once) > stack_bytes) {
@@ -210,7 +224,7 @@ struct x86_kernels {
       std::size_t skipped = 0;
       x86::value_sum<Ops>(book.shape, bytes_of(book), run_of(codes, slots), tile.row(first), tile.stride, rows,
                           options.skip_mass == nullptr ? nullptr : options.skip_mass + first, out + first * stride,
-                          stride, skipped, scratch);
+                          stride, skipped, scratch, queue_of(next, first));
       skipped_by_all = skipped < skipped_by_all ? skipped : skipped_by_all;
     }
     if (options.skipped != nullptr && tile.rows != 0) {
@@ -265,13 +279,13 @@ struct x86_kernels {
     x86::add_points(points, stride, count, width, weights, codes, sums, mass);
   }
 
-  /// Nearest centroid of one sub-vector, in planes of any storage.
-  [[nodiscard]] static std::uint32_t nearest(const host_codebook& book, std::uint32_t group, const float* x) noexcept {
+  /// Nearest centroids of the sub-vectors of groups that lie one after the other at x, in planes of any storage.
+  static constexpr std::size_t groups_at_once = Ops::lanes;
+  static void nearest(const host_codebook& book, group_walk& at, std::size_t groups, const float* x,
+                      std::uint16_t* codes) noexcept {
     const std::size_t entries = plane_entries(book.book.shape);
-    const std::size_t plane = book.plane_of(group, 0);
-    const std::size_t width = book.book.shape.width(group);
     const std::size_t count = book.book.shape.centroids;
-    const auto in = [&](const auto& planes) { return x86::nearest_centroid<Ops>(planes, plane, width, count, x); };
+    const auto in = [&](const auto& planes) { x86::nearest_centroids<Ops>(planes, at, groups, count, x, codes); };
     switch (book.book.storage) {
       case codebook_storage::f32:
         return in(x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries});

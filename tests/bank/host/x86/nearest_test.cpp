@@ -83,39 +83,47 @@ void check_assign(std::size_t width, std::uint32_t count, std::size_t points, bo
   CHECK(mass == want_mass);
 }
 
+/// Planes of `groups` groups (one more channel in the first of them where dim does not divide), all at once.
 template <class Isa>
-void check_planes(std::size_t width, std::uint32_t count, bool ties) {
-  pqattn_test::random_data random(width * 1000 + count);
+void check_planes(std::uint32_t groups, std::uint32_t dim, std::uint32_t count, bool ties) {
+  pqattn_test::random_data random(dim * 1000 + count);
+  const pqattn::geometry shape{dim, groups, count, 1, nullptr};
   const std::size_t entries = (count + 63) / 64 * 64;
-  const std::vector<float> centroids = ties ? coarse(random, count * width) : random.normals(count * width);
-  std::vector<float> planes((width + 1) * entries);
+  const std::vector<float> components = ties ? coarse(random, count * dim) : random.normals(count * dim);
+  std::vector<float> planes(dim * entries);
   std::vector<pqattn::half> halves(planes.size());
   std::vector<std::int8_t> bytes(planes.size());
-  const std::vector<float> scale(width + 1, 0.01f);
-  const std::vector<float> offset(width + 1, 0.1f);
+  const std::vector<float> scale(dim, 0.01f);
+  const std::vector<float> offset(dim, 0.1f);
   for (std::size_t k = 0; k < entries; ++k) {
-    for (std::size_t c = 0; c < width; ++c) {
-      const std::size_t at = (c + 1) * entries + k;
-      const float value = centroids[(k < count ? k : 0) * width + c];
+    for (std::size_t c = 0; c < dim; ++c) {
+      const std::size_t at = c * entries + k;
+      const float value = components[(k < count ? k : 0) * dim + c];
       planes[at] = value;
       halves[at] = pqattn::to_half(value);
       bytes[at] = static_cast<std::int8_t>(std::lround(std::fmax(-100.0f, std::fmin(100.0f, value * 30.0f))));
     }
   }
-  INFO(Isa::name << ", width " << width << ", centroids " << count << ", seed " << random.seed());
+  INFO(Isa::name << ", groups " << groups << ", dim " << dim << ", centroids " << count << ", seed " << random.seed());
   for (int round = 0; round < 10; ++round) {
-    const std::vector<float> x = ties ? coarse(random, width) : random.normals(width);
-    const std::uint32_t exact = pqattn::x86::nearest_centroid<Isa>(pqattn::x86::float_planes{planes.data(), entries}, 1,
-                                                                   width, count, x.data());
-    CHECK(exact == nearest(x.data(), centroids, width, count));
+    const std::vector<float> x = ties ? coarse(random, dim) : random.normals(dim);
+    std::vector<std::uint16_t> codes(groups + 1, 0xabcd);
+    const auto find = [&](const auto& in) {
+      pqattn::group_walk at(shape);
+      pqattn::x86::nearest_centroids<Isa>(in, at, groups, count, x.data(), codes.data());
+      CHECK(at.done());
+      CHECK(codes[groups] == 0xabcd);
+    };
     // Rounded planes: the chosen centroid is as near as the nearest, up to rounding of the distance, and of equal ones the
     // first.
-    const auto check_near = [&](std::uint32_t code, const auto& value_of) {
+    const auto check_near = [&](std::uint32_t group, const auto& value_of) {
+      const std::uint32_t code = codes[group];
       REQUIRE(code < count);
+      const std::size_t first = shape.first_channel(group);
       const auto distance_to = [&](std::uint32_t k) {
         double sum = 0.0;
-        for (std::size_t c = 0; c < width; ++c) {
-          const double difference = static_cast<double>(x[c]) - value_of((c + 1) * entries + k);
+        for (std::size_t c = first; c < first + shape.width(group); ++c) {
+          const double difference = static_cast<double>(x[c]) - value_of(c * entries + k);
           sum += difference * difference;
         }
         return sum;
@@ -127,20 +135,33 @@ void check_planes(std::size_t width, std::uint32_t count, bool ties) {
       CHECK(distance_to(code) <= least * (1.0 + 1e-5) + 1e-12);
       for (std::uint32_t k = 0; k < code; ++k) {
         bool same = true;
-        for (std::size_t c = 0; c < width; ++c) {
-          same = same && value_of((c + 1) * entries + k) == value_of((c + 1) * entries + code);
+        for (std::size_t c = first; c < first + shape.width(group); ++c) {
+          same = same && value_of(c * entries + k) == value_of(c * entries + code);
         }
         CHECK(!same);
       }
     };
-    check_near(pqattn::x86::nearest_centroid<Isa>(pqattn::x86::half_planes{halves.data(), entries}, 1, width, count,
-                                                  x.data()),
-               [&](std::size_t at) { return static_cast<double>(pqattn::to_float(halves[at])); });
-    check_near(pqattn::x86::nearest_centroid<Isa>(
-                   pqattn::x86::byte_planes{bytes.data(), scale.data(), offset.data(), entries}, 1, width, count, x.data()),
-               [&](std::size_t at) {
-                 return static_cast<double>(offset[0]) + static_cast<double>(scale[0]) * static_cast<double>(bytes[at]);
-               });
+    find(pqattn::x86::float_planes{planes.data(), entries});
+    for (std::uint32_t group = 0; group < groups; ++group) {
+      const std::size_t width = shape.width(group);
+      std::vector<float> centroids(count * width);
+      for (std::size_t k = 0; k < count; ++k) {
+        for (std::size_t c = 0; c < width; ++c) {
+          centroids[k * width + c] = planes[(shape.first_channel(group) + c) * entries + k];
+        }
+      }
+      CHECK(codes[group] == nearest(x.data() + shape.first_channel(group), centroids, width, count));
+    }
+    find(pqattn::x86::half_planes{halves.data(), entries});
+    for (std::uint32_t group = 0; group < groups; ++group) {
+      check_near(group, [&](std::size_t at) { return static_cast<double>(pqattn::to_float(halves[at])); });
+    }
+    find(pqattn::x86::byte_planes{bytes.data(), scale.data(), offset.data(), entries});
+    for (std::uint32_t group = 0; group < groups; ++group) {
+      check_near(group, [&](std::size_t at) {
+        return static_cast<double>(offset[0]) + static_cast<double>(scale[0]) * static_cast<double>(bytes[at]);
+      });
+    }
   }
 }
 
@@ -160,10 +181,13 @@ TEMPLATE_TEST_CASE("assignment of points is exact, ties go to the lowest index",
 
 TEMPLATE_TEST_CASE("nearest centroids in planes", "[x86]", PQATTN_TEST_X86_ISAS) {
   for (const bool ties : {false, true}) {
-    for (const std::size_t width : {1u, 2u, 3u, 4u, 9u}) {
-      for (const std::uint32_t count : {2u, 16u, 64u, 100u, 256u, 300u, 512u, 700u}) {
-        check_planes<TestType>(width, count, ties);
+    for (const std::uint32_t count : {2u, 16u, 64u, 100u, 256u, 300u, 512u, 700u}) {
+      for (const std::uint32_t width : {1u, 2u, 3u, 4u, 9u}) {
+        check_planes<TestType>(1, width, count, ties);
       }
+      check_planes<TestType>(3, 11, count, ties);
+      check_planes<TestType>(static_cast<std::uint32_t>(TestType::lanes), 4 * TestType::lanes, count, ties);
+      check_planes<TestType>(static_cast<std::uint32_t>(TestType::lanes) - 1, 2 * TestType::lanes, count, ties);
     }
   }
 }

@@ -49,6 +49,41 @@ PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes)
   }
 }
 
+/// Memory that is read next, a run of blocks after an optional range of bytes: fetched into the second-level cache in equal
+/// shares while a kernel computes, so that memory is busy all the time and not only in kernels that wait for it.
+class fetch_queue {
+ public:
+  fetch_queue() = default;
+  fetch_queue(const std::uint8_t* bytes, std::size_t count, const slot_run& run) noexcept
+      : at_(bytes), left_(bytes == nullptr ? 0 : (count + 63) / 64), run_(run), block_(run.first_block()),
+        lines_(left_ + (run.end_block() - run.first_block()) * lines_of_block()) {}
+
+  /// Cuts what is left into this many shares.
+  void share_among(std::size_t steps) noexcept { share_ = steps == 0 ? 0 : (lines_ + steps - 1) / steps; }
+
+  void fetch_share() noexcept {
+    const std::size_t count = share_ < lines_ ? share_ : lines_;
+    lines_ -= count;
+    for (std::size_t i = 0; i < count; ++i, --left_, at_ += 64) {
+      if (left_ == 0) {
+        at_ = run_.block(block_++);
+        left_ = lines_of_block();
+      }
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+    }
+  }
+
+ private:
+  [[nodiscard]] std::size_t lines_of_block() const noexcept { return (run_.block_bytes + 63) / 64; }
+
+  const std::uint8_t* at_ = nullptr;
+  std::size_t left_ = 0;  ///< lines from at_ on
+  slot_run run_;
+  std::size_t block_ = 0;  ///< that comes after them
+  std::size_t lines_ = 0;  ///< of everything
+  std::size_t share_ = 0;
+};
+
 /// Stores registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset; only slots
 /// [begin, end) are written.
 template <class Isa, std::size_t Count>

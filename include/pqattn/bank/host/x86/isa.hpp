@@ -84,6 +84,29 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm256_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm256_and_si256(a, b); }
   static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm256_xor_si256(a, b); }
+  static PQATTN_ALWAYS_INLINE ints min16(ints a, ints b) noexcept { return _mm256_min_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm256_max_epi16(a, b); }
+  /// High halves of products of unsigned 16-bit numbers.
+  static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm256_mulhi_epu16(a, b); }
+  /// Arithmetic shift of 32-bit numbers by a count in the low half of a register.
+  static PQATTN_ALWAYS_INLINE ints shift_right32(ints a, __m128i count) noexcept { return _mm256_sra_epi32(a, count); }
+  /// `bytes` / 2 signed bytes to 16 bits, in order.
+  static PQATTN_ALWAYS_INLINE ints bytes_to_words(const std::int8_t* p) noexcept {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  /// Signed 32-bit numbers to 16 bits with saturation: what was in the order of low16 and high16 is in order again.
+  static PQATTN_ALWAYS_INLINE ints pack_words(ints a, ints b) noexcept { return _mm256_packs_epi32(a, b); }
+  /// Two vectors of 16-bit numbers from 0 to 255 to bytes, in order.
+  static PQATTN_ALWAYS_INLINE ints pack_bytes(ints a, ints b) noexcept {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
+  }
+  /// Smallest of the signed 16-bit numbers.
+  static PQATTN_ALWAYS_INLINE int smallest16(ints v) noexcept {
+    const __m128i four = _mm_min_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i flip = _mm_set1_epi16(-32768);  // the instruction compares unsigned numbers
+    return static_cast<std::int16_t>(_mm_cvtsi128_si32(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(four, flip)), flip)));
+  }
+  static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm256_xor_si256(v, set32(-1))); }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm256_srli_epi16(a, Count); }
   template <int Count>
@@ -168,6 +191,31 @@ struct avx2 {
     best = _mm256_min_ps(value, best);
     index = _mm256_blendv_epi8(index, candidate, _mm256_castps_si256(closer));
   }
+  /// The same where value is smaller, or equal with a smaller candidate.
+  static PQATTN_ALWAYS_INLINE void keep_least(floats value, ints candidate, floats& best, ints& index) noexcept {
+    const floats closer = _mm256_cmp_ps(value, best, _CMP_LT_OQ);
+    const floats lower = _mm256_and_ps(_mm256_cmp_ps(value, best, _CMP_EQ_OQ),
+                                       _mm256_castsi256_ps(_mm256_cmpgt_epi32(index, candidate)));
+    best = _mm256_min_ps(value, best);
+    index = _mm256_blendv_epi8(index, candidate, _mm256_castps_si256(_mm256_or_ps(closer, lower)));
+  }
+  /// One step of bringing what belongs to `lanes` registers together, one lane each: half of a's and half of b's lanes into
+  /// `first`, the others into `second`. After `deal_steps` of them, each over half as many registers, lane i belongs to
+  /// register lane_source(i).
+  template <int Step>
+  static PQATTN_ALWAYS_INLINE void deal(floats a, floats b, floats& first, floats& second) noexcept {
+    if constexpr (Step == 0) {
+      first = _mm256_permute2f128_ps(a, b, 0x20);
+      second = _mm256_permute2f128_ps(a, b, 0x31);
+    } else {
+      first = _mm256_shuffle_ps(a, b, Step == 1 ? 0x44 : 0x88);
+      second = _mm256_shuffle_ps(a, b, Step == 1 ? 0xee : 0xdd);
+    }
+  }
+  static constexpr int deal_steps = 3;
+  [[nodiscard]] static constexpr std::size_t lane_source(std::size_t lane) noexcept { return lane / 4 + lane % 4 * 2; }
+  static PQATTN_ALWAYS_INLINE floats as_floats(ints v) noexcept { return _mm256_castsi256_ps(v); }
+  static PQATTN_ALWAYS_INLINE ints as_ints(floats v) noexcept { return _mm256_castps_si256(v); }
   static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm256_cvtepi32_ps(v); }
   static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm256_cvtps_epi32(v); }  // nearest even
   static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept {
@@ -202,10 +250,6 @@ struct avx2 {
     __m128 s = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_min_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_min_ss(s, _mm_shuffle_ps(s, s, 1)));
-  }
-  /// value == wanted ? yes : no
-  static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
-    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(value, wanted, _CMP_EQ_OQ));
   }
   /// 0, 1, 2, ...
   static PQATTN_ALWAYS_INLINE ints lane_indices() noexcept { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
@@ -296,6 +340,21 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm512_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm512_and_si512(a, b); }
   static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm512_xor_si512(a, b); }
+  static PQATTN_ALWAYS_INLINE ints min16(ints a, ints b) noexcept { return _mm512_min_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm512_max_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm512_mulhi_epu16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints shift_right32(ints a, __m128i count) noexcept { return _mm512_sra_epi32(a, count); }
+  static PQATTN_ALWAYS_INLINE ints bytes_to_words(const std::int8_t* p) noexcept {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static PQATTN_ALWAYS_INLINE ints pack_words(ints a, ints b) noexcept { return _mm512_packs_epi32(a, b); }
+  static PQATTN_ALWAYS_INLINE ints pack_bytes(ints a, ints b) noexcept {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(a, b));
+  }
+  static PQATTN_ALWAYS_INLINE int smallest16(ints v) noexcept {
+    return avx2::smallest16(_mm256_min_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
+  }
+  static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm512_xor_si512(v, set32(-1))); }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm512_srli_epi16(a, Count); }
   template <int Count>
@@ -370,6 +429,26 @@ struct avx512bw {
     best = _mm512_min_ps(value, best);
     index = _mm512_mask_mov_epi32(index, closer, candidate);
   }
+  static PQATTN_ALWAYS_INLINE void keep_least(floats value, ints candidate, floats& best, ints& index) noexcept {
+    const __mmask16 lower = _mm512_mask_cmp_ps_mask(_mm512_cmplt_epi32_mask(candidate, index), value, best, _CMP_EQ_OQ);
+    const __mmask16 closer = _mm512_cmp_ps_mask(value, best, _CMP_LT_OQ);
+    best = _mm512_min_ps(value, best);
+    index = _mm512_mask_mov_epi32(index, _kor_mask16(closer, lower), candidate);
+  }
+  template <int Step>
+  static PQATTN_ALWAYS_INLINE void deal(floats a, floats b, floats& first, floats& second) noexcept {
+    if constexpr (Step < 2) {
+      first = _mm512_shuffle_f32x4(a, b, Step == 0 ? 0x44 : 0x88);
+      second = _mm512_shuffle_f32x4(a, b, Step == 0 ? 0xee : 0xdd);
+    } else {
+      first = _mm512_shuffle_ps(a, b, Step == 2 ? 0x44 : 0x88);
+      second = _mm512_shuffle_ps(a, b, Step == 2 ? 0xee : 0xdd);
+    }
+  }
+  static constexpr int deal_steps = 4;
+  [[nodiscard]] static constexpr std::size_t lane_source(std::size_t lane) noexcept { return lane / 4 + lane % 4 * 4; }
+  static PQATTN_ALWAYS_INLINE floats as_floats(ints v) noexcept { return _mm512_castsi512_ps(v); }
+  static PQATTN_ALWAYS_INLINE ints as_ints(floats v) noexcept { return _mm512_castps_si512(v); }
   static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm512_cvtepi32_ps(v); }
   static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm512_cvtps_epi32(v); }
   static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept { return _mm512_reduce_add_ps(v); }
@@ -403,9 +482,6 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE float largest(floats v) noexcept { return _mm512_reduce_max_ps(v); }
   static PQATTN_ALWAYS_INLINE float smallest(floats v) noexcept { return _mm512_reduce_min_ps(v); }
-  static PQATTN_ALWAYS_INLINE floats where_equal(floats value, floats wanted, floats yes, floats no) noexcept {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(value, wanted, _CMP_EQ_OQ), no, yes);
-  }
   static PQATTN_ALWAYS_INLINE ints lane_indices() noexcept {
     return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }

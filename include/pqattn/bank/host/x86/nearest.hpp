@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../../../core/half.hpp"
+#include "../../../quant/geometry.hpp"
 #include "isa.hpp"
 
 #if PQATTN_X86_AVX2
@@ -189,20 +190,32 @@ struct byte_planes {
 
 namespace detail {
 
-/// The lane with the least value and, of equal ones, the least index: its index.
-template <class Isa>
-PQATTN_ALWAYS_INLINE std::uint32_t index_of_least(typename Isa::floats value, typename Isa::ints index) noexcept {
-  const auto least = Isa::setf(Isa::smallest(value));
-  // Indices below 2^24 are exact in f32.
-  return static_cast<std::uint32_t>(
-      Isa::smallest(Isa::where_equal(value, least, Isa::to_floats(index), Isa::setf(16777216.0f))));
+/// Of each of `lanes` registers the lane with the least value and, of equal ones, the least index: afterwards in one lane
+/// each of the first. All of them take hardly more instructions together than one alone.
+template <class Isa, int Step = 0>
+PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename Isa::ints* index) noexcept {
+  constexpr std::size_t pairs = Isa::lanes >> (Step + 1);
+  for (std::size_t i = 0; i < pairs; ++i) {
+    typename Isa::floats other;
+    typename Isa::floats first_index;
+    typename Isa::floats other_index;
+    typename Isa::floats best;
+    Isa::template deal<Step>(Isa::as_floats(index[2 * i]), Isa::as_floats(index[2 * i + 1]), first_index, other_index);
+    Isa::template deal<Step>(value[2 * i], value[2 * i + 1], best, other);
+    index[i] = Isa::as_ints(first_index);
+    Isa::keep_least(other, Isa::as_ints(other_index), best, index[i]);
+    value[i] = best;
+  }
+  if constexpr (Step + 1 < Isa::deal_steps) {
+    reduce_to_least<Isa, Step + 1>(value, index);
+  }
 }
 
-/// Nearest centroid of one sub-vector. Four chains of running minima, each over a quarter of the entries, so that of equal
+/// Nearest centroid of one sub-vector in each lane: of the entries whose number modulo `lanes` is the lane's. Four chains of running minima, each over a quarter of the entries, so that of equal
 /// distances in a lane the first chain's is the lower index; no branch depends on the data.
 template <class Isa, std::size_t Width, class Planes>
-inline std::uint32_t nearest_in_planes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                                       const float* x) noexcept {
+inline void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
+                             const float* x, typename Isa::floats& least, typename Isa::ints& least_index) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
   constexpr std::size_t chains = 4;
@@ -255,21 +268,40 @@ inline std::uint32_t nearest_in_planes(const Planes& planes, std::size_t plane, 
   Isa::keep_smaller(best[1], index[1], best[0], index[0]);
   Isa::keep_smaller(best[3], index[3], best[2], index[2]);
   Isa::keep_smaller(best[2], index[2], best[0], index[0]);
-  return index_of_least<Isa>(best[0], index[0]);
+  least = best[0];
+  least_index = index[0];
 }
 
 }  // namespace detail
 
-/// Nearest centroid of one sub-vector x of `width` floats; planes [plane, plane + width) hold the centroids' components.
+/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other at x; planes
+/// [at.plane(), at.plane() + width) hold the components of a group's `count` centroids. `at` moves past these groups.
 /// Reads whole runs of 64 entries, so planes must be padded to 64, entries past the last centroid repeating centroid 0,
-/// which then never win. O(width * count).
+/// which then never win. O(width * count) a group.
 template <class Isa, class Planes>
-[[nodiscard]] inline std::uint32_t nearest_centroid(const Planes& planes, std::size_t plane, std::size_t width,
-                                                    std::size_t count, const float* x) noexcept {
-  switch (width) {
-    case 2: return detail::nearest_in_planes<Isa, 2>(planes, plane, width, count, x);
-    case 4: return detail::nearest_in_planes<Isa, 4>(planes, plane, width, count, x);
-    default: return detail::nearest_in_planes<Isa, 0>(planes, plane, width, count, x);
+inline void nearest_centroids(const Planes& planes, group_walk& at, std::size_t groups, std::size_t count,
+                              const float* x, std::uint16_t* codes) noexcept {
+  typename Isa::floats least[Isa::lanes];
+  typename Isa::ints index[Isa::lanes];
+  for (std::size_t i = 0; i < groups; ++i, x += at.width(), at.next()) {
+    const std::size_t width = at.width();
+    switch (width) {
+      case 2: detail::nearest_of_lanes<Isa, 2>(planes, at.plane(), width, count, x, least[i], index[i]); break;
+      case 4: detail::nearest_of_lanes<Isa, 4>(planes, at.plane(), width, count, x, least[i], index[i]); break;
+      default: detail::nearest_of_lanes<Isa, 0>(planes, at.plane(), width, count, x, least[i], index[i]); break;
+    }
+  }
+  for (std::size_t i = groups; i < Isa::lanes; ++i) {
+    least[i] = Isa::setf(0.0f);
+    index[i] = Isa::zero();
+  }
+  detail::reduce_to_least<Isa>(least, index);
+  std::uint32_t found[Isa::lanes];
+  Isa::store(found, index[0]);
+  for (std::size_t lane = 0; lane < Isa::lanes; ++lane) {
+    if (const std::size_t group = Isa::lane_source(lane); group < groups) {
+      codes[group] = static_cast<std::uint16_t>(found[lane]);
+    }
   }
 }
 

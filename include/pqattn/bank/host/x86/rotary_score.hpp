@@ -229,7 +229,7 @@ template <class Kernel, unsigned Bits>
 inline void rotary_blocks(const rotary_book& book, const rope& rotation, const typename Kernel::table& turns,
                           const rotary_queries& queries, const slot_run& run, std::size_t block,
                           const std::int64_t* bases, std::size_t blocks, rotary_scratch<Kernel>& scratch, float* out,
-                          std::size_t stride) noexcept {
+                          std::size_t stride, fetch_queue& next) noexcept {
   const std::uint8_t* codes[Kernel::batch];
   const std::size_t query_block = queries.rows * queries.padded;
   for (std::size_t b = 0; b < blocks; ++b) {
@@ -248,6 +248,7 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     for (std::size_t b = 0; b < ahead; ++b) {
       fetch_lines<_MM_HINT_T0>(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
     }
+    next.fetch_share();
     Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
     for (std::size_t b = 0; b < blocks; ++b) {
       Kernel::sum_block(scratch.keys + b * Kernel::chunk * Kernel::key_bytes, count,
@@ -281,22 +282,25 @@ template <class Kernel>
 }
 
 /// out(row, slot - run.first) = score of the slot at its position.
-/// `turns`: the memory of the turn table of offsets 0..63. Blocks whose used slots are not consecutive get a table of
+/// `next` is fetched meanwhile. `turns`: the memory of the turn table of offsets 0..63. Blocks whose used slots are not consecutive get a table of
 /// their own, which costs several times what the block's scores do.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code).
 template <class Kernel>
 inline bool rotary_score(const rotary_book& book, const rope& rotation, const void* turns,
                          const rotary_queries& queries, const slot_run& run, const slot_positions& positions,
-                         float* out, std::size_t stride, void* workspace) noexcept {
+                         float* out, std::size_t stride, void* workspace, fetch_queue next = {}) noexcept {
   return with_code_bits<typename Kernel::isa>(book.code_bits, [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_rotary_scratch<Kernel>(book.count, rotation.pairs, queries.rows, workspace);
+    const std::size_t batch = Kernel::batch_for(queries.rows);
+    next.share_among((run.end_block() - run.first_block() + batch - 1) / batch *
+                     ((book.count + Kernel::chunk - 1) / Kernel::chunk));
     std::int64_t bases[Kernel::batch];
     std::size_t pending = 0;
     std::size_t block = run.first_block();
     const auto flush = [&](std::size_t end) noexcept {
       if (pending != 0) {
         detail::rotary_blocks<Kernel, Bits>(book, rotation, Kernel::table_at(rotation.pairs, turns), queries, run,
-                                            end - pending, bases, pending, scratch, out, stride);
+                                            end - pending, bases, pending, scratch, out, stride, next);
         pending = 0;
       }
     };
@@ -308,7 +312,7 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
       const std::int64_t base = positions.at(first) - begin;
       if (positions.consecutive(first, static_cast<std::size_t>(end - begin))) {
         bases[pending++] = base;
-        if (pending == Kernel::batch_for(queries.rows)) {
+        if (pending == batch) {
           flush(block + 1);
         }
       } else {
@@ -319,7 +323,7 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
         }
         fill_turn_table<Kernel>(rotation, offsets, scratch.turns);
         detail::rotary_blocks<Kernel, Bits>(book, rotation, Kernel::table_at(rotation.pairs, scratch.turns), queries,
-                                            run, block, &base, 1, scratch, out, stride);
+                                            run, block, &base, 1, scratch, out, stride, next);
       }
     }
     flush(block);

@@ -448,30 +448,31 @@ inline void sum_group(const std::int8_t* tables, std::size_t width, const value_
   });
 }
 
-/// Adds a batch of blocks to the sums. `next`: blocks to prefetch meanwhile.
+/// Adds a batch of blocks to the sums. Meanwhile `next`, the blocks of the batch that follows, and then a share of `later`
+/// for each group are fetched.
 template <class Isa, unsigned Bits>
 inline void sum_batch(const geometry& shape, const byte_codebook& book, const value_blocks& blocks,
-                      const value_blocks& next, const slot_run& run, const float* probabilities, std::size_t stride,
-                      std::size_t rows, const value_scratch& scratch) noexcept {
+                      const value_blocks& next, fetch_queue& later, const slot_run& run, const float* probabilities,
+                      std::size_t stride, std::size_t rows, const value_scratch& scratch) noexcept {
   value_sets sets;
   const std::size_t step = scratch.set;
   for (std::size_t first = 0; first < blocks.count; first += step) {
     append_set<Isa>(run, blocks, first, blocks.count - first < step ? blocks.count - first : step, probabilities,
                     stride, rows, scratch, sets);
   }
-  for (std::uint32_t group = 0; group < shape.groups(); ++group) {
-    const std::size_t code_at = std::size_t{group} * 8 * Bits;
+  for (group_walk group(shape); !group.done(); group.next()) {
+    const std::size_t code_at = std::size_t{group.group()} * 8 * Bits;
     // From memory a batch ahead, into the first-level cache a group ahead: a whole batch would push out what is in use.
     for (std::size_t i = 0; i < next.count; ++i) {
       fetch_lines<_MM_HINT_T1>(next.codes[i] + code_at, 8 * Bits);
     }
+    later.fetch_share();
     for (std::size_t i = 0; i < blocks.count; ++i) {
       fetch_lines<_MM_HINT_T0>(blocks.codes[i] + code_at + 8 * Bits, 8 * Bits);
     }
-    const std::size_t plane = std::size_t{group / shape.subvectors} * shape.dim + shape.first_channel(group);
-    const std::int8_t* tables = book.bytes + plane * table_bytes(Bits);
-    float* sums = scratch.sums + plane * rows;
-    sum_group<Isa, Bits>(tables, shape.width(group), blocks, sets, code_at, rows, scratch, sums);
+    const std::int8_t* tables = book.bytes + group.plane() * table_bytes(Bits);
+    float* sums = scratch.sums + group.plane() * rows;
+    sum_group<Isa, Bits>(tables, group.width(), blocks, sets, code_at, rows, scratch, sums);
   }
 }
 
@@ -555,12 +556,13 @@ template <class Isa>
 /// out(row, channel) += sum over the run's slots of probabilities[row * stride + slot - run.first] * value.
 /// Probabilities are at least 0. `skip_mass`: null, or per row a mass; blocks are left out, from the first on, while
 /// their masses add up to at most that in every row, and counted in `skipped`. Any number of rows; look-ups are shared
-/// by all.
+/// by all. `next` is fetched meanwhile.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
 inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run,
                       const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_mass,
-                      float* out, std::size_t out_stride, std::size_t& skipped, void* workspace) noexcept {
+                      float* out, std::size_t out_stride, std::size_t& skipped, void* workspace,
+                      fetch_queue next = {}) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_value_scratch<Isa>(shape, rows, workspace);
     const std::size_t end = run.end_block();
@@ -577,14 +579,16 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
         }
       }
     };
-    skipped += end - run.first_block() - detail::find_noise<Isa>(run, probabilities, stride, rows, scratch, collect);
+    const std::size_t used = detail::find_noise<Isa>(run, probabilities, stride, rows, scratch, collect);
+    skipped += end - run.first_block() - used;
+    next.share_among((used + value_batch - 1) / value_batch * shape.groups());
     std::memset(scratch.sums, 0, std::size_t{shape.stages} * shape.dim * rows * sizeof(float));
     detail::value_blocks lists[2];
     std::size_t block = run.first_block();
     collect(block, lists[0]);
     for (std::size_t turn = 0; lists[turn].count != 0; turn = 1 - turn) {
       collect(block, lists[1 - turn]);
-      detail::sum_batch<Isa, Bits>(shape, book, lists[turn], lists[1 - turn], run, probabilities, stride, rows,
+      detail::sum_batch<Isa, Bits>(shape, book, lists[turn], lists[1 - turn], next, run, probabilities, stride, rows,
                                    scratch);
     }
     detail::finish_values(shape, book, rows, scratch, out, out_stride);
