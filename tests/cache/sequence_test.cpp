@@ -101,6 +101,8 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
                                   5);
        },
        [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
+      {"reserve", true, [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].reserve(500); },
+       [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
       {"fork", true,
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
        [](sequence_world&, std::vector<model_sequence>& models, const std::vector<sequence_type>&) { models[2] = models[0]; }},
@@ -167,6 +169,69 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
       // A single appended token may find every page and list in place; the others had something to fail on.
       CHECK((fail > 1 || (std::string(edit.name) == "observe" && world_takes_no_queries(edit_shapes[s]))));
     }
+  }
+}
+
+TEST_CASE("each allocation of a new pool and of loading its codebooks may fail in turn", "[cache]") {
+  for (const char* name : {"before RoPE", "preset of 2 bits", "outliers of latent keys with tails"}) {
+    sequence_world world(shape_named(name), 52);
+    CAPTURE(name, world.random.seed());
+    const kv_side sides[] = {kv_side::keys, kv_side::values};
+    const std::size_t stored = world.pool.stores(kv_side::values) ? 2 : 1;
+    std::vector<std::vector<float>> centroids(stored);
+    std::vector<std::vector<float>> transforms(stored);
+    for (std::size_t side = 0; side < stored; ++side) {
+      centroids[side] = world.random.normals(world.pool.side(sides[side]).shape.codebook_values());
+      transforms[side].assign(world.pool.transform_floats(sides[side]), 1.0f);
+    }
+    std::size_t failures = 0;
+    for (std::size_t fail = 0;; ++fail) {
+      REQUIRE(fail < 100);
+      counting_resource memory;
+      {
+        f32_bank bank(memory.resource());
+        pool_type pool;
+        const auto make = [&] {
+          return pool_type::make(bank, world.config, world.shape.heads, memory.resource(), pool);
+        };
+        memory.fail_after = fail;
+        status result = make();
+        if (!result) {
+          CHECK(result.code == status_code::out_of_memory);
+          CHECK(memory.live_bytes == 0);
+          memory.fail_after = std::numeric_limits<std::size_t>::max();
+          REQUIRE_OK(make());
+        }
+        bool failed = !result.ok();
+        for (std::size_t head = 0; head < world.shape.heads; ++head) {
+          for (std::size_t side = 0; side < stored; ++side) {
+            const auto load = [&] {
+              return pool.load_codebook(head, sides[side], centroids[side].data(),
+                                        transforms[side].empty() ? nullptr : transforms[side].data());
+            };
+            CHECK_FALSE(pool.trained());
+            result = load();
+            if (!result) {
+              CHECK(result.code == status_code::out_of_memory);
+              CHECK_FALSE(pool.trained());
+              CHECK(pool.memory().total_bytes() == memory.live_bytes);
+              failed = true;
+              memory.fail_after = std::numeric_limits<std::size_t>::max();
+              REQUIRE_OK(load());
+            }
+          }
+        }
+        CHECK(pool.trained());
+        CHECK(pool.memory().total_bytes() == memory.live_bytes);
+        failures += failed ? 1 : 0;
+        if (!failed) {
+          break;
+        }
+      }
+      CHECK(memory.live_bytes == 0);
+      CHECK(memory.mistakes == 0);
+    }
+    CHECK(failures > 2);
   }
 }
 
