@@ -584,6 +584,33 @@ TEST_CASE("truncating into coded tokens leaves them coded and the window fills a
   CHECK(tokens.next_position() == 0);
 }
 
+TEST_CASE("truncate, remove and clear need no memory", "[cache]") {
+  counting_resource memory;
+  sequence_world world(shape_named("outliers before RoPE"), 53, memory.resource());
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 300);
+  sequence_type copy(world.pool);
+  REQUIRE_OK(tokens.fork(copy));  // every page is shared
+  model_sequence other = model;
+  memory.fail_after = memory.allocations;
+  REQUIRE_OK(copy.remove(2, 131));
+  other.remove(2, 131);
+  copy.truncate(100);
+  other.remove(100, 69);
+  tokens.truncate(299);
+  model.remove(299, 1);
+  memory.fail_after = std::numeric_limits<std::size_t>::max();
+  world.check(copy, other);
+  world.check(tokens, model);
+  memory.fail_after = memory.allocations;
+  copy.clear();
+  CHECK(copy.size() == 0);
+  memory.fail_after = std::numeric_limits<std::size_t>::max();
+  world.check(tokens, model);
+}
+
 TEST_CASE("a shift of keys coded after RoPE reports the error it adds", "[cache]") {
   sequence_world world(edit_shapes[1], 37);
   CAPTURE(world.random.seed());
