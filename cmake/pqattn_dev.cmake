@@ -44,8 +44,6 @@ endif()
 
 set(pqattn_is_release "$<CONFIG:Release,RelWithDebInfo,MinSizeRel>")
 target_compile_definitions(pqattn_dev_flags INTERFACE "$<$<NOT:${pqattn_is_release}>:_GLIBCXX_ASSERTIONS>")
-target_compile_options(pqattn_dev_flags INTERFACE
-  "$<$<NOT:${pqattn_is_release}>:SHELL:-include \"${PROJECT_SOURCE_DIR}/cmake/dev_assert.hpp\">")
 
 # pqattn_add_program(<target> <folder> [INSTALL])
 # One program per folder: main.cpp and the other sources, which also become the library <target>_parts for tests.

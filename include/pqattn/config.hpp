@@ -5,18 +5,13 @@
 
 #include "version.hpp"
 
-/// Exceptions are only used by the thin wrappers in core/throwing.hpp.
+/// Nothing throws; the emulated PIM bank, whose tables are standard containers, catches what they throw.
 #ifndef PQATTN_HAS_EXCEPTIONS
 #if defined(__cpp_exceptions) || defined(_CPPUNWIND)
 #define PQATTN_HAS_EXCEPTIONS 1
 #else
 #define PQATTN_HAS_EXCEPTIONS 0
 #endif
-#endif
-
-/// Internal preconditions. Off unless the user defines PQATTN_ASSERT(condition, sentence) before including.
-#ifndef PQATTN_ASSERT
-#define PQATTN_ASSERT(condition, sentence) static_cast<void>(0)
 #endif
 
 #if defined(_MSC_VER) && !defined(__clang__)

@@ -5,6 +5,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -33,8 +34,9 @@ struct batch_scene {
   std::size_t heads;
   std::size_t steps = 0;
 
-  batch_scene(const edit_shape& shape, std::uint64_t stream)
-      : world(shape, stream), heads(shape.heads * shape.group) {
+  batch_scene(const edit_shape& shape, std::uint64_t stream, const memory_resource& resource = {},
+              const host_options& options = exact_arithmetic)
+      : world(shape, stream, resource, options), heads(shape.heads * shape.group) {
     for (std::size_t i = 0; i < 6; ++i) {
       tokens.emplace_back(world.pool);
     }
@@ -80,10 +82,14 @@ struct batch_scene {
 
   status run(const batch_entry<f32_bank>* list, std::size_t count, const executor& parts, std::vector<float>& out,
              std::vector<float>& lse) {
-    out.resize(heads * steps * world.shape.value_dim, 5.0f);
-    lse.resize(heads * steps, 5.0f);
     batch_type batch;
     PQATTN_TRY(batch_type::make(world.bank, parts, {}, batch));
+    return run(batch, list, count, out, lse);
+  }
+  status run(batch_type& batch, const batch_entry<f32_bank>* list, std::size_t count, std::vector<float>& out,
+             std::vector<float>& lse) {
+    out.resize(heads * steps * world.shape.value_dim, 5.0f);
+    lse.resize(heads * steps, 5.0f);
     batch_params params;
     params.softcap = 3.0f;
     return batch.attend(world.pool, list, count,
@@ -101,9 +107,10 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of workers", "[cache]") {
+  const bool rounded = GENERATE(false, true);  // in f32 throughout, and as shipped
   for (const edit_shape& shape : edit_shapes) {
-    batch_scene scene(shape, 51);
-    CAPTURE(shape.name, scene.world.random.seed());
+    batch_scene scene(shape, 51, {}, rounded ? host_options{} : exact_arithmetic);
+    CAPTURE(shape.name, rounded, scene.world.random.seed());
     std::vector<float> out;
     std::vector<float> lse;
     for (const auto& entry : scene.entries) {  // one by one, backwards, into the same rows
@@ -153,21 +160,108 @@ TEST_CASE("appending on any number of workers holds the same", "[cache]") {
   }
 }
 
+TEST_CASE("each allocation of a batch may fail in turn", "[cache]") {
+  for (const char* name : {"before RoPE", "values only, GQA of 5", "outliers before RoPE"}) {
+    const auto& shape = *std::find_if(std::begin(edit_shapes), std::end(edit_shapes),
+                                      [&](const edit_shape& one) { return std::string(one.name) == name; });
+    bool succeeded = false;
+    std::size_t fail = 0;
+    for (; !succeeded; ++fail) {
+      REQUIRE(fail < 100);
+      counting_resource memory;
+      counting_resource scratch;
+      {
+        batch_scene scene(shape, 57, memory.resource());
+        CAPTURE(name, fail, scene.world.random.seed());
+        shuffled_executor shuffled(2, 5);
+        batch_type batch;
+        std::vector<float> out;
+        std::vector<float> lse;
+        const auto serve = [&] {
+          if (batch.bytes() == 0) {
+            PQATTN_TRY(batch_type::make(scene.world.bank, shuffled.get(), scratch.resource(), batch));
+          }
+          return scene.run(batch, scene.entries.data(), scene.entries.size(), out, lse);
+        };
+        // Of the batch's own memory, and of the bank's.
+        const std::size_t before = memory.live_bytes;
+        scratch.fail_after = fail;
+        memory.fail_after = memory.allocations + (fail + 1) / 2;
+        const status result = serve();
+        succeeded = result.ok();
+        scratch.fail_after = memory.fail_after = std::numeric_limits<std::size_t>::max();
+        if (!succeeded) {
+          CHECK(result.code == status_code::out_of_memory);
+          CHECK(result.has_values);
+          CHECK(std::all_of(out.begin(), out.end(), [](float x) { return x == 5.0f; }));
+          CHECK(std::all_of(lse.begin(), lse.end(), [](float x) { return x == 5.0f; }));
+          REQUIRE_OK(serve());
+        }
+        CHECK(batch.bytes() == scratch.live_bytes + memory.live_bytes - before);
+        std::vector<float> want;
+        std::vector<float> want_lse;
+        REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), {}, want, want_lse));
+        CHECK(same_bits(out, want));
+        CHECK(same_bits(lse, want_lse));
+      }
+      for (const counting_resource& one : {std::cref(memory), std::cref(scratch)}) {
+        CHECK(one.live_bytes == 0);
+        CHECK(one.mistakes == 0);
+      }
+    }
+    CHECK(fail > 4);
+  }
+}
+
+TEST_CASE("a chunk of several hundred query tokens attends to a coded past and to itself", "[cache]") {
+  for (const char* name : {"before RoPE", "after RoPE, f16", "preset of 2 bits", "values only, GQA of 5",
+                           "latent keys that are values, tails with RoPE", "outliers before RoPE"}) {
+    const auto& shape = *std::find_if(std::begin(edit_shapes), std::end(edit_shapes),
+                                      [&](const edit_shape& one) { return std::string(one.name) == name; });
+    sequence_world world(shape, 58);
+    CAPTURE(name, world.random.seed());
+    sequence_type tokens(world.pool);
+    model_sequence model;
+    // The first chunk finds nothing, the second exact tokens, the others codes.
+    for (const std::size_t count : {40U, 300U, 511U}) {
+      world.draw(count, world.any_type());
+      const std::int64_t first = tokens.next_position();
+      world.check_attention({&tokens}, {&model}, first, true, count == 511 ? 200 : 0);
+      world.check_attention({&tokens}, {&model}, first, true, 0);
+      REQUIRE_OK(world.append_handed(tokens));
+      world.append(model, first, tokens);
+      world.check(tokens, model);
+    }
+    CHECK(tokens.coded_tokens() > 700);
+  }
+}
+
 TEST_CASE("readers of shared prefixes run concurrently", "[cache][threads]") {
   batch_scene scene(edit_shapes[0], 53);
   CAPTURE(scene.world.random.seed());
   std::vector<float> out;
   std::vector<float> lse;
   REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), {}, out, lse));
+  const auto read = [&](std::vector<float>& rows) {
+    const sequence_type& tokens = scene.tokens[3];
+    rows.resize(tokens.size() * (scene.world.shape.key_dim + scene.world.shape.value_dim));
+    return tokens.read(1, 0, ref_rows(rows.data(), tokens.size(), scene.world.shape.key_dim),
+                       ref_rows(rows.data() + tokens.size() * scene.world.shape.key_dim, tokens.size(),
+                                scene.world.shape.value_dim));
+  };
+  std::vector<float> rows;
+  REQUIRE_OK(read(rows));
   constexpr std::size_t readers = 4;
   std::vector<std::vector<float>> outs(readers);
   std::vector<std::vector<float>> lses(readers);
+  std::vector<std::vector<float>> rows_read(readers);
   std::vector<status> outcomes(readers);
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < readers; ++i) {
     threads.emplace_back([&, i] {
       for (int round = 0; round < 3 && outcomes[i]; ++round) {
         outcomes[i] = scene.run(scene.entries.data(), scene.entries.size(), {}, outs[i], lses[i]);
+        outcomes[i] = outcomes[i] ? read(rows_read[i]) : outcomes[i];
       }
     });
   }
@@ -178,6 +272,7 @@ TEST_CASE("readers of shared prefixes run concurrently", "[cache][threads]") {
     REQUIRE_OK(outcomes[i]);
     CHECK(same_bits(outs[i], out));
     CHECK(same_bits(lses[i], lse));
+    CHECK(same_bits(rows_read[i], rows));
   }
 }
 

@@ -2,6 +2,7 @@
 #include <pqattn/cache/head_cache.hpp>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <cmath>
 #include <limits>
@@ -13,6 +14,7 @@
 #include "support/message.hpp"
 #include "support/random_data.hpp"
 #include "support/reference.hpp"
+#include "support/strided_matrix.hpp"
 
 namespace {
 
@@ -336,6 +338,46 @@ TEST_CASE("many short appends and one long one store the same", "[cache]") {
     CHECK(values[0] == values[1]);
     const std::vector<float> query = random.normals(32);
     CHECK(attend_to(short_steps, bank, query, 1).out == attend_to(long_step, bank, query, 1).out);
+  }
+}
+
+TEST_CASE("rows of every dtype, stride and alignment are stored as their f32 copy", "[cache]") {
+  random_data random(5);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const rope_memory rope(32);
+  const bool switched = GENERATE(false, true);
+  cache_config config = switched ? small_config(32, 24) : small_config(32, 32);
+  config.rotation = rope.rotation;
+  if (switched) {
+    all_switches.apply(config);
+  }
+  const std::uint32_t value_dim = config.values.shape.dim;
+  for (const dtype type : {dtype::f32, dtype::f16, dtype::bf16}) {
+    for (const auto& layout : {pqattn_test::padded_layout, pqattn_test::awkward_layout, pqattn_test::reversed_layout}) {
+      const pqattn_test::strided_matrix keys(random.normals(500 * 32), 500, 32, type, layout);
+      const pqattn_test::strided_matrix values(random.normals(500 * value_dim), 500, value_dim, type, layout);
+      const std::vector<float> dense_keys = keys.values();
+      const std::vector<float> dense_values = values.values();
+      cache_type strided;
+      cache_type dense;
+      REQUIRE_OK(cache_type::make(bank, config, {}, strided));
+      REQUIRE_OK(cache_type::make(bank, config, {}, dense));
+      std::size_t held = 0;
+      for (const std::size_t count : {30U, 400U, 1U, 69U}) {  // the second trains on the caller's rows
+        REQUIRE_OK(strided.append(keys.view().slice(held, count), values.view().slice(held, count)));
+        REQUIRE_OK(dense.append(view_rows(dense_keys.data() + held * 32, count, 32),
+                                view_rows(dense_values.data() + held * value_dim, count, value_dim)));
+        held += count;
+      }
+      CHECK(strided.trained());
+      std::vector<float> got[2];
+      std::vector<float> want[2];
+      read_all(strided, got[0], got[1]);
+      read_all(dense, want[0], want[1]);
+      CHECK(got[0] == want[0]);
+      CHECK(got[1] == want[1]);
+    }
   }
 }
 

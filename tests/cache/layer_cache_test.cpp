@@ -104,7 +104,8 @@ TEST_CASE("a layer equals its heads, for any group size and query layout", "[cac
   }
 }
 
-TEST_CASE("an explicit mask covers the latest tokens of a cache, whatever form they have", "[cache]") {
+TEST_CASE("masks, windows, ALiBi and sinks of query heads hold for all tokens of a cache, whatever form they have",
+          "[cache]") {
   random_data random(29);
   CAPTURE(random.seed());
   bank_type bank(memory_resource{}, exact_arithmetic);
@@ -139,6 +140,11 @@ TEST_CASE("an explicit mask covers the latest tokens of a cache, whatever form t
       params.first_position = 397;
       params.softcap = 5.0f;
       params.bias = &bias;
+      params.window = columns == 37 ? 100 : 0;
+      const std::vector<float> slopes = random.normals(heads, 0.01f);  // of each query head
+      params.alibi_slopes = columns < 100 ? slopes.data() : nullptr;
+      const std::vector<float> sinks = random.normals(heads, 3.0f);
+      params.sink_logits = mask_heads == 1 ? sinks.data() : nullptr;
       std::vector<float> out(heads * steps * value_dim);
       const auto attend = [&] {
         return layer.attend({view_rows(queries.data(), steps, key_dim), heads, std::ptrdiff_t(steps * key_dim)}, params,
@@ -158,6 +164,13 @@ TEST_CASE("an explicit mask covers the latest tokens of a cache, whatever form t
         expected.scale = 1.0 / std::sqrt(double{key_dim});
         expected.softcap = 5.0;
         expected.causal = true;
+        expected.window = params.window;
+        if (params.alibi_slopes != nullptr) {
+          expected.alibi_slopes.assign(steps, double{slopes[head]});
+        }
+        if (params.sink_logits != nullptr) {
+          expected.sink_logits.assign(steps, double{sinks[head]});
+        }
         expected.queries.assign(queries.begin() + std::ptrdiff_t(head * steps * key_dim),
                                 queries.begin() + std::ptrdiff_t((head + 1) * steps * key_dim));
         expected.keys.assign(keys.begin(), keys.end());

@@ -128,7 +128,7 @@ class edited_pool {
       truncate(i, sequences[i].size() / 3);
     }
     last = "append " + std::to_string(count);
-    world.draw(count);
+    world.draw(count, world.any_type());
     // Positions now and then leave a gap.
     std::vector<std::int64_t> positions;
     std::int64_t first = sequences[i].next_position();
@@ -143,7 +143,7 @@ class edited_pool {
     if (world.random.chance(0.5)) {
       world.observe(sequences[i], std::min<std::size_t>(count, 4));
     }
-    REQUIRE_OK(sequences[i].append(world.key_rows(), world.value_rows(), options));
+    REQUIRE_OK(world.append_handed(sequences[i], options));
     world.append(models[i], first, sequences[i]);
   }
   void prefill(std::size_t i, std::size_t count) {
@@ -151,10 +151,10 @@ class edited_pool {
       truncate(i, sequences[i].size() / 2);
     }
     last = "prefill " + std::to_string(count);
-    world.draw(count);
+    world.draw(count, world.any_type());
     const std::int64_t first = sequences[i].next_position();
     world.check_attention({&sequences[i]}, {&models[i]}, first, true, 0);
-    REQUIRE_OK(sequences[i].append(world.key_rows(), world.value_rows()));
+    REQUIRE_OK(world.append_handed(sequences[i]));
     world.append(models[i], first, sequences[i]);
   }
   void truncate(std::size_t i, std::size_t size) {

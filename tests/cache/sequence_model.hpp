@@ -25,10 +25,11 @@
 
 namespace pqattn_test {
 
-/// The host bank in f32 throughout, so that attention can be compared tightly.
+/// The host bank, unless told otherwise in f32 throughout, so that attention can be compared tightly.
 struct f32_bank : pqattn::host_bank<> {
-  explicit f32_bank(const pqattn::memory_resource& memory = {}) noexcept
-      : pqattn::host_bank<>(memory, pqattn::exact_arithmetic) {}
+  explicit f32_bank(const pqattn::memory_resource& memory = {},
+                    const pqattn::host_options& options = pqattn::exact_arithmetic) noexcept
+      : pqattn::host_bank<>(memory, options) {}
 };
 
 using pool_type = pqattn::page_pool<f32_bank>;
@@ -149,8 +150,9 @@ struct model_sequence {
 
 class sequence_world {
  public:
-  sequence_world(const edit_shape& given, std::uint64_t stream, const pqattn::memory_resource& resource = {})
-      : shape(given), random(stream), bank(resource), resource_(resource) {
+  sequence_world(const edit_shape& given, std::uint64_t stream, const pqattn::memory_resource& resource = {},
+                 const pqattn::host_options& options = pqattn::exact_arithmetic)
+      : shape(given), random(stream), bank(resource, options), resource_(resource) {
     const std::uint32_t rotated = (shape.key_tail != 0 ? shape.key_tail : shape.key_dim) / 2 * 2;
     frequencies_.resize(rotated / 2 + 1);
     pqattn::fill_rope_frequencies(frequencies_.data(), rotated, 10000.0);
@@ -185,8 +187,8 @@ class sequence_world {
     REQUIRE_OK(pool_type::make(bank, config, shape.heads, resource, pool));
   }
 
-  /// Rows of `count` new tokens: keys as the engine hands them over.
-  void draw(std::size_t count) {
+  /// Rows of `count` new tokens, of numbers that `type` has: keys as the engine hands them over.
+  void draw(std::size_t count, pqattn::dtype type = pqattn::dtype::f32) {
     new_keys = random.normals(shape.heads * count * shape.key_channels());
     new_values = random.normals(shape.heads * count * shape.value_dim);
     drawn_ = count;
@@ -196,6 +198,42 @@ class sequence_world {
         new_keys[row * shape.key_channels() + c] *= scale;
       }
     }
+    drawn_type_ = type;
+    round_to(type, new_keys);
+    round_to(type, new_values);
+  }
+  [[nodiscard]] pqattn::dtype any_type() {
+    return random.chance(0.5) ? pqattn::dtype::f32 : random.chance(0.5) ? pqattn::dtype::f16 : pqattn::dtype::bf16;
+  }
+
+  /// Rows (heads, count, dim) as some engine keeps them: head by head or token by token, any dtype, strides and alignment.
+  struct handed_rows {
+    strided_matrix memory;
+    bool by_token;
+    pqattn::head_rows rows;
+
+    [[nodiscard]] std::size_t row_of(std::size_t head, std::size_t i) const {
+      return by_token ? i * rows.heads + head : head * rows.rows.rows + i;
+    }
+  };
+  handed_rows hand_over(const std::vector<float>& numbers, std::size_t heads, std::size_t dim, pqattn::dtype type) {
+    const matrix_layout layouts[] = {dense_layout, padded_layout, awkward_layout, reversed_layout};
+    const std::size_t count = numbers.size() / (heads * dim);
+    handed_rows handed{strided_matrix(heads * count, dim, type, layouts[random.below(4)]), random.chance(0.5), {}};
+    const pqattn::rows_view view = handed.memory.view();
+    handed.rows = {view, heads, view.row_stride * (handed.by_token ? 1 : static_cast<std::ptrdiff_t>(count))};
+    handed.rows.rows.rows = count;
+    handed.rows.rows.row_stride *= handed.by_token ? static_cast<std::ptrdiff_t>(heads) : 1;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      handed.memory.set(handed.row_of(i / dim / count, i / dim % count), i % dim, numbers[i]);
+    }
+    return handed;
+  }
+  /// Appends the drawn tokens out of such memory.
+  pqattn::status append_handed(sequence_type& tokens, const pqattn::append_options& options = {}) {
+    const handed_rows keys = hand_over(new_keys, shape.heads, shape.key_channels(), drawn_type_);
+    const handed_rows values = hand_over(new_values, shape.heads, shape.value_dim, drawn_type_);
+    return tokens.append(keys.rows, shape.values_from_keys ? pqattn::head_rows{} : values.rows, options);
   }
   /// Shows a sequence queries for the training to come.
   void observe(sequence_type& tokens, std::size_t count) {
@@ -314,13 +352,21 @@ class sequence_world {
   }
 
   /// Attention of a few query tokens over the union of sequences and, when `chunk`, the drawn tokens behind `position`.
-  /// Half of the time under an explicit mask of some of the latest tokens, for all heads or for each.
+  /// Half of the time under an explicit mask of some of the latest tokens, for all heads or for each; at times with a
+  /// soft-cap, and with ALiBi and sinks of each query head. Queries, chunk and outputs lie as some engine has them.
   void check_attention(const std::vector<const sequence_type*>& tokens, const std::vector<const model_sequence*>& models,
                        std::int64_t position, bool chunk, std::int64_t window) {
     const std::size_t steps = chunk ? drawn_ : 2;
     const std::size_t heads = shape.heads * shape.group;
-    const std::vector<float> queries = random.normals(heads * steps * shape.key_channels());
-    std::vector<float> out(heads * steps * shape.value_dim, 9.0f);
+    std::vector<float> queries = random.normals(heads * steps * shape.key_channels());
+    const pqattn::dtype query_type = any_type();
+    round_to(query_type, queries);
+    const handed_rows query_rows = hand_over(queries, heads, shape.key_channels(), query_type);
+    handed_rows out = hand_over(std::vector<float>(heads * steps * shape.value_dim, 9.0f), heads, shape.value_dim,
+                                pqattn::dtype::f32);
+    pqattn::head_rows_ref out_rows{out.memory.ref(), heads, out.rows.head_stride};
+    out_rows.rows.rows = steps;
+    out_rows.rows.row_stride = out.rows.rows.row_stride;
     std::vector<float> lse(heads * steps, 9.0f);
     std::vector<float> rotated = new_keys;
     if (chunk && !shape.arrives_rotated && shape.rope) {
@@ -330,18 +376,18 @@ class sequence_world {
                      rotated.data() + offset(head, i, shape.key_channels()) + rotated_from());
         }
       }
+      round_to(drawn_type_, rotated);
     }
-    pqattn::head_rows chunk_keys = key_rows();
-    chunk_keys.rows.data = rotated.data();
-    const pqattn::head_rows chunk_values = value_rows();
+    const handed_rows chunk_keys = hand_over(rotated, shape.heads, shape.key_channels(), drawn_type_);
+    const handed_rows chunk_values = hand_over(new_values, shape.heads, shape.value_dim, drawn_type_);
     pqattn::batch_entry<f32_bank> entry;
     entry.queries = steps;
     entry.first_position = position;
     entry.sequences = tokens.data();
     entry.sequence_count = tokens.size();
     if (chunk) {
-      entry.new_keys = &chunk_keys;
-      entry.new_values = shape.values_from_keys ? nullptr : &chunk_values;
+      entry.new_keys = &chunk_keys.rows;
+      entry.new_values = shape.values_from_keys ? nullptr : &chunk_values.rows;
       entry.new_position = position;
     }
     std::size_t context = chunk ? drawn_ : 0;
@@ -365,18 +411,25 @@ class sequence_world {
     }
     pqattn::batch_params params;
     params.window = window;
+    params.softcap = random.chance(0.3) ? 2.5f : 0.0f;
+    const std::vector<float> slopes = random.normals(heads, 0.01f);
+    params.alibi_slopes = random.chance(0.3) ? slopes.data() : nullptr;
+    const std::vector<float> sinks = random.normals(heads, 2.0f);
+    params.sink_logits = random.chance(0.3) ? sinks.data() : nullptr;
+    std::vector<std::int64_t> positions(steps);
+    for (std::size_t i = 0; i < steps; ++i) {
+      positions[i] = position + static_cast<std::int64_t>(i);
+    }
+    if (random.chance(0.3)) {
+      params.positions = positions.data();
+      entry.first_position = -1;  // does not count
+    }
     if (batch_bytes_ == 0) {
       REQUIRE_OK(batch_type::make(bank, {}, resource_, batch_));
       batch_bytes_ = 1;
     }
-    REQUIRE_OK(batch_.attend(
-        pool, &entry, 1,
-        {pqattn::view_rows(queries.data(), steps, shape.key_channels()), heads,
-         static_cast<std::ptrdiff_t>(steps * shape.key_channels())},
-        params,
-        {pqattn::ref_rows(out.data(), steps, shape.value_dim), heads,
-         static_cast<std::ptrdiff_t>(steps * shape.value_dim)},
-        lse.data()));
+    REQUIRE_OK(batch_.attend(pool, &entry, 1, query_rows.rows, params, out_rows, lse.data()));
+    REQUIRE(out.memory.padding_is_intact());
     for (std::size_t q = 0; q < heads; ++q) {
       attention_case expected;
       expected.rows = steps;
@@ -387,9 +440,14 @@ class sequence_world {
                               queries.begin() + offset_of((q + 1) * steps * shape.key_channels()));
       expected.causal = true;
       expected.window = window;
-      for (std::size_t i = 0; i < steps; ++i) {
-        expected.query_positions.push_back(position + static_cast<std::int64_t>(i));
+      expected.softcap = static_cast<double>(params.softcap);
+      if (params.alibi_slopes != nullptr) {
+        expected.alibi_slopes.assign(steps, static_cast<double>(slopes[q]));
       }
+      if (params.sink_logits != nullptr) {
+        expected.sink_logits.assign(steps, static_cast<double>(sinks[q]));
+      }
+      expected.query_positions = positions;
       const std::size_t head = q / shape.group;
       const auto add = [&](const float* key, const float* value, std::int64_t at) {
         expected.keys.insert(expected.keys.end(), key, key + shape.key_channels());
@@ -416,8 +474,10 @@ class sequence_world {
         }
       }
       const attention_result want = reference_attention(expected);
-      const std::vector<float> got(out.begin() + offset_of(q * steps * shape.value_dim),
-                                   out.begin() + offset_of((q + 1) * steps * shape.value_dim));
+      std::vector<float> got;
+      for (std::size_t i = 0; i < steps * shape.value_dim; ++i) {
+        got.push_back(out.memory.get(out.row_of(q, i / shape.value_dim), i % shape.value_dim));
+      }
       // Rows of 16 bits are the same numbers on both sides; what differs is f32 arithmetic on scores of a few units.
       const double tolerance = shape.exact == pqattn::dtype::f32 ? 5e-5 : 5e-3;
       bool right = max_error(got, want.out) <= tolerance;
@@ -456,14 +516,15 @@ class sequence_world {
       rotate_row(rotation_, position, -1.0f, row.data());
     }
   }
-  void round(std::vector<float>& row, std::size_t first = 0) const {
+  static void round_to(pqattn::dtype type, std::vector<float>& row, std::size_t first = 0) {
     for (std::size_t c = first; c < row.size(); ++c) {
       float& x = row[c];
-      x = shape.exact == pqattn::dtype::f16    ? pqattn::to_float(pqattn::to_half(x))
-          : shape.exact == pqattn::dtype::bf16 ? pqattn::to_float(pqattn::to_bfloat16(x))
-                                               : x;
+      x = type == pqattn::dtype::f16    ? pqattn::to_float(pqattn::to_half(x))
+          : type == pqattn::dtype::bf16 ? pqattn::to_float(pqattn::to_bfloat16(x))
+                                        : x;
     }
   }
+  void round(std::vector<float>& row, std::size_t first = 0) const { round_to(shape.exact, row, first); }
   /// Of a key whose other channels are as they were: exact ones are rounded again, which changes nothing.
   void round_tail(std::vector<float>& row) const { round(row, rotated_from()); }
 
@@ -626,6 +687,7 @@ class sequence_world {
   std::vector<std::uint16_t> key_order_;
   std::map<std::size_t, laid_out> encoders_;  ///< by head and side
   std::size_t drawn_ = 0;
+  pqattn::dtype drawn_type_ = pqattn::dtype::f32;
   std::size_t batch_bytes_ = 0;
   batch_type batch_;
 };

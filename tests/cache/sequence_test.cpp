@@ -101,6 +101,8 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
                                   5);
        },
        [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
+      {"reserve", true, [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].reserve(500); },
+       [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
       {"fork", true,
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
        [](sequence_world&, std::vector<model_sequence>& models, const std::vector<sequence_type>&) { models[2] = models[0]; }},
@@ -167,6 +169,69 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
       // A single appended token may find every page and list in place; the others had something to fail on.
       CHECK((fail > 1 || (std::string(edit.name) == "observe" && world_takes_no_queries(edit_shapes[s]))));
     }
+  }
+}
+
+TEST_CASE("each allocation of a new pool and of loading its codebooks may fail in turn", "[cache]") {
+  for (const char* name : {"before RoPE", "preset of 2 bits", "outliers of latent keys with tails"}) {
+    sequence_world world(shape_named(name), 52);
+    CAPTURE(name, world.random.seed());
+    const kv_side sides[] = {kv_side::keys, kv_side::values};
+    const std::size_t stored = world.pool.stores(kv_side::values) ? 2 : 1;
+    std::vector<std::vector<float>> centroids(stored);
+    std::vector<std::vector<float>> transforms(stored);
+    for (std::size_t side = 0; side < stored; ++side) {
+      centroids[side] = world.random.normals(world.pool.side(sides[side]).shape.codebook_values());
+      transforms[side].assign(world.pool.transform_floats(sides[side]), 1.0f);
+    }
+    std::size_t failures = 0;
+    for (std::size_t fail = 0;; ++fail) {
+      REQUIRE(fail < 100);
+      counting_resource memory;
+      {
+        f32_bank bank(memory.resource());
+        pool_type pool;
+        const auto make = [&] {
+          return pool_type::make(bank, world.config, world.shape.heads, memory.resource(), pool);
+        };
+        memory.fail_after = fail;
+        status result = make();
+        if (!result) {
+          CHECK(result.code == status_code::out_of_memory);
+          CHECK(memory.live_bytes == 0);
+          memory.fail_after = std::numeric_limits<std::size_t>::max();
+          REQUIRE_OK(make());
+        }
+        bool failed = !result.ok();
+        for (std::size_t head = 0; head < world.shape.heads; ++head) {
+          for (std::size_t side = 0; side < stored; ++side) {
+            const auto load = [&] {
+              return pool.load_codebook(head, sides[side], centroids[side].data(),
+                                        transforms[side].empty() ? nullptr : transforms[side].data());
+            };
+            CHECK_FALSE(pool.trained());
+            result = load();
+            if (!result) {
+              CHECK(result.code == status_code::out_of_memory);
+              CHECK_FALSE(pool.trained());
+              CHECK(pool.memory().total_bytes() == memory.live_bytes);
+              failed = true;
+              memory.fail_after = std::numeric_limits<std::size_t>::max();
+              REQUIRE_OK(load());
+            }
+          }
+        }
+        CHECK(pool.trained());
+        CHECK(pool.memory().total_bytes() == memory.live_bytes);
+        failures += failed ? 1 : 0;
+        if (!failed) {
+          break;
+        }
+      }
+      CHECK(memory.live_bytes == 0);
+      CHECK(memory.mistakes == 0);
+    }
+    CHECK(failures > 2);
   }
 }
 
@@ -517,6 +582,33 @@ TEST_CASE("truncating into coded tokens leaves them coded and the window fills a
   tokens.truncate(0);
   CHECK(tokens.size() == 0);
   CHECK(tokens.next_position() == 0);
+}
+
+TEST_CASE("truncate, remove and clear need no memory", "[cache]") {
+  counting_resource memory;
+  sequence_world world(shape_named("outliers before RoPE"), 53, memory.resource());
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  model_sequence model;
+  append(world, tokens, model, 300);
+  sequence_type copy(world.pool);
+  REQUIRE_OK(tokens.fork(copy));  // every page is shared
+  model_sequence other = model;
+  memory.fail_after = memory.allocations;
+  REQUIRE_OK(copy.remove(2, 131));
+  other.remove(2, 131);
+  copy.truncate(100);
+  other.remove(100, 69);
+  tokens.truncate(299);
+  model.remove(299, 1);
+  memory.fail_after = std::numeric_limits<std::size_t>::max();
+  world.check(copy, other);
+  world.check(tokens, model);
+  memory.fail_after = memory.allocations;
+  copy.clear();
+  CHECK(copy.size() == 0);
+  memory.fail_after = std::numeric_limits<std::size_t>::max();
+  world.check(tokens, model);
 }
 
 TEST_CASE("a shift of keys coded after RoPE reports the error it adds", "[cache]") {

@@ -15,12 +15,15 @@
 #include <vector>
 
 #include "bench/pqattn_pim/command_text.hpp"
+#include "examples/tiny_lm/model_config.hpp"
 #include "examples/tiny_lm/safetensors.hpp"
+#include "examples/tiny_lm/tokenizer.hpp"
 #include "pqattn/bank/pim/device_json.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
 #include "pqattn/bank/pim/presets.hpp"
 #include "pqattn/cache/snapshot.hpp"
 #include "pqattn/study/npy.hpp"
+#include "pqattn/study/policy_json.hpp"
 #include "support/repair_snapshot.hpp"
 
 namespace pqattn_fuzz {
@@ -89,6 +92,43 @@ inline void device_json(bytes_view bytes) {
   pim::device again;
   promise(pim::device_from_json_text(written, again, message).ok(), "a written device reads back");
   promise(pim::device_to_json(again) == document, "a written device reads back as itself");
+}
+
+/// Policy JSON: an accepted policy is written as text that reads back as the same text.
+inline void policy_json(bytes_view bytes) {
+  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  std::vector<pqattn::head_policy> policy(1);
+  if (!pqattn::policy_from_json(text, policy)) {
+    promise(policy.size() == 1, "a refused policy changes nothing");
+    return;
+  }
+  const std::string written = pqattn::policy_to_json(policy.data(), policy.size());
+  std::vector<pqattn::head_policy> again;
+  promise(pqattn::policy_from_json(written, again).ok(), "a written policy reads back");
+  promise(pqattn::policy_to_json(again.data(), again.size()) == written, "a written policy reads back as itself");
+}
+
+/// config.json of a model: an accepted one has sizes that fit each other.
+inline void model_config(bytes_view bytes) {
+  tiny_lm::model_config config;
+  const tiny_lm::outcome result =
+      tiny_lm::parse_config({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, config);
+  promise(result.ok() == (config.layers != 0), "a refused configuration changes nothing, an accepted one has layers");
+  promise(result.ok() ? config.kv_heads != 0 && config.query_heads % config.kv_heads == 0 && config.head_dim % 2 == 0
+                      : !result.message().empty(),
+          "a refused configuration gives a reason");
+}
+
+/// tokenizer.json: an accepted one gives back every text.
+inline void tokenizer(bytes_view bytes) {
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  tiny_lm::tokenizer words;
+  const tiny_lm::outcome result = tiny_lm::tokenizer::parse(text, words);
+  if (!result.ok()) {
+    promise(words.vocabulary() == 0 && !result.message().empty(), "a refused tokenizer gives a reason");
+    return;
+  }
+  promise(words.decode(words.encode(text)) == text, "decoding undoes encoding");
 }
 
 /// Command text of `pqattn-pim trace`.
@@ -233,6 +273,9 @@ inline constexpr target targets[] = {
     {"npy", &npy},
     {"safetensors", &safetensors},
     {"device_json", &device_json},
+    {"policy_json", &policy_json},
+    {"model_config", &model_config},
+    {"tokenizer", &tokenizer},
     {"command_text", &command_text},
     {"snapshot", &snapshot},
 };
