@@ -35,6 +35,7 @@
 #include "attend/partial_state.hpp"
 #include "attend/score_modifiers.hpp"
 
+#include "cache/apply_policy.hpp"
 #include "cache/attend_scratch.hpp"
 #include "cache/batch.hpp"
 #include "cache/cache_config.hpp"

@@ -4,10 +4,13 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/cache/apply_policy.hpp"
 #include "support/executors.hpp"
 #include "support/memory_resources.hpp"
 #include "support/message.hpp"
@@ -200,6 +203,94 @@ TEST_CASE("masks, windows, ALiBi and sinks of query heads hold for all tokens of
       CHECK(attend().code == status_code::shape_mismatch);
       CHECK(out == before);
     }
+  }
+}
+
+/// Keys exact and values coded; both coded; nothing coded.
+std::vector<head_policy> mixed_policies() {
+  std::vector<head_policy> policies(kv_heads);
+  policies[0].keys.exact = true;
+  policies[0].values = {false, 4, 5, 2, codebook_storage::f16, 0.05f};
+  policies[0].sinks = 3;
+  policies[1].keys = {false, 12, 4, 1, codebook_storage::i8, 0.0f};
+  policies[1].values = {false, 5, 3, 1, codebook_storage::i8, 0.0f};
+  policies[1].recent = 70;
+  policies[2].keys.exact = policies[2].values.exact = true;
+  policies[2].recent = 0;
+  return policies;
+}
+
+TEST_CASE("heads of a layer may be kept each in its own way", "[cache]") {
+  random_data random(27);
+  CAPTURE(random.seed());
+  bank_type bank;
+  const layer_data data(random, 300);
+  const std::vector<head_policy> policies = mixed_policies();
+  std::vector<cache_config> configs(kv_heads, layer_config());
+  for (std::size_t head = 0; head < kv_heads; ++head) {
+    REQUIRE_OK(apply_policy(policies[head], configs[head]));
+  }
+  CHECK(configs[0].outlier_share == 0.05f);
+  CHECK(configs[0].values.shape == geometry{value_dim, 4, 32, 2});
+  CHECK(configs[2].recent == 0);
+  layer_type layer;
+  REQUIRE_OK(layer_type::make(bank, configs.data(), kv_heads, {}, {}, layer));
+  REQUIRE_OK(layer.append(data.key_rows(0, 250), data.value_rows(0, 250)));
+  REQUIRE_OK(layer.append(data.key_rows(250, 50), data.value_rows(250, 50)));
+  CHECK(layer.head(0).trained());
+  CHECK(layer.head(1).trained());
+  CHECK(layer.head(1).memory().total_bytes() < layer.head(2).memory().total_bytes());
+
+  const std::vector<float> queries = random.normals(kv_heads * key_dim);
+  std::vector<float> out(kv_heads * value_dim);
+  std::vector<float> lse(kv_heads);
+  layer_attention_params params;
+  params.first_position = 299;
+  REQUIRE_OK(layer.attend(token_major(queries, 0, 1, kv_heads, key_dim), params,
+                          {ref_rows(out.data(), 1, value_dim), kv_heads, std::ptrdiff_t(value_dim)}, lse.data()));
+  for (std::size_t head = 0; head < kv_heads; ++head) {
+    CAPTURE(head);
+    cache_config config = configs[head];
+    config.kmeans.seed = mix_seed(config.kmeans.seed, head);
+    head_cache<bank_type> alone;
+    REQUIRE_OK(head_cache<bank_type>::make(bank, config, {}, alone));
+    for (const auto& [first, count] : {std::pair{0, 250}, std::pair{250, 50}}) {
+      REQUIRE_OK(alone.append(data.key_rows(first, count).head(head), data.value_rows(first, count).head(head)));
+    }
+    attend_scratch<bank_type> scratch(bank, {});
+    std::vector<float> expected(value_dim);
+    float expected_lse = 0.0f;
+    REQUIRE_OK(alone.attend(view_rows(queries.data() + head * key_dim, 1, key_dim), {}, scratch,
+                            ref_rows(expected.data(), 1, value_dim), &expected_lse));
+    CHECK(std::memcmp(expected.data(), out.data() + head * value_dim, value_dim * sizeof(float)) == 0);
+    CHECK(expected_lse == lse[head]);
+  }
+}
+
+TEST_CASE("a policy or a layer of configurations that does not fit is refused", "[cache]") {
+  bank_type bank;
+  layer_type layer;
+  std::vector<cache_config> configs(kv_heads, layer_config());
+  CHECK(layer_type::make(bank, nullptr, kv_heads, {}, {}, layer).code == status_code::invalid_argument);
+  configs[2].keys.shape.dim = key_dim + 2;
+  status refused = layer_type::make(bank, configs.data(), kv_heads, {}, {}, layer);
+  CHECK(refused.code == status_code::shape_mismatch);
+  CHECK(refused.expected == key_dim);
+  CHECK(refused.got == key_dim + 2);
+  configs[2] = layer_config();
+  configs[1].values.shape.dim = value_dim + 1;
+  refused = layer_type::make(bank, configs.data(), kv_heads, {}, {}, layer);
+  CHECK(refused.code == status_code::shape_mismatch);
+  CHECK(refused.got == value_dim + 1);
+
+  const cache_config before = layer_config();
+  cache_config config = before;
+  for (head_policy policy : mixed_policies()) {
+    policy.keys = {false, key_dim + 1, 4, 1, codebook_storage::i8, 0.0f};
+    CHECK(!apply_policy(policy, config));
+    CHECK(config.keys.shape == before.keys.shape);
+    CHECK(config.sinks == before.sinks);
+    CHECK(config.values.coded);
   }
 }
 

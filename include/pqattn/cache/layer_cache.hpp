@@ -41,7 +41,7 @@ struct layer_append_options {
   const float* key_metrics = nullptr;  ///< (kv_heads, d_k, d_k): training_options::key_metric of each head, or null
 };
 
-/// KV cache of one layer: `kv_heads` head caches of one configuration. Query head h reads KV head h / group, for
+/// KV cache of one layer: `kv_heads` head caches of one configuration, or each of its own. Query head h reads KV head h / group, for
 /// any whole group size (MHA, GQA, MQA). Move-only; one append() or attend() at a time (the scratch is its own).
 template <class Bank>
 class layer_cache {
@@ -62,31 +62,14 @@ class layer_cache {
   /// Errors: whatever head_cache::make finds, no heads or too many, an executor without workers.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const executor& parts,
                      const memory_resource& resource, layer_cache& result) {
-    if (kv_heads < 1 || kv_heads > max_heads) {
-      return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
-    }
-    PQATTN_TRY(check_executor(parts, "parts"));
-    layer_cache made;
-    made.resource_ = resource;
-    made.parts_ = Bank::concurrent ? parts : executor{};
-    carver counting;
-    made.carve(counting, kv_heads);
-    PQATTN_TRY(buffer::make(resource, counting.required(), made.memory_));
-    carver placed(made.memory_.data(), made.memory_.size());
-    made.carve(placed, kv_heads);
-    for (; made.worker_count_ < made.parts_.workers; ++made.worker_count_) {
-      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), coding_scratch(resource)};
-    }
-    while (made.head_count_ < kv_heads) {
-      cache_config seeded = config;
-      seeded.kmeans.seed = mix_seed(config.kmeans.seed, made.head_count_);
-      seeded.home = config.home + static_cast<std::uint32_t>(made.head_count_);
-      auto* place = new (made.heads_ + made.head_count_) head_cache<Bank>();
-      ++made.head_count_;
-      PQATTN_TRY(head_cache<Bank>::make(bank, seeded, resource, *place));
-    }
-    result = std::move(made);
-    return {};
+    return make(bank, &config, 0, kv_heads, parts, resource, result);
+  }
+  /// The same with a configuration for each head, configs[0 .. kv_heads), as apply_policy() makes them: heads may differ
+  /// in everything but their channels.
+  static status make(Bank& bank, const cache_config* configs, std::size_t kv_heads, const executor& parts,
+                     const memory_resource& resource, layer_cache& result) {
+    return configs != nullptr ? make(bank, configs, 1, kv_heads, parts, resource, result)
+                              : failure(status_code::invalid_argument, "configs", "must not be null");
   }
 
   /// Appends tokens to every head: keys (kv_heads, n, d_k), values (kv_heads, n, d_v). Heads train in parallel when
@@ -193,6 +176,46 @@ class layer_cache {
  private:
   static constexpr std::size_t max_heads = 4096;
 
+  /// Head i has configs[i * step].
+  static status make(Bank& bank, const cache_config* configs, std::size_t step, std::size_t kv_heads,
+                     const executor& parts, const memory_resource& resource, layer_cache& result) {
+    if (kv_heads < 1 || kv_heads > max_heads) {
+      return failure(status_code::invalid_argument, "kv_heads", "must be 1 to 4096", max_heads, kv_heads);
+    }
+    for (std::size_t head = 1; head < kv_heads && step != 0; ++head) {
+      if (configs[head].keys.shape.dim != configs[0].keys.shape.dim) {
+        return failure(status_code::shape_mismatch, "configs", "must have the same key channels; head 0 and another",
+                       configs[0].keys.shape.dim, configs[head].keys.shape.dim);
+      }
+      if (configs[head].values.shape.dim != configs[0].values.shape.dim) {
+        return failure(status_code::shape_mismatch, "configs", "must have the same value channels; head 0 and another",
+                       configs[0].values.shape.dim, configs[head].values.shape.dim);
+      }
+    }
+    PQATTN_TRY(check_executor(parts, "parts"));
+    layer_cache made;
+    made.resource_ = resource;
+    made.parts_ = Bank::concurrent ? parts : executor{};
+    carver counting;
+    made.carve(counting, kv_heads);
+    PQATTN_TRY(buffer::make(resource, counting.required(), made.memory_));
+    carver placed(made.memory_.data(), made.memory_.size());
+    made.carve(placed, kv_heads);
+    for (; made.worker_count_ < made.parts_.workers; ++made.worker_count_) {
+      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), coding_scratch(resource)};
+    }
+    while (made.head_count_ < kv_heads) {
+      cache_config seeded = configs[made.head_count_ * step];
+      seeded.kmeans.seed = mix_seed(seeded.kmeans.seed, made.head_count_);
+      seeded.home += static_cast<std::uint32_t>(made.head_count_);
+      auto* place = new (made.heads_ + made.head_count_) head_cache<Bank>();
+      ++made.head_count_;
+      PQATTN_TRY(head_cache<Bank>::make(bank, seeded, resource, *place));
+    }
+    result = std::move(made);
+    return {};
+  }
+
   /// What one worker needs: scratch of the heads, and the rows of one head gathered from the engine's layout.
   struct worker_memory {
     attend_scratch<Bank> scratch;
@@ -250,7 +273,9 @@ class layer_cache {
       if (memory.staging.size() < counting.required()) {
         PQATTN_TRY(buffer::make(resource_, counting.required(), memory.staging));
       }
-      PQATTN_TRY(heads_[0].prepare(rows, 1, memory.scratch));
+      for (std::size_t head = 0; head < head_count_; ++head) {  // which may differ in what they need
+        PQATTN_TRY(heads_[head].prepare(rows, 1, memory.scratch));
+      }
     }
     return {};
   }

@@ -4,6 +4,7 @@
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <cstring>
 
 #include "bank/host/x86/coded_data.hpp"
 #include "bank/host/x86/isa_list.hpp"
@@ -100,6 +101,38 @@ TEMPLATE_TEST_CASE("table scores are right to the documented roundings", "[x86]"
     }
   }
   check<TestType>({600, 300, 16, 1}, table_precision::bytes, 1, 0, 70);  // 300 * 255 would not fit 16 bits
+}
+
+TEMPLATE_TEST_CASE("tables of a query do not depend on the queries beside it", "[x86]", PQATTN_TEST_X86_ISAS) {
+  pqattn_test::random_data random(71);
+  CAPTURE(random.seed());
+  for (const auto& shape : pqattn_test::coded_cases) {
+    const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, 64);
+    std::vector<float> queries = random.normals(7 * shape.dim);
+    for (std::size_t i = 0; i < shape.dim; ++i) {
+      queries[shape.dim + i] *= 1e-3f;
+      queries[4 * shape.dim + i] = i == 0 ? 50.0f : 0.0f;
+      queries[5 * shape.dim + i] = 0.0f;
+    }
+    for (const auto precision : {table_precision::bytes, table_precision::words}) {
+      const aligned_bytes scratch(pqattn::x86::score_table_scratch_bytes(data.shape));
+      const aligned_bytes all(pqattn::x86::score_table_bytes(data.shape, 7, precision));
+      const aligned_bytes one(pqattn::x86::score_table_bytes(data.shape, 1, precision));
+      pqattn::x86::build_score_tables<TestType>(data.shape, data.book(), queries.data(), 7, shape.dim, precision,
+                                                all.data(), scratch.data());
+      const auto together = pqattn::x86::score_tables_at(data.shape, 7, precision, all.data());
+      const std::size_t row_bytes = pqattn::x86::detail::row_table_bytes(data.shape, precision);
+      for (std::size_t row = 0; row < 7; ++row) {
+        CAPTURE(data.name(), row);
+        pqattn::x86::build_score_tables<TestType>(data.shape, data.book(), queries.data() + row * shape.dim, 1, shape.dim,
+                                                  precision, one.data(), scratch.data());
+        const auto alone = pqattn::x86::score_tables_at(data.shape, 1, precision, one.data());
+        CHECK(std::memcmp(together.bytes + row * row_bytes, alone.bytes, row_bytes) == 0);
+        CHECK(together.step[row] == alone.step[0]);
+        CHECK(together.base[row] == alone.base[0]);
+      }
+    }
+  }
 }
 
 #else

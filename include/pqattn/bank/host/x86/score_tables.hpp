@@ -220,7 +220,7 @@ inline void round_factors(const float* factors, std::size_t width, __m128 invers
 /// Inner products of one group for Rows rows, shifted right, `entries` numbers each, `out_stride` apart, and their ranges.
 template <class Isa, std::size_t Rows>
 inline void word_products(const std::int8_t* tables, std::size_t entries, std::size_t width, const std::int32_t* pairs,
-                          __m128i shift, std::int16_t* out, std::size_t out_stride, std::int32_t* minimum,
+                          const __m128i* shifts, std::int16_t* out, std::size_t out_stride, std::int32_t* minimum,
                           std::int32_t* maximum) noexcept {
   using ints = typename Isa::ints;
   ints low[Rows];
@@ -250,7 +250,8 @@ inline void word_products(const std::int8_t* tables, std::size_t entries, std::s
     }
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
-      const ints products = Isa::pack_words(Isa::shift_right32(sum[row][0], shift), Isa::shift_right32(sum[row][1], shift));
+      const ints products = Isa::pack_words(Isa::shift_right32(sum[row][0], shifts[row]),
+                                            Isa::shift_right32(sum[row][1], shifts[row]));
       Isa::store(out + row * out_stride + code, products);
       low[row] = Isa::min16(low[row], products);
       high[row] = Isa::max16(high[row], products);
@@ -282,7 +283,7 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
                               const table_scratch& scratch, float limit, std::uint8_t* out, std::size_t out_stride,
                               float* step, float* base, fetch_queue& next) noexcept {
   const std::size_t entries = table_bytes(shape.code_bits());
-  // unit: of a product. Factors get as many bits more as 15 hold, common to the rows.
+  // unit: of a product. Factors get as many bits more as 15 hold. Nothing of a row depends on the others.
   alignas(16) float unit[table_rows];
   const __m128 units = _mm_mul_ps(sums.bound, _mm_set1_ps(128.0f / most_product));
   _mm_store_ps(unit, units);
@@ -290,13 +291,17 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
   const __m128 inverse = _mm_and_ps(used, _mm_div_ps(_mm_set1_ps(1.0f), units));
   alignas(16) float factor[table_rows];
   _mm_store_ps(factor, _mm_mul_ps(sums.largest, inverse));
-  int bits = 16;
+  alignas(16) float powers[table_rows] = {};
+  __m128i shifts[Rows];
   for (std::size_t row = 0; row < Rows; ++row) {
+    int bits = 16;
     while (bits > 7 && !(factor[row] * static_cast<float>(1 << bits) < 32767.0f)) {
       --bits;
     }
+    powers[row] = static_cast<float>(1 << bits);
+    shifts[row] = _mm_cvtsi32_si128(bits);
   }
-  const __m128 scale = _mm_mul_ps(inverse, _mm_set1_ps(static_cast<float>(1 << bits)));
+  const __m128 scale = _mm_mul_ps(inverse, _mm_load_ps(powers));
   auto* const products = reinterpret_cast<std::int16_t*>(scratch.products);
   auto* const ranges = reinterpret_cast<std::int32_t*>(scratch.ranges);
   for (group_walk at(shape); !at.done(); at.next()) {
@@ -306,9 +311,8 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
     next.fetch_share();
     round_factors(scratch.factors + table_rows * at.plane(), width, scale, scratch.pairs);
     std::int32_t* range = ranges + 2 * table_rows * at.group();
-    word_products<Isa, Rows>(tables, entries, width, scratch.pairs, _mm_cvtsi32_si128(bits),
-                             products + at.group() * entries,
-                             scratch.row_products, range, range + table_rows);
+    word_products<Isa, Rows>(tables, entries, width, scratch.pairs, shifts,
+                             products + at.group() * entries, scratch.row_products, range, range + table_rows);
   }
   for (std::size_t row = 0; row < Rows; ++row) {
     const std::int32_t* minimum = ranges + row;
