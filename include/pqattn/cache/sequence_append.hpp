@@ -71,7 +71,7 @@ class sequence_append {
     const status reserved = reserve(plan, parts.workers);
     if (!reserved) {
       pool_->discard_training();
-      pool_->outliers().trim();
+      pool_->trim_cells();
       return reserved;
     }
     if (plan.trains) {
@@ -81,7 +81,7 @@ class sequence_append {
     run_parts(parts, pool_->kv_heads(),
               [&](std::size_t head, std::size_t worker) { write_head(rows, plan, head, worker); });
     record(rows, plan);
-    pool_->outliers().trim();
+    pool_->trim_cells();
     return {};
   }
 
