@@ -6,8 +6,9 @@
 // Rounding: from every table its minimum is taken (the minima's sum returns as one constant per row), then all
 // tables of a row are divided by one step, the widest table's range / limit. Each group's error is at most step / 2,
 // so a score is off by at most groups * step / 2 and, as errors are independent of each other, by about
-// step * sqrt(groups / 12) rms. limit is 255 for byte tables (fewer when groups * 255 would not fit 16 bits) and
-// 65535 / groups for 16-bit tables (2047 at 32 groups), which take 1.6 times as long.
+// step * sqrt(groups / 12) rms. limit is 255 for byte tables and 65535 / min(groups, 256) for 16-bit tables (2047 at 32
+// groups), which take 1.6 times as long. Sums of more than 256 groups do not fit 16 bits: they are taken of 256 groups at
+// a time, and then added in f32.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -36,6 +37,10 @@ struct score_tables {
   std::size_t rows = 0;
   table_precision precision = table_precision::bytes;
 };
+
+/// Groups whose entries are summed in 16 bits.
+inline constexpr std::size_t summed_groups = 256;
+static_assert(summed_groups * 255 <= 65535);
 
 /// Blocks handled together, so that a table is loaded once for all of them.
 inline constexpr std::size_t table_batch = 16;
@@ -157,9 +162,8 @@ inline void build_score_tables(const geometry& shape, const byte_codebook& book,
   float* factors = products + 4 * row_products;
   float* minimum = factors + 4 * row_factors;  // (groups, 4)
   float* maximum = minimum + 4 * row_ranges;
-  const std::size_t fitting = 65535 / groups;
-  const float limit = precision == table_precision::words ? static_cast<float>(fitting)
-                                                          : static_cast<float>(fitting < 255 ? fitting : 255);
+  const std::size_t fitting = 65535 / (groups < summed_groups ? groups : summed_groups);
+  const float limit = precision == table_precision::words ? static_cast<float>(fitting) : 255.0f;
   for (std::size_t first = 0; first < rows;) {
     const std::size_t count = rows - first >= 4 ? 4 : rows - first >= 2 ? 2 : 1;
     float base[4] = {};
@@ -274,10 +278,11 @@ inline void sum_tables_rows(const std::uint8_t* tables, std::size_t row_bytes, s
   });
 }
 
-/// Sums of one row and block to f32 scores in slot order.
+/// Sums of one row and block to f32 scores in slot order: slots [begin, end) of a block whose slot 0 belongs at row +
+/// offset.
 template <class Isa, std::size_t Planes>
-inline void finish_table_block(const std::byte* sums, float step, float base, const slot_run& run, std::size_t block,
-                               float* row) noexcept {
+inline void finish_table_block(const std::byte* sums, float step, float base, std::ptrdiff_t offset,
+                               std::ptrdiff_t begin, std::ptrdiff_t end, float* row) noexcept {
   using ints = typename Isa::ints;
   for (std::size_t part = 0; part < parts<Isa>; ++part) {
     ints low = Isa::load(sums + part * 2 * Isa::bytes);
@@ -294,8 +299,17 @@ inline void finish_table_block(const std::byte* sums, float step, float base, co
     for (std::size_t i = 0; i < 4; ++i) {
       score[i] = Isa::fma(score[i], Isa::setf(step), Isa::setf(base));
     }
-    store_slots<Isa>(row, run.offset_of(block), static_cast<std::ptrdiff_t>(part * Isa::bytes), run.begin_in(block),
-                     run.end_in(block), score);
+    store_slots<Isa>(row, offset, static_cast<std::ptrdiff_t>(part * Isa::bytes), begin, end, score);
+  }
+}
+/// The same, added to what is there.
+template <class Isa, std::size_t Planes>
+inline void add_table_block(const std::byte* sums, float step, std::ptrdiff_t offset, std::ptrdiff_t begin,
+                            std::ptrdiff_t end, float* row) noexcept {
+  float more[slots];
+  finish_table_block<Isa, Planes>(sums, step, 0.0f, 0, 0, static_cast<std::ptrdiff_t>(slots), more);
+  for (std::ptrdiff_t slot = begin; slot < end; ++slot) {
+    row[offset + slot] += more[slot];
   }
 }
 
@@ -313,26 +327,37 @@ inline void table_score(const geometry& shape, const score_tables& tables, const
       codes[b] = run.block(block + b);
     }
     const std::size_t ahead = left - blocks < table_batch ? left - blocks : table_batch;
-    for (std::size_t group = 0; group < groups;) {
-      const std::size_t count = groups - group >= at_once ? at_once : 1;
-      const std::size_t code_at = group * 8 * Bits;
-      for (std::size_t b = 0; b < ahead; ++b) {
-        fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
+    for (std::size_t first = 0; first < groups; first += summed_groups) {
+      const std::size_t last = groups - first < summed_groups ? groups : first + summed_groups;
+      for (std::size_t group = first; group < last;) {
+        const std::size_t count = last - group >= at_once ? at_once : 1;
+        const std::size_t code_at = group * 8 * Bits;
+        for (std::size_t b = 0; b < ahead; ++b) {
+          fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
+        }
+        const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
+        if (count == at_once) {
+          sum_tables_rows<Isa, Bits, Planes, at_once>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
+                                                      group == first);
+        } else {
+          sum_tables_rows<Isa, Bits, Planes, 1>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
+                                                group == first);
+        }
+        group += count;
       }
-      const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
-      if (count == at_once) {
-        sum_tables_rows<Isa, Bits, Planes, at_once>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                                    group == 0);
-      } else {
-        sum_tables_rows<Isa, Bits, Planes, 1>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                              group == 0);
-      }
-      group += count;
-    }
-    for (std::size_t row = 0; row < tables.rows; ++row) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        finish_table_block<Isa, Planes>(sums + (row * table_batch + b) * 128, tables.step[row], tables.base[row], run,
-                                        block + b, out + row * stride);
+      for (std::size_t row = 0; row < tables.rows; ++row) {
+        for (std::size_t b = 0; b < blocks; ++b) {
+          const std::byte* mine = sums + (row * table_batch + b) * 128;
+          const std::ptrdiff_t offset = run.offset_of(block + b);
+          const std::ptrdiff_t begin = run.begin_in(block + b);
+          const std::ptrdiff_t end = run.end_in(block + b);
+          if (first == 0) {
+            finish_table_block<Isa, Planes>(mine, tables.step[row], tables.base[row], offset, begin, end,
+                                            out + row * stride);
+          } else {
+            add_table_block<Isa, Planes>(mine, tables.step[row], offset, begin, end, out + row * stride);
+          }
+        }
       }
     }
   }
