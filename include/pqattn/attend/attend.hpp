@@ -486,6 +486,9 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     return failure(status_code::invalid_argument, "queries.cols or out.cols", "must be 1 to 1024", max_dim,
                    queries.cols < 1 || queries.cols > max_dim ? queries.cols : out.cols);
   }
+  if (segment_count != 0 && segments == nullptr) {
+    return failure(status_code::invalid_argument, "segments", "is null");
+  }
   std::size_t parts = 0;
   for (std::size_t i = 0; i < segment_count; ++i) {
     PQATTN_TRY(detail::check_segment(segments[i], queries.cols, out.cols));

@@ -182,8 +182,8 @@ typedef struct pq_attend_params {
   float softcap;          /* > 0: cap * tanh(score / cap) */
   const float* alibi_slopes; /* (query heads) or null */
   const float* sink_logits;  /* (query heads) or null */
-  /* Explicit mask (1 or q_heads, n, columns), or null: added to scores, -infinity excludes. Columns belong to the latest
-   * tokens of the cache. */
+  /* Explicit mask (1 or q_heads, n, columns), or null: added to scores; -65504 and below, infinities and NaN exclude.
+   * Columns belong to the latest tokens of the cache. */
   const pq_const_rows* bias;
 } pq_attend_params;
 
