@@ -981,7 +981,7 @@ pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* querie
 
 pq_status pq_sequence_reserve(pq_sequence* sequence, size_t tokens, pq_error* error) {
   const status given = check_pointer(sequence, "sequence");
-  return report(given ? sequence->tokens.reserve(tokens) : given, error);
+  return report(given ? sequence->tokens.reserve(tokens, sequence->pool->parts.workers) : given, error);
 }
 
 void pq_sequence_truncate(pq_sequence* sequence, size_t tokens) {

@@ -637,7 +637,9 @@ static void test_sequences(const float* keys, const float* values, const float* 
   REQUIRE(attend_one(pool, fork, queries, NULL, after, lse_after) == PQ_OK);
   CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
   CHECK(pq_sequence_reserve(fork, 20, &error) == PQ_OK);
+  const size_t calls = count.calls;
   REQUIRE(append_part(fork, keys, values, 600, 5, NULL) == PQ_OK);
+  CHECK(count.calls == calls);
   pq_sequence_truncate(fork, 602);
   CHECK(pq_sequence_size(fork) == 602 && pq_sequence_next_position(fork) == 602);
   CHECK(pq_sequence_remove(fork, 100, 10, &error) == PQ_OK && pq_sequence_size(fork) == 592);

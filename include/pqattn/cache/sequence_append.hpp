@@ -295,17 +295,7 @@ class sequence_append {
         }));
       }
       if (wants_metric && (given != nullptr || looks.query_count() != 0)) {
-        buffer full;
-        PQATTN_TRY(buffer::make(pool.resource(), dim * dim * sizeof(float), full));
-        PQATTN_TRY(buffer::make(pool.resource(), packed_metric_floats(dim) * sizeof(float), metric));
-        auto* numbers = reinterpret_cast<float*>(full.data());
-        if (given == nullptr) {
-          PQATTN_TRY(looks.make_metric(numbers));
-        } else {
-          std::copy_n(given + head * dim * dim, dim * dim, numbers);
-        }
-        settle_metric(numbers, dim);
-        pack_metric(numbers, dim, reinterpret_cast<float*>(metric.data()));
+        PQATTN_TRY(looks.template pack_metric_of<float>(given == nullptr ? nullptr : given + head * dim * dim, metric));
       }
       if (config.attention_weights && looks.query_count() != 0) {
         PQATTN_TRY(buffer::make(pool.resource(), (tokens - sinks) * sizeof(float), importance));
