@@ -168,6 +168,10 @@ TEST_CASE("a reserve ends with what it was for, and its memory is given back", "
       scene.clear(i);
     }
     const std::size_t spare = exact_bytes();  // slabs of exact sides, a few pages and cells
+    const pool_type& pool = scene.world.pool;
+    const std::size_t cell = pool.row_dim(kv_side::keys) +
+                             (pool.stores(kv_side::values) ? pool.row_dim(kv_side::values) : 0);
+    CHECK(pool.outliers().held_bytes() <= pool.outliers().heads() * 2 * cell * size_of(pool.config().exact_type));
     const auto grows = [&](std::size_t i) {
       REQUIRE_OK(scene.sequences[i].reserve(64 * 20));
       CHECK(exact_bytes() >= spare);

@@ -780,8 +780,8 @@ static void test_presets(const float* keys, const float* values, const float* qu
   pq_memory_report report;
   pq_pool_memory(pool, &report);
   CHECK(report.transforms_bytes > 0);
-  CHECK(report.total_bytes == report.codes_bytes + report.codebooks_bytes + report.transforms_bytes + report.exact_bytes +
-                                  report.metadata_bytes + report.scratch_bytes);
+  CHECK(report.total_bytes == report.codes_bytes + report.codebooks_bytes + report.transforms_bytes +
+                                  report.exact_bytes + report.metadata_bytes + report.scratch_bytes);
   pq_cache_memory(cache, &report);
   CHECK(report.transforms_bytes > 0);
   REQUIRE(attend_one(pool, sequence, queries, NULL, out, lse_e) == PQ_OK);

@@ -31,16 +31,17 @@ struct slot_columns {
   }
 };
 
-/// Mask entries from here down exclude their slot: the lowest number of f16, which stands for minus infinity in masks of that
-/// dtype, as those of bf16 and f32 do below it. As a number it would take all of a probability anyway, but for a soft-cap.
+/// Mask entries from here down exclude their slot: the lowest number of f16, which stands for minus infinity in masks
+/// of that dtype, as those of bf16 and f32 do below it. As a number it would take all of a probability anyway, but for
+/// a soft-cap.
 inline constexpr float excluding_bias = -65504.0f;
 
 /// Modifiers of one attention call. Row r is query row r of the call; a default-constructed object changes nothing.
 struct score_modifiers {
   float softcap = 0.0f;                ///< score = cap * tanh(score / cap) when > 0
   const float* alibi_slopes = nullptr; ///< rows: adds slope * (key position - query position)
-  /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below excluding_bias, an infinity
-  /// of either sign or NaN masks the slot. Each segment says which column its slots have (segment::columns).
+  /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below excluding_bias, an
+  /// infinity of either sign or NaN masks the slot. Each segment says which column its slots have (segment::columns).
   rows_view bias;
   /// Optional (rows): where in `bias` the first column of each query row lies, in elements from bias.data; rows may share
   /// one. Null: row r of `bias` is query row r's.

@@ -33,9 +33,9 @@ void pack_metric(const float* metric, std::size_t dim, Number* packed) noexcept 
   }
 }
 
-/// Brings a metric into the range and to the numbers that binary16 has: the mean of the diagonal becomes 1 (codes do not
-/// depend on it), entries are rounded, and the diagonal is raised by what that moved in its row, so that the matrix stays
-/// positive definite. pack_metric() then loses nothing. O(d^2).
+/// Brings a metric into the range and to the numbers that binary16 has: the mean of the diagonal becomes 1 (codes do
+/// not depend on it), entries are rounded, and the diagonal is raised by what that moved in its row, so that the matrix
+/// stays positive definite. pack_metric() then loses nothing. O(d^2).
 inline void settle_metric(float* metric, std::size_t dim) noexcept {
   double trace = 0.0;
   for (std::size_t a = 0; a < dim; ++a) {

@@ -313,8 +313,8 @@ class page_pool {
     return {};
   }
 
-  /// Keeps free pages and cells for one user, in place of the `mine` that were kept for it. What is kept for all users is
-  /// there together, until any sequence takes it. On failure nothing that can be seen changes.
+  /// Keeps free pages and cells for one user, in place of the `mine` that were kept for it. What is kept for all users
+  /// is there together, until any sequence takes it. On failure nothing that can be seen changes.
   status keep_reserve(page_reserve& mine, const page_reserve& wanted) {
     const page_reserve all{reserved_.exact - mine.exact + wanted.exact, reserved_.coded - mine.coded + wanted.coded,
                            reserved_.cells - mine.cells + wanted.cells};

@@ -46,8 +46,8 @@ inline status preset_config(std::uint32_t key_dim, std::uint32_t value_dim, cons
   const std::size_t most_rows = budget.tokens == 0 ? (std::numeric_limits<std::uint32_t>::max)()
                                                    : budget.tokens - (std::min)(budget.tokens, std::size_t{made.sinks});
   if (training_rows > most_rows) {
-    return failure(status_code::invalid_argument, "training_rows", "must lie behind the sinks of a context of budget.tokens",
-                   most_rows, training_rows);
+    return failure(status_code::invalid_argument, "training_rows",
+                   "must lie behind the sinks of a context of budget.tokens", most_rows, training_rows);
   }
   budget.exact_tokens = std::size_t{made.sinks} + made.recent + made.coding_batch / 2;
   pq_preset shapes;

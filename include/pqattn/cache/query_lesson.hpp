@@ -55,8 +55,8 @@ class query_lesson {
   }
   [[nodiscard]] std::size_t query_count() const noexcept { return query_count_; }
 
-  /// The metric that keys are coded in: `given` (d_k, d_k) or, when that is null, made of the queries. Settled and packed as
-  /// Number, float or half.
+  /// The metric that keys are coded in: `given` (d_k, d_k) or, when that is null, made of the queries. Settled and
+  /// packed as Number, float or half.
   template <class Number>
   status pack_metric_of(const float* given, buffer& packed) const {
     const std::size_t dim = config_.keys.shape.dim;

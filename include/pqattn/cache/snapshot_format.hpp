@@ -280,8 +280,8 @@ class snapshot_view {
       detail::section_entry entry;
       std::memcpy(&entry, table + i * sizeof entry, sizeof entry);
       if (entry.offset < free) {
-        return failure(status_code::corrupt_data, "snapshot.table", "has sections that overlap or are out of order; section",
-                       0, i);
+        return failure(status_code::corrupt_data, "snapshot.table",
+                       "has sections that overlap or are out of order; section", 0, i);
       }
       if (entry.offset % memory_alignment != 0 || entry.offset > bytes.size() ||
           entry.bytes > bytes.size() - entry.offset) {

@@ -166,8 +166,8 @@ inline status train_value_rotation(const rows_view& samples, std::uint32_t subve
 /// that the model produces coded-domain values. `weights` (d_v, hidden) row-major, y = W x + b; `bias` (d_v) may be
 /// null only when the mean is zero. `column` has d_v floats of scratch. A disabled rotation changes nothing. Errors
 /// (nothing changed): null pointers, a compact rotation (fold the one it was made of), a mean but no bias.
-inline status fold_into_value_projection(const value_rotation& rotation, float* weights, std::size_t hidden, float* bias,
-                                         float* column) noexcept {
+inline status fold_into_value_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
+                                         float* bias, float* column) noexcept {
   PQATTN_TRY(detail::check_folding(rotation, weights, bias, column));
   for (std::size_t h = 0; h < hidden; ++h) {
     for (std::uint32_t p = 0; p < rotation.dim; ++p) {
@@ -190,10 +190,10 @@ inline status fold_into_value_projection(const value_rotation& rotation, float* 
   return {};
 }
 
-/// The other half, for each query head that reads the KV head: W_o := W_o basis^T over the head's columns, and
-/// b_o += W_o mean (exact when the head's probabilities sum to 1: no sink logit). `weights` points at the head's first
-/// column of the (hidden, stride) row-major output projection; `bias` (hidden), null only when the mean is zero; `scratch`
-/// has d_v floats. Errors as above.
+/// The other half, for each query head that reads the KV head: W_o := W_o basis^T over the head's columns, and b_o +=
+/// W_o mean (exact when the head's probabilities sum to 1: no sink logit). `weights` points at the head's first column
+/// of the (hidden, stride) row-major output projection; `bias` (hidden), null only when the mean is zero; `scratch` has
+/// d_v floats. Errors as above.
 inline status fold_into_output_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
                                           std::size_t stride, float* bias, float* scratch) noexcept {
   PQATTN_TRY(detail::check_folding(rotation, weights, bias, scratch));

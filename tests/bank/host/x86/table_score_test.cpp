@@ -65,8 +65,8 @@ void check(const pqattn_test::coded_case& shape, table_precision precision, std:
   double bounds = 0.0;
   for (std::size_t row = 0; row < rows; ++row) {
     const double step = static_cast<double>(tables.step[row]);
-    const double limit =
-        precision == table_precision::bytes ? 255.0 : std::floor(65535.0 / std::min(256.0, static_cast<double>(data.shape.groups())));
+    const double summed = std::min(256.0, static_cast<double>(data.shape.groups()));
+    const double limit = precision == table_precision::bytes ? 255.0 : std::floor(65535.0 / summed);
     const double documented = widest_table(data, queries.data() + row * query_stride) / limit;
     REQUIRE(std::fabs(step - documented) <= 1e-5 * documented);
     for (std::size_t i = 0; i < count; ++i) {

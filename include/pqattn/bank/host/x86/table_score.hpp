@@ -3,12 +3,12 @@
 // sub-vectors with the centroids. Tables are rounded to unsigned integers, looked up in registers and summed in 16
 // bits; 64 slots of four groups at a time.
 //
-// Rounding: from every table its minimum is taken (the minima's sum returns as one constant per row), then all
-// tables of a row are divided by one step, the widest table's range / limit. Each group's error is at most step / 2,
-// so a score is off by at most groups * step / 2 and, as errors are independent of each other, by about
-// step * sqrt(groups / 12) rms. limit is 255 for byte tables and 65535 / min(groups, 256) for 16-bit tables (2047 at 32
-// groups), which take 1.6 times as long. Sums of more than 256 groups do not fit 16 bits: they are taken of 256 groups at
-// a time, and then added in f32.
+// Rounding: from every table its minimum is taken (the minima's sum returns as one constant per row), then all tables
+// of a row are divided by one step, the widest table's range / limit. Each group's error is at most step / 2, so a
+// score is off by at most groups * step / 2 and, as errors are independent of each other, by about step * sqrt(groups /
+// 12) rms. limit is 255 for byte tables and 65535 / min(groups, 256) for 16-bit tables (2047 at 32 groups), which take
+// 1.6 times as long. Sums of more than 256 groups do not fit 16 bits: they are taken of 256 groups at a time, and then
+// added in f32.
 #pragma once
 
 #include "../../../core/memory.hpp"
