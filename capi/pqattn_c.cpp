@@ -738,6 +738,19 @@ std::size_t attention_bytes(const pq_segment* segments, std::size_t count, std::
   return pqattn::attention_workspace_bytes(&all, 1, rows, key_dim, value_dim, workers);
 }
 
+/// Slots that sizes and positions can be computed from.
+status check_slots(const pq_segment* segments, std::size_t count) noexcept {
+  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(segments), "segments"));
+  for (std::size_t i = 0; i < count; ++i) {
+    if (segments[i].first_slot > pqattn::max_segment_slots ||
+        segments[i].tokens > pqattn::max_segment_slots - segments[i].first_slot) {
+      return failure(status_code::invalid_argument, "segment.first_slot + tokens", "are more than memory can hold",
+                     pqattn::max_segment_slots, segments[i].tokens);
+    }
+  }
+  return {};
+}
+
 /// A mask whose columns belong to the latest tokens, and the column of the first one: negative when it has none.
 status convert_mask(const pq_const_rows* given, const pq_segment* segments, std::size_t count, pqattn::rows_view& bias,
                     std::int64_t& first_column) noexcept {
@@ -768,7 +781,7 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
   PQATTN_TRY(convert_one_head(out, "out", out_rows));
   PQATTN_TRY(read_params(given, &pq_segment_params_default, "params", read));
   PQATTN_TRY(convert_executor(read.executor, params.parts));
-  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(segments), "segments"));
+  PQATTN_TRY(check_slots(segments, count));
   params.scale = read.scale;
   params.sink_logits = read.sink_logits;
   params.modifiers.softcap = read.softcap;
@@ -1128,7 +1141,8 @@ size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_coun
                                  size_t value_dim, const pq_segment_params* params) {
   pq_segment_params read;
   pqattn::executor parts;
-  if (!read_params(params, &pq_segment_params_default, "params", read) || !convert_executor(read.executor, parts)) {
+  if (!read_params(params, &pq_segment_params_default, "params", read) || !convert_executor(read.executor, parts) ||
+      !check_slots(segments, segment_count)) {
     return 0;
   }
   pqattn::carver memory;

@@ -548,6 +548,23 @@ static void test_level_0(const float* keys, const float* values, const float* qu
   CHECK(attend_segments(both, 2, queries, rows, out, lse_e, 256) == PQ_CAPACITY);
   CHECK(memcmp(out, other, sizeof out) == 0);
   CHECK(pq_attend(NULL, both, 2, NULL, NULL, 0, NULL, NULL, NULL) == PQ_INVALID_ARGUMENT);
+  pq_segment huge[2] = {both[0], both[1]}; /* sizes that would wrap around */
+  const pq_const_rows q = view(queries, 1, rows, dim_k);
+  const pq_rows o = ref(out, 1, rows, dim_v);
+  char* workspace = malloc(1 << 20);
+  REQUIRE(workspace != NULL);
+  const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2, SIZE_MAX / 64};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+    huge[1] = both[1];
+    huge[1].tokens = sizes[i];
+    CHECK(pq_attend_workspace_bytes(huge, 2, rows, dim_k, dim_v, NULL) == 0);
+    CHECK(pq_attend(&q, huge, 2, NULL, workspace, 1 << 20, &o, NULL, NULL) == PQ_INVALID_ARGUMENT);
+    huge[1] = both[1];
+    huge[1].first_slot = sizes[i];
+    CHECK(pq_attend(&q, huge, 2, NULL, workspace, 1 << 20, &o, NULL, NULL) == PQ_INVALID_ARGUMENT);
+  }
+  CHECK(pq_attend_workspace_bytes(NULL, 2, rows, dim_k, dim_v, NULL) == 0);
+  free(workspace);
   const pq_geometry bad = {0, 1, 2, 1};
   CHECK(pq_codebook_floats(&bad) == 0 && pq_codes_bytes(&bad, 1) == 0 && pq_codebook_bytes(NULL, PQ_STORE_F32) == 0);
   free(k.codebook);
