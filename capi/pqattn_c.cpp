@@ -92,12 +92,8 @@ status convert_executor(const pq_executor* executor, pqattn::executor& result) n
     result = {};
     return {};
   }
-  PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(executor->run), "executor.run"));
-  if (executor->workers < 1) {
-    return failure(status_code::invalid_argument, "executor.workers", "must be at least 1", 1, executor->workers);
-  }
   result = {executor->run, executor->user, executor->workers};
-  return {};
+  return pqattn::check_executor(result, "executor");
 }
 
 status convert_allocator(const pq_allocator* allocator, pqattn::memory_resource& result) noexcept {
@@ -109,6 +105,17 @@ status convert_allocator(const pq_allocator* allocator, pqattn::memory_resource&
   PQATTN_TRY(check_pointer(reinterpret_cast<const void*>(allocator->deallocate), "allocator.deallocate"));
   result = {allocator->allocate, allocator->deallocate, allocator->user};
   return {};
+}
+
+/// Zeroes a struct that may grow and says how large it is; null is left alone. For the pq_*_default functions.
+template <class Params>
+bool start_defaults(Params* params) noexcept {
+  if (params == nullptr) {
+    return false;
+  }
+  *params = {};
+  params->struct_bytes = sizeof *params;
+  return true;
 }
 
 /// Copies a struct that may be shorter than ours (an older header) over its defaults.
@@ -229,6 +236,8 @@ status layer_setup::make(const pq_cache_config& given, const pqattn::memory_reso
   config.kmeans.seed = given.seed;
   config.outlier_share = given.outlier_share;
   config.coding_batch = given.coding_batch != 0 ? given.coding_batch : config.coding_batch;
+  config.key_tail = given.key_tail;
+  config.values_from_keys = given.values_from_keys != 0;
   return {};
 }
 
@@ -367,9 +376,9 @@ status observe(Tokens* tokens, const char* subject, const pq_const_rows* queries
 }
 
 void fill_report(const pqattn::memory_report& memory, pq_memory_report& report) noexcept {
-  report = {memory.codes_bytes,    memory.codebooks_bytes, memory.exact_bytes,
-            memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),
-            memory.tokens,         memory.elements,        memory.bits_per_element()};
+  report = {memory.codes_bytes,    memory.codebooks_bytes, memory.transforms_bytes,   memory.exact_bytes,
+            memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),      memory.tokens,
+            memory.elements,       memory.bits_per_element()};
 }
 
 }  // namespace
@@ -414,7 +423,9 @@ status append_tokens(pq_sequence* sequence, const pq_const_rows* keys, const pq_
   pqattn::head_rows key_heads;
   pqattn::head_rows value_heads;
   PQATTN_TRY(convert_heads(keys, "keys", key_heads));
-  PQATTN_TRY(convert_heads(values, "values", value_heads));
+  if (values != nullptr || sequence->pool->pages.stores(pqattn::kv_side::values)) {
+    PQATTN_TRY(convert_heads(values, "values", value_heads));
+  }
   pqattn::append_options options;
   options.positions = read.positions;
   options.weights = read.weights;
@@ -727,6 +738,38 @@ std::size_t attention_bytes(const pq_segment* segments, std::size_t count, std::
   return pqattn::attention_workspace_bytes(&all, 1, rows, key_dim, value_dim, workers);
 }
 
+/// Slots that sizes and positions can be computed from.
+status check_slots(const pq_segment* segments, std::size_t count) noexcept {
+  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(segments), "segments"));
+  for (std::size_t i = 0; i < count; ++i) {
+    if (segments[i].first_slot > pqattn::max_segment_slots ||
+        segments[i].tokens > pqattn::max_segment_slots - segments[i].first_slot) {
+      return failure(status_code::invalid_argument, "segment.first_slot + tokens", "are more than memory can hold",
+                     pqattn::max_segment_slots, segments[i].tokens);
+    }
+  }
+  return {};
+}
+
+/// A mask whose columns belong to the latest tokens, and the column of the first one: negative when it has none.
+status convert_mask(const pq_const_rows* given, const pq_segment* segments, std::size_t count, pqattn::rows_view& bias,
+                    std::int64_t& first_column) noexcept {
+  if (given == nullptr) {
+    return {};
+  }
+  PQATTN_TRY(convert_one_head(given, "params.bias", bias));
+  std::size_t tokens = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens += segments[i].tokens;
+  }
+  if (bias.cols > tokens) {
+    return failure(status_code::shape_mismatch, "params.bias", "has more columns than there are tokens", tokens,
+                   bias.cols);
+  }
+  first_column = static_cast<std::int64_t>(bias.cols) - static_cast<std::int64_t>(tokens);
+  return {};
+}
+
 status attend_segments(const pq_const_rows* queries, const pq_segment* segments, std::size_t count,
                        const pq_segment_params* given, void* workspace, std::size_t workspace_bytes, const pq_rows* out,
                        float* lse_e) {
@@ -738,7 +781,7 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
   PQATTN_TRY(convert_one_head(out, "out", out_rows));
   PQATTN_TRY(read_params(given, &pq_segment_params_default, "params", read));
   PQATTN_TRY(convert_executor(read.executor, params.parts));
-  PQATTN_TRY(check_pointer(count == 0 ? &count : static_cast<const void*>(segments), "segments"));
+  PQATTN_TRY(check_slots(segments, count));
   params.scale = read.scale;
   params.sink_logits = read.sink_logits;
   params.modifiers.softcap = read.softcap;
@@ -746,6 +789,8 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
   params.modifiers.query_positions = read.query_positions;
   params.modifiers.causal = read.causal != 0;
   params.modifiers.window = read.window;
+  std::int64_t column = 0;  // of the next token
+  PQATTN_TRY(convert_mask(read.bias, segments, count, params.modifiers.bias, column));
 
   attend_layout layout;
   pqattn::carver memory(workspace, workspace_bytes);
@@ -762,6 +807,8 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
     // Positions count from slot 0 of the storage.
     next.positions = {segments[i].first_position - static_cast<std::int64_t>(segments[i].first_slot), nullptr};
     next.tables = layout.tables;
+    next.columns = {column - static_cast<std::int64_t>(segments[i].first_slot), nullptr};
+    column += static_cast<std::int64_t>(segments[i].tokens);
   }
   bank_type bank;
   return pqattn::attend(bank, query_rows, layout.segments, count, params, layout.attention, layout.attention_bytes,
@@ -792,8 +839,9 @@ const char* pq_arch_name(void) {
 
 void pq_cache_config_default(pq_cache_config* config) {
   const pqattn::cache_config defaults;
-  *config = {};
-  config->struct_bytes = sizeof *config;
+  if (!start_defaults(config)) {
+    return;
+  }
   config->keys.coded = config->values.coded = 1;
   config->keys.shape.stages = config->values.shape.stages = 1;
   config->keys.storage = config->values.storage = static_cast<pq_storage>(defaults.keys.storage);
@@ -808,8 +856,9 @@ void pq_cache_config_default(pq_cache_config* config) {
 }
 
 void pq_attend_params_default(pq_attend_params* params) {
-  *params = {};
-  params->struct_bytes = sizeof *params;
+  if (!start_defaults(params)) {
+    return;
+  }
   params->first_position = -1;
   params->causal = 1;
 }
@@ -930,8 +979,7 @@ int64_t pq_sequence_next_position(const pq_sequence* sequence) {
 }
 
 void pq_append_options_default(pq_append_options* options) {
-  *options = {};
-  options->struct_bytes = sizeof *options;
+  static_cast<void>(start_defaults(options));
 }
 
 pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
@@ -946,7 +994,7 @@ pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* querie
 
 pq_status pq_sequence_reserve(pq_sequence* sequence, size_t tokens, pq_error* error) {
   const status given = check_pointer(sequence, "sequence");
-  return report(given ? sequence->tokens.reserve(tokens) : given, error);
+  return report(given ? sequence->tokens.reserve(tokens, sequence->pool->parts.workers) : given, error);
 }
 
 void pq_sequence_truncate(pq_sequence* sequence, size_t tokens) {
@@ -989,8 +1037,9 @@ pq_status pq_sequence_read(const pq_sequence* sequence, size_t first, const pq_r
 }
 
 void pq_batch_params_default(pq_batch_params* params) {
-  *params = {};
-  params->struct_bytes = sizeof *params;
+  if (!start_defaults(params)) {
+    return;
+  }
   params->causal = 1;
 }
 
@@ -1042,8 +1091,9 @@ size_t pq_codes_bytes(const pq_geometry* shape, size_t tokens) {
 }
 
 void pq_train_params_default(pq_train_params* params) {
-  *params = {};
-  params->struct_bytes = sizeof *params;
+  if (!start_defaults(params)) {
+    return;
+  }
   params->storage = PQ_STORE_I8;
   params->iterations = pqattn::kmeans_params{}.iterations;
   params->seed = pqattn::kmeans_params{}.seed;
@@ -1084,15 +1134,15 @@ pq_status pq_decode(const pq_geometry* shape, pq_storage storage, const void* co
 }
 
 void pq_segment_params_default(pq_segment_params* params) {
-  *params = {};
-  params->struct_bytes = sizeof *params;
+  static_cast<void>(start_defaults(params));
 }
 
 size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_count, size_t rows, size_t key_dim,
                                  size_t value_dim, const pq_segment_params* params) {
   pq_segment_params read;
   pqattn::executor parts;
-  if (!read_params(params, &pq_segment_params_default, "params", read) || !convert_executor(read.executor, parts)) {
+  if (!read_params(params, &pq_segment_params_default, "params", read) || !convert_executor(read.executor, parts) ||
+      !check_slots(segments, segment_count)) {
     return 0;
   }
   pqattn::carver memory;

@@ -95,6 +95,29 @@ TEST_CASE("NaN of what was never a token does not survive the mask", "[attend]")
   CHECK(scores[1] == masked_score);
 }
 
+TEST_CASE("what stands for minus infinity in a mask excludes, whatever the soft-cap", "[attend]") {
+  using limits = std::numeric_limits<float>;
+  const std::vector<float> entries = {-65504.0f,          -1.0e9f,            limits::lowest(), -limits::infinity(),
+                                      limits::infinity(), limits::quiet_NaN(), -65000.0f,       -10000.0f};
+  constexpr std::size_t excluded = 6;
+  for (const auto type : {pqattn::dtype::f32, pqattn::dtype::f16, pqattn::dtype::bf16}) {
+    for (const float softcap : {0.0f, 50.0f}) {
+      CAPTURE(static_cast<int>(type), softcap);
+      const pqattn_test::strided_matrix bias(entries, 1, entries.size(), type, pqattn_test::dense_layout);
+      score_modifiers modifiers;
+      modifiers.bias = bias.view();
+      modifiers.softcap = softcap;
+      std::vector<float> scores(entries.size(), 3.0f);
+      pqattn::detail::modify_row(modifiers, 0, {0, scores.size()}, {}, nullptr, 0, scores.data());
+      for (std::size_t i = 0; i < scores.size(); ++i) {
+        CAPTURE(i);
+        const float added = 3.0f + bias.get(0, i);
+        CHECK(scores[i] == (i < excluded ? masked_score : softcap > 0.0f ? -softcap : added));
+      }
+    }
+  }
+}
+
 TEST_CASE("a bias of any dtype and stride, longer than a register", "[attend]") {
   pqattn_test::random_data random(1);
   CAPTURE(random.seed());

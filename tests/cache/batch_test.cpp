@@ -524,16 +524,24 @@ TEST_CASE("slot lists over interleaved cells read only their own", "[cache]") {
     const std::vector<float> got(out.begin() + std::ptrdiff_t(s * 24), out.begin() + std::ptrdiff_t(s * 24 + 24));
     CHECK(max_error(got, want.out) < 1e-5);
   }
-  // An item outside the batch fails alone.
-  items[1].rows = 5;
+  // An item outside the batch fails alone, and so does one without parameters or segments.
   std::vector<std::byte> workspace(ragged_workspace_bytes(items.data(), 3, 12, 12, 1));
-  out.assign(out.size(), 0.0f);
-  CHECK(attend_items(bank, view_rows(queries.data(), 6, 12), items.data(), 3, {}, workspace.data(), workspace.size(),
-                     ref_rows(out.data(), 6, 12), lse.data(), outcomes.data())
-            .code == status_code::shape_mismatch);
-  CHECK(outcomes[0].ok());
-  CHECK(outcomes[2].ok());
-  CHECK(std::memcmp(out.data(), results[0].data(), 24 * sizeof(float)) == 0);
+  const auto fails_alone = [&](auto&& spoil, status_code code) {
+    const auto kept = items[1];
+    spoil(items[1]);
+    out.assign(out.size(), 0.0f);
+    CHECK(attend_items(bank, view_rows(queries.data(), 6, 12), items.data(), 3, {}, workspace.data(), workspace.size(),
+                       ref_rows(out.data(), 6, 12), lse.data(), outcomes.data())
+              .code == code);
+    CHECK(outcomes[0].ok());
+    CHECK(outcomes[2].ok());
+    CHECK(std::memcmp(out.data(), results[0].data(), 24 * sizeof(float)) == 0);
+    CHECK(std::count(out.begin() + 24, out.begin() + 48, 0.0f) == 24);
+    items[1] = kept;
+  };
+  fails_alone([](auto& item) { item.rows = 5; }, status_code::shape_mismatch);
+  fails_alone([](auto& item) { item.params = nullptr; }, status_code::invalid_argument);
+  fails_alone([](auto& item) { item.segments = nullptr; }, status_code::invalid_argument);
 }
 
 }  // namespace

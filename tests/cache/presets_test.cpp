@@ -135,6 +135,12 @@ TEST_CASE("presets that cannot be made are refused", "[cache]") {
   CHECK(preset(0, 16, false, 2.0, 100).outcome.code == status_code::invalid_argument);
   CHECK(preset(16, 16, false, 0.0, 100).outcome.code == status_code::invalid_argument);
   CHECK(preset(16, 16, false, 2.0, 1).outcome.code == status_code::too_few_samples);
+  // A context of that length would never train.
+  const std::uint32_t sinks = cache_config{}.sinks;
+  CHECK(preset(64, 64, false, bit_budget(4.0, 2048), 2048 - sinks).outcome.ok());
+  CHECK(preset(64, 64, false, bit_budget(4.0, 2048), 2049 - sinks).outcome.code == status_code::invalid_argument);
+  CHECK(preset(64, 64, false, bit_budget(16.0, 3), 2).outcome.code == status_code::invalid_argument);
+  CHECK(preset(64, 64, false, 2.0, std::size_t{1} << 33).outcome.code == status_code::invalid_argument);
 }
 
 }  // namespace

@@ -348,11 +348,13 @@ TEST_CASE("executors that cannot run anything are refused", "[cache]") {
   idle.workers = 0;
   executor lost;
   lost.run = nullptr;
+  executor crowded;
+  crowded.workers = std::numeric_limits<std::size_t>::max() / 2;
   sequence_type tokens(world.pool);
   model_sequence model;
   append(world, tokens, model, 20);
   world.draw(90);
-  for (const executor& parts : {idle, lost}) {
+  for (const executor& parts : {idle, lost, crowded}) {
     batch_type batch;
     CHECK(batch_type::make(world.bank, parts, {}, batch).code == status_code::invalid_argument);
     layer_cache<f32_bank> layer;
@@ -400,7 +402,9 @@ TEST_CASE("sizes near 2^31 tokens are computed in full before memory is asked fo
   model_sequence model;
   append(world, tokens, model, 100);
   constexpr std::size_t most = std::numeric_limits<std::int32_t>::max();
-  const status refused = tokens.reserve(most);
+  CHECK(tokens.reserve(most).code == status_code::out_of_memory);
+  CHECK(memory.refused >= most / 64 * sizeof(std::uint32_t));  // the list of pages
+  const status refused = world.pool.reserve_coded(most / 64);
   CHECK(refused.code == status_code::out_of_memory);
   // 33 million pages of codes of one head and side.
   const std::size_t page = world.bank.code_block_bytes(world.config.keys.shape);
@@ -983,7 +987,7 @@ TEST_CASE("going over to codes gives exact pages back", "[cache]") {
   CHECK(world.pool.exact_pages().used_pages() <= 3);
 }
 
-TEST_CASE("reserved room makes decode steps free of allocations", "[cache]") {
+TEST_CASE("decode steps in reserved room, attention included, are free of allocations", "[cache]") {
   const edit_shape& shape = GENERATE(edit_shapes[0], shape_named("outliers before RoPE"));
   counting_resource memory;
   sequence_world world(shape, 41, memory.resource());

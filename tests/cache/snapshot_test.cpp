@@ -441,6 +441,44 @@ std::vector<std::byte> forged(std::vector<std::byte> bytes, pqattn::detail::sect
   return bytes;
 }
 
+TEST_CASE("sections that overlap or are out of order are refused", "[cache]") {
+  using pqattn::detail::section_entry;
+  snapshot_scene scene(edit_shapes[0], true, 65);
+  CAPTURE(scene.world.random.seed());
+  for (const std::vector<std::byte>& whole : {bytes_of(scene.tokens), bytes_of(scene.world.pool)}) {
+    pqattn::detail::snapshot_header header;
+    std::memcpy(&header, whole.data(), sizeof header);
+    const auto entry_of = [&](std::size_t i) { return sizeof header + i * sizeof(section_entry); };
+    for (std::uint32_t i = 0; i < header.sections; ++i) {
+      const auto moved = [&](auto&& change) {
+        std::vector<std::byte> bytes = whole;
+        section_entry entry;
+        std::memcpy(&entry, bytes.data() + entry_of(i), sizeof entry);
+        change(bytes, entry);
+        std::memcpy(bytes.data() + entry_of(i), &entry, sizeof entry);
+        repair_snapshot(bytes);
+        snapshot_view view;
+        return snapshot_view::open(bytes, view).code;
+      };
+      CAPTURE(i, header.sections);
+      CHECK(moved([](auto&, section_entry&) {}) == status_code::ok);
+      CHECK(moved([](auto&, section_entry& entry) { entry.offset = 0; }) == status_code::corrupt_data);
+      if (i + 1 < header.sections) {  // reaches into the next one; or is the next one
+        section_entry next;
+        std::memcpy(&next, whole.data() + entry_of(i + 1), sizeof next);
+        CHECK(moved([&](auto&, section_entry& entry) { entry.bytes = next.offset + 1 - entry.offset; }) ==
+              status_code::corrupt_data);
+        if (next.bytes != 0) {
+          CHECK(moved([&](auto&, section_entry& entry) {
+                  entry.offset = next.offset;
+                  entry.bytes = next.bytes;
+                }) == status_code::corrupt_data);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("forged numbers behind right checksums are refused and change nothing", "[cache]") {
   using pqattn::detail::section_type;
   const float infinite = std::numeric_limits<float>::infinity();

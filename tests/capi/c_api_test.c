@@ -317,9 +317,11 @@ static void test_errors(const float* keys, const float* values) {
   config.values.shape.centroids = 1;
   CHECK(pq_cache_create(&config, NULL, NULL, &cache, &error) == PQ_INVALID_ARGUMENT);
   CHECK(strstr(error.message, "must be 2 to 65536") != NULL);
-  const pq_executor nobody = {run_backwards, NULL, 0};
   config = small_config();
-  CHECK(pq_cache_create(&config, NULL, &nobody, &cache, &error) == PQ_INVALID_ARGUMENT);
+  const pq_executor unfit[] = {{run_backwards, NULL, 0}, {run_backwards, NULL, SIZE_MAX}, {NULL, NULL, 1}};
+  for (size_t i = 0; i < sizeof unfit / sizeof *unfit; ++i) {
+    CHECK(pq_cache_create(&config, NULL, unfit + i, &cache, &error) == PQ_INVALID_ARGUMENT);
+  }
   CHECK(cache == NULL);
   pq_cache_destroy(NULL);
   CHECK(pq_cache_size(NULL) == 0);
@@ -444,10 +446,11 @@ static pq_source exact_rows(const float* rows, size_t count, uint32_t dim) {
   return source;
 }
 
-static pq_status attend_segments(const pq_segment* segments, size_t count, const float* queries, size_t rows,
-                                 float* out, float* lse_e, size_t spare) {
+static pq_status attend_masked(const pq_segment* segments, size_t count, const float* queries, size_t rows,
+                               const pq_const_rows* bias, float* out, float* lse_e, size_t spare) {
   pq_segment_params params;
   pq_segment_params_default(&params);
+  params.bias = bias;
   const size_t bytes = pq_attend_workspace_bytes(segments, count, rows, dim_k, dim_v, &params);
   char* workspace = malloc(bytes + 1);
   REQUIRE(workspace != NULL && bytes != 0);
@@ -457,6 +460,43 @@ static pq_status attend_segments(const pq_segment* segments, size_t count, const
       pq_attend(&q, segments, count, &params, workspace + 1, bytes - spare, &o, lse_e, NULL); /* misaligned */
   free(workspace);
   return outcome;
+}
+static pq_status attend_segments(const pq_segment* segments, size_t count, const float* queries, size_t rows,
+                                 float* out, float* lse_e, size_t spare) {
+  return attend_masked(segments, count, queries, rows, NULL, out, lse_e, spare);
+}
+
+/* A mask of the latest tokens over two segments, the second of which starts inside a block: as if what it excludes were
+ * not there. */
+static void test_masks(const pq_segment* both, const float* queries) {
+  enum { rows = 2, columns = 630, first = tokens - columns };
+  float* bias = calloc(rows * columns, sizeof *bias);
+  float out[rows * dim_v];
+  float lse_e[rows];
+  float expected[rows * dim_v];
+  float expected_lse[rows];
+  REQUIRE(bias != NULL);
+  const size_t ends[rows] = {150, 699}; /* row r sees tokens before ends[r] */
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t c = 0; c < columns; ++c) {
+      bias[row * columns + c] = first + c < ends[row] ? 0.0f : -INFINITY;
+    }
+    const size_t prefix = both[0].tokens;
+    pq_segment cut[2] = {both[0], both[1]};
+    cut[1].tokens = ends[row] - prefix;
+    REQUIRE(attend_segments(cut, 2, queries + row * dim_k, 1, expected + row * dim_v, expected_lse + row, 0) == PQ_OK);
+  }
+  const pq_const_rows mask = view(bias, 1, rows, columns);
+  REQUIRE(attend_masked(both, 2, queries, rows, &mask, out, lse_e, 0) == PQ_OK);
+  for (size_t i = 0; i < rows * dim_v; ++i) {
+    CHECK(fabsf(out[i] - expected[i]) < 2e-3f);
+  }
+  CHECK(fabsf(lse_e[0] - expected_lse[0]) < 2e-3f && fabsf(lse_e[1] - expected_lse[1]) < 2e-3f);
+  const pq_const_rows wide = view(bias, 1, 1, tokens + 1);
+  CHECK(attend_masked(both, 2, queries, 1, &wide, out, lse_e, 0) == PQ_SHAPE_MISMATCH);
+  const pq_const_rows two_heads = view(bias, 2, rows / 2, columns);
+  CHECK(attend_masked(both, 2, queries, 1, &two_heads, out, lse_e, 0) == PQ_SHAPE_MISMATCH);
+  free(bias);
 }
 
 static void test_level_0(const float* keys, const float* values, const float* queries) {
@@ -501,11 +541,30 @@ static void test_level_0(const float* keys, const float* values, const float* qu
   pq_merge(out, lse_e, other, other_lse, rows, dim_v);
   CHECK(memcmp(out, coded_out, sizeof out) == 0 && memcmp(lse_e, coded_lse, sizeof lse_e) == 0);
 
+  test_masks(both, queries);
+
   /* A workspace one block too small: refused, and out is as before. */
   memcpy(other, out, sizeof out);
   CHECK(attend_segments(both, 2, queries, rows, out, lse_e, 256) == PQ_CAPACITY);
   CHECK(memcmp(out, other, sizeof out) == 0);
   CHECK(pq_attend(NULL, both, 2, NULL, NULL, 0, NULL, NULL, NULL) == PQ_INVALID_ARGUMENT);
+  pq_segment huge[2] = {both[0], both[1]}; /* sizes that would wrap around */
+  const pq_const_rows q = view(queries, 1, rows, dim_k);
+  const pq_rows o = ref(out, 1, rows, dim_v);
+  char* workspace = malloc(1 << 20);
+  REQUIRE(workspace != NULL);
+  const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 63, SIZE_MAX / 2, SIZE_MAX / 64};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) {
+    huge[1] = both[1];
+    huge[1].tokens = sizes[i];
+    CHECK(pq_attend_workspace_bytes(huge, 2, rows, dim_k, dim_v, NULL) == 0);
+    CHECK(pq_attend(&q, huge, 2, NULL, workspace, 1 << 20, &o, NULL, NULL) == PQ_INVALID_ARGUMENT);
+    huge[1] = both[1];
+    huge[1].first_slot = sizes[i];
+    CHECK(pq_attend(&q, huge, 2, NULL, workspace, 1 << 20, &o, NULL, NULL) == PQ_INVALID_ARGUMENT);
+  }
+  CHECK(pq_attend_workspace_bytes(NULL, 2, rows, dim_k, dim_v, NULL) == 0);
+  free(workspace);
   const pq_geometry bad = {0, 1, 2, 1};
   CHECK(pq_codebook_floats(&bad) == 0 && pq_codes_bytes(&bad, 1) == 0 && pq_codebook_bytes(NULL, PQ_STORE_F32) == 0);
   free(k.codebook);
@@ -595,7 +654,9 @@ static void test_sequences(const float* keys, const float* values, const float* 
   REQUIRE(attend_one(pool, fork, queries, NULL, after, lse_after) == PQ_OK);
   CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
   CHECK(pq_sequence_reserve(fork, 20, &error) == PQ_OK);
+  const size_t calls = count.calls;
   REQUIRE(append_part(fork, keys, values, 600, 5, NULL) == PQ_OK);
+  CHECK(count.calls == calls);
   pq_sequence_truncate(fork, 602);
   CHECK(pq_sequence_size(fork) == 602 && pq_sequence_next_position(fork) == 602);
   CHECK(pq_sequence_remove(fork, 100, 10, &error) == PQ_OK && pq_sequence_size(fork) == 592);
@@ -733,6 +794,13 @@ static void test_presets(const float* keys, const float* values, const float* qu
   float out[q_heads * dim_v];
   float lse_e[q_heads];
   double lse_error;
+  pq_memory_report report;
+  pq_pool_memory(pool, &report);
+  CHECK(report.transforms_bytes > 0);
+  CHECK(report.total_bytes == report.codes_bytes + report.codebooks_bytes + report.transforms_bytes +
+                                  report.exact_bytes + report.metadata_bytes + report.scratch_bytes);
+  pq_cache_memory(cache, &report);
+  CHECK(report.transforms_bytes > 0);
   REQUIRE(attend_one(pool, sequence, queries, NULL, out, lse_e) == PQ_OK);
   const double nmse = error_of(out, lse_e, queries, keys, values, &lse_error);
   printf("preset of 2 bits: NMSE %.3g, LSE off by %.3g\n", nmse, lse_error);
@@ -755,6 +823,74 @@ static void test_presets(const float* keys, const float* values, const float* qu
   pq_cache_destroy(cache);
 }
 
+/* Latent attention: the first dim_v channels of a key are its value, the others a tail that stays exact. */
+static void test_latent(const float* keys, const float* queries) {
+  float* values = malloc((size_t)kv_heads * tokens * dim_v * sizeof *values);
+  REQUIRE(values != NULL);
+  for (size_t row = 0; row < (size_t)kv_heads * tokens; ++row) {
+    memcpy(values + row * dim_v, keys + row * dim_k, dim_v * sizeof *values);
+  }
+  struct counting count = {0, 0, 0};
+  const pq_allocator allocator = {count_allocate, count_deallocate, &count};
+  pq_error error;
+  pq_cache_config config = small_config();
+  config.keys.shape.dim = dim_v;
+  config.keys.shape.subvectors = 10;
+  config.values.shape = config.keys.shape;
+  config.key_tail = dim_k - dim_v;
+  config.values_from_keys = 1;
+  pq_cache* cache = NULL;
+  CHECK(pq_cache_create(&config, NULL, NULL, &cache, &error) == PQ_UNSUPPORTED && cache == NULL);
+  pq_pool* pool = NULL;
+  pq_sequence* sequence = NULL;
+  REQUIRE(pq_pool_create(&config, &allocator, NULL, &pool, &error) == PQ_OK);
+  REQUIRE(pq_sequence_create(pool, &sequence, &error) == PQ_OK);
+  const pq_const_rows k = view(keys, kv_heads, tokens, dim_k);
+  const pq_const_rows v = view(values, kv_heads, tokens, dim_v);
+  CHECK(pq_sequence_append(sequence, &k, &v, NULL, &error) == PQ_INVALID_ARGUMENT);
+  CHECK(pq_sequence_append(sequence, &v, NULL, NULL, &error) == PQ_SHAPE_MISMATCH); /* keys without their tail */
+  REQUIRE(pq_sequence_append(sequence, &k, NULL, NULL, &error) == PQ_OK);
+  CHECK(pq_sequence_coded_tokens(sequence) == tokens - 40);
+  float out[q_heads * dim_v];
+  float lse_e[q_heads];
+  double lse_error;
+  REQUIRE(attend_one(pool, sequence, queries, NULL, out, lse_e) == PQ_OK);
+  const double nmse = error_of(out, lse_e, queries, keys, values, &lse_error);
+  printf("latent keys: NMSE %.3g, LSE off by %.3g\n", nmse, lse_error);
+  CHECK(nmse < 0.2 && lse_error < 0.05);
+
+  /* Room for decode steps, which then ask for nothing. */
+  REQUIRE(pq_sequence_reserve(sequence, 100, &error) == PQ_OK);
+  count.calls = 0;
+  for (size_t t = 0; t < 100; ++t) {
+    const pq_const_rows one = part(keys, t, 1, dim_k);
+    REQUIRE(pq_sequence_append(sequence, &one, NULL, NULL, &error) == PQ_OK);
+  }
+  CHECK(count.calls == 0);
+  float* tail = random_floats((size_t)kv_heads * dim_k);
+  float* read_values = random_floats((size_t)kv_heads * dim_v);
+  const pq_rows rk = ref(tail, kv_heads, 1, dim_k);
+  const pq_rows rv = ref(read_values, kv_heads, 1, dim_v);
+  REQUIRE(pq_sequence_read(sequence, 300, &rk, &rv, &error) == PQ_OK);
+  CHECK(memcmp(tail, read_values, dim_v * sizeof *tail) == 0); /* one code serves both */
+  CHECK(fabsf(tail[dim_k - 1] - keys[300 * dim_k + dim_k - 1]) < 1e-3f);
+  pq_sequence_destroy(sequence);
+  pq_pool_destroy(pool);
+  CHECK(count.live_bytes == 0);
+  free(tail);
+  free(read_values);
+  free(values);
+}
+
+static void test_null_defaults(void) {
+  pq_cache_config_default(NULL);
+  pq_attend_params_default(NULL);
+  pq_append_options_default(NULL);
+  pq_batch_params_default(NULL);
+  pq_train_params_default(NULL);
+  pq_segment_params_default(NULL);
+}
+
 int main(void) {
   float* keys = random_floats((size_t)kv_heads * tokens * dim_k);
   float* values = random_floats((size_t)kv_heads * tokens * dim_v);
@@ -768,6 +904,8 @@ int main(void) {
   test_level_0(keys, values, queries);
   test_sequences(keys, values, queries);
   test_presets(keys, values, queries);
+  test_latent(keys, queries);
+  test_null_defaults();
   free(keys);
   free(values);
   free(queries);

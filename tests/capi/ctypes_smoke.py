@@ -28,7 +28,8 @@ class Config(c.Structure):
                 ("rope_pairing", c.c_int32), ("rope_theta", c.c_double), ("rope_frequencies", c.c_void_p),
                 ("keys_arrive_rotated", c.c_int32), ("code_keys_after_rope", c.c_int32),
                 ("kmeans_iterations", c.c_uint32), ("seed", c.c_uint64), ("preset_bits", c.c_double),
-                ("outlier_share", c.c_float), ("coding_batch", c.c_uint32)]
+                ("outlier_share", c.c_float), ("coding_batch", c.c_uint32), ("key_tail", c.c_uint32),
+                ("values_from_keys", c.c_int32)]
 
 
 class Entry(c.Structure):
@@ -36,6 +37,12 @@ class Entry(c.Structure):
                 ("sequences", c.POINTER(c.c_void_p)), ("sequence_count", c.c_size_t), ("new_keys", c.POINTER(Rows)),
                 ("new_values", c.POINTER(Rows)), ("new_position", c.c_int64), ("new_positions", c.POINTER(c.c_int32)),
                 ("bias", c.POINTER(Rows))]
+
+
+class Memory(c.Structure):
+    _fields_ = [(name, c.c_size_t) for name in
+                ("codes_bytes", "codebooks_bytes", "transforms_bytes", "exact_bytes", "metadata_bytes", "scratch_bytes",
+                 "total_bytes", "tokens", "elements")] + [("bits_per_element", c.c_double)]
 
 
 class Error(c.Structure):
@@ -92,6 +99,7 @@ def main():
     assert b"expected" in error.message, error.message
     library.pq_cache_destroy(cache)
     sequences(library, config, keys, values, query, tokens, dim, list(out))
+    latent(library, config, keys, query, tokens, dim)
     print(f"pqattn {library.pq_version_string().decode()} on {library.pq_arch_name().decode()}: NMSE {nmse:.2g}")
 
 
@@ -118,8 +126,37 @@ def sequences(library, config, keys, values, query, tokens, dim, expected):
                                      c.byref(rows(out, 1, dim)), None, c.byref(error))
     assert status == 0, error.message
     assert max(abs(a - b) for a, b in zip(out, expected)) < 1e-4
+    memory = Memory()
+    library.pq_pool_memory(pool, c.byref(memory))
+    parts = [getattr(memory, name) for name, _ in Memory._fields_[:6]]
+    assert memory.total_bytes == sum(parts) and memory.transforms_bytes == 0 and memory.codes_bytes > 0, parts
     for sequence in (line, fork):
         library.pq_sequence_destroy(sequence)
+    library.pq_pool_destroy(pool)
+
+
+def latent(library, config, keys, query, tokens, dim):
+    """MLA: the first channels of a key are its value, the last two are an exact tail; one array of codes."""
+    tail = 2
+    config.keys.shape = config.values.shape = Geometry(dim - tail, 6, 64, 1)
+    config.key_tail, config.values_from_keys = tail, 1
+    error = Error()
+    pool, line = c.c_void_p(), c.c_void_p()
+    assert library.pq_pool_create(c.byref(config), None, None, c.byref(pool), c.byref(error)) == 0, error.message
+    assert library.pq_sequence_create(pool, c.byref(line), c.byref(error)) == 0, error.message
+    status = library.pq_sequence_append(line, c.byref(rows(keys, tokens, dim)), None, None, c.byref(error))
+    assert status == 0, error.message
+    out = (c.c_float * (dim - tail))()
+    context = (c.c_void_p * 1)(line)
+    entry = Entry(first_query=0, queries=1, first_position=tokens - 1, sequences=context, sequence_count=1)
+    status = library.pq_batch_attend(pool, c.byref(entry), c.c_size_t(1), c.byref(rows(query, 1, dim)), None,
+                                     c.byref(rows(out, 1, dim - tail)), None, c.byref(error))
+    assert status == 0, error.message
+    weights = [math.exp(sum(query[i] * keys[t * dim + i] for i in range(dim)) / math.sqrt(dim)) for t in range(tokens)]
+    exact = [sum(w * keys[t * dim + i] for t, w in enumerate(weights)) / sum(weights) for i in range(dim - tail)]
+    nmse = sum((a - b) ** 2 for a, b in zip(exact, out)) / sum(a * a for a in exact)
+    assert nmse < 0.05, nmse
+    library.pq_sequence_destroy(line)
     library.pq_pool_destroy(pool)
 
 

@@ -3,6 +3,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -94,4 +95,18 @@ TEST_CASE("a carver counts what it hands out, whatever the block's alignment", "
   CHECK(small.fits());
   CHECK(small.take<float>(100) == nullptr);
   CHECK_FALSE(small.fits());
+  // What no memory holds does not wrap around to something small, nor does what comes after it.
+  constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
+  for (const std::size_t count : {all, all / 2, all / sizeof(double), all / sizeof(double) - 7}) {
+    CAPTURE(count);
+    pqattn::carver huge(memory.data(), memory.size());
+    CHECK(huge.take<double>(count) == nullptr);
+    CHECK(huge.take<double>(count) == nullptr);
+    CHECK(huge.take<char>(1) == nullptr);
+    CHECK_FALSE(huge.fits());
+    pqattn::carver counted;
+    counted.take<double>(count);
+    counted.take<double>(3);
+    CHECK(counted.required() > all / 2);
+  }
 }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/message.hpp"
 #include "support/random_data.hpp"
 
 using Catch::Matchers::WithinAbs;
@@ -168,8 +169,8 @@ TEST_CASE("folding the rotation into the projections leaves the model as it was"
   };
   const auto before = run();
   std::vector<float> scratch(dim);
-  fold_into_value_projection(rotation.view, w_v.data(), hidden, b_v.data(), scratch.data());
-  fold_into_output_projection(rotation.view, w_o.data() + 2, hidden, dim + 3, b_o.data(), scratch.data());
+  REQUIRE_OK(fold_into_value_projection(rotation.view, w_v.data(), hidden, b_v.data(), scratch.data()));
+  REQUIRE_OK(fold_into_output_projection(rotation.view, w_o.data() + 2, hidden, dim + 3, b_o.data(), scratch.data()));
   const auto after = run();
   std::vector<float> value(before.first.begin(), before.first.end()), coded(dim);
   rotate_value(rotation.view, value.data(), coded.data());
@@ -179,6 +180,44 @@ TEST_CASE("folding the rotation into the projections leaves the model as it was"
   for (std::size_t h = 0; h < hidden; ++h) {
     CHECK_THAT(after.second[h], WithinAbs(before.second[h], 1e-3));
   }
+}
+
+TEST_CASE("what cannot be folded into projections is refused, and nothing changes", "[train][value_rotation]") {
+  using namespace pqattn;
+  pqattn_test::random_data random(93);
+  CAPTURE(random.seed());
+  const std::uint32_t dim = 5;
+  const std::size_t hidden = 7;
+  const trained rotation(correlated(random, 100, dim), dim, 2);
+  REQUIRE(rotation.outcome.ok());
+  std::vector<float> memory(compact_rotation_bytes(dim) / sizeof(float) + 1);
+  value_rotation no_mean = rotation.view;
+  no_mean.mean = nullptr;
+  value_rotation wide = rotation.view;
+  wide.dim = max_dim + 1;
+  const std::vector<float> weights = random.normals(dim * hidden);
+  std::vector<float> folded = weights;
+  std::vector<float> bias(hidden, 1.0f), scratch(dim);
+  const auto refused = [&](const value_rotation& bad, float* into, float* added, float* column) {
+    CHECK(fold_into_value_projection(bad, into, hidden, added, column).code == status_code::invalid_argument);
+    CHECK(fold_into_output_projection(bad, into, hidden, dim, added, column).code == status_code::invalid_argument);
+  };
+  refused(compact_rotation(rotation.view, memory.data()), folded.data(), bias.data(), scratch.data());
+  refused({dim, nullptr, nullptr, nullptr, nullptr}, folded.data(), bias.data(), scratch.data());
+  refused(no_mean, folded.data(), bias.data(), scratch.data());
+  refused(wide, folded.data(), bias.data(), scratch.data());
+  refused(rotation.view, nullptr, bias.data(), scratch.data());
+  refused(rotation.view, folded.data(), bias.data(), nullptr);
+  refused(rotation.view, folded.data(), nullptr, scratch.data());  // there is a mean
+  CHECK(fold_into_value_projection({}, folded.data(), hidden, bias.data(), nullptr).ok());
+  CHECK(fold_into_output_projection({}, folded.data(), hidden, dim, nullptr, nullptr).ok());
+  CHECK(folded == weights);
+  CHECK(bias == std::vector<float>(hidden, 1.0f));
+  const std::vector<float> zero(dim);
+  value_rotation centred = rotation.view;
+  centred.mean = zero.data();
+  CHECK(fold_into_value_projection(centred, folded.data(), hidden, nullptr, scratch.data()).ok());
+  CHECK(folded != weights);
 }
 
 TEST_CASE("value rotation: degenerate rows and bad arguments", "[train][value_rotation]") {

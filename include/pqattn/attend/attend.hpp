@@ -30,6 +30,9 @@ inline constexpr std::size_t tile_tokens = 1024;
 inline constexpr std::size_t part_tokens = max_tile_blocks * block_tokens;
 static_assert(part_tokens == 4 * tile_tokens);
 
+/// Most slots of a segment's storage: sizes of what is computed from them fit size_t.
+inline constexpr std::size_t max_segment_slots = std::size_t{1} << (sizeof(std::size_t) > 4 ? 40 : 24);
+
 /// Tokens of one tile of an attention call: what a tile costs once, such as summing up the values' registers, counts less
 /// the longer it is, and scores of up to four rows of a whole part stay in the second-level cache.
 [[nodiscard]] constexpr std::size_t attention_tile_tokens(std::size_t rows) noexcept {
@@ -412,10 +415,11 @@ template <class Address>
 
 template <class Address>
 status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::size_t value_dim) noexcept {
-  const std::size_t end = tokens.slots.first + tokens.slots.count;
-  if (end < tokens.slots.first) {
-    return failure(status_code::invalid_argument, "segment.slots", "are more than memory can hold");
+  if (tokens.slots.first > max_segment_slots || tokens.slots.count > max_segment_slots - tokens.slots.first) {
+    return failure(status_code::invalid_argument, "segment.slots", "are more than memory can hold", max_segment_slots,
+                   tokens.slots.count);
   }
+  const std::size_t end = tokens.slots.first + tokens.slots.count;
   const std::size_t used = tokens.slots.count == 0 ? 0 : end;
   PQATTN_TRY(check_tail(tokens, key_dim, used));
   PQATTN_TRY(check_source(tokens.keys, key_dim - tokens.key_tail.cols, used, "segment.keys"));
@@ -545,6 +549,9 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   if (queries.cols < 1 || queries.cols > max_dim || out.cols < 1 || out.cols > max_dim) {
     return failure(status_code::invalid_argument, "queries.cols or out.cols", "must be 1 to 1024", max_dim,
                    queries.cols < 1 || queries.cols > max_dim ? queries.cols : out.cols);
+  }
+  if (segment_count != 0 && segments == nullptr) {
+    return failure(status_code::invalid_argument, "segments", "is null");
   }
   std::size_t parts = 0;
   for (std::size_t i = 0; i < segment_count; ++i) {

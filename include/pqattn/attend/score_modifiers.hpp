@@ -31,12 +31,17 @@ struct slot_columns {
   }
 };
 
+/// Mask entries from here down exclude their slot: the lowest number of f16, which stands for minus infinity in masks
+/// of that dtype, as those of bf16 and f32 do below it. As a number it would take all of a probability anyway, but for
+/// a soft-cap.
+inline constexpr float excluding_bias = -65504.0f;
+
 /// Modifiers of one attention call. Row r is query row r of the call; a default-constructed object changes nothing.
 struct score_modifiers {
   float softcap = 0.0f;                ///< score = cap * tanh(score / cap) when > 0
   const float* alibi_slopes = nullptr; ///< rows: adds slope * (key position - query position)
-  /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below masked_score / 2, minus
-  /// infinity or NaN masks the slot. Each segment says which column its slots have (segment::columns).
+  /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below excluding_bias, an
+  /// infinity of either sign or NaN masks the slot. Each segment says which column its slots have (segment::columns).
   rows_view bias;
   /// Optional (rows): where in `bias` the first column of each query row lies, in elements from bias.data; rows may share
   /// one. Null: row r of `bias` is query row r's.
@@ -67,8 +72,8 @@ inline namespace PQATTN_ISA_UNIT {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// A mask entry that excludes its slot: minus infinity (judged by bits) or a huge negative number.
-[[nodiscard]] inline bool excludes(float bias) noexcept { return !is_finite(bias) || bias <= 0.5f * masked_score; }
+/// A mask entry that excludes its slot: nothing finite (judged by bits) or a huge negative number.
+[[nodiscard]] inline bool excludes(float bias) noexcept { return !is_finite(bias) || bias <= excluding_bias; }
 
 /// Slots that load_bias() looks at in one go.
 inline constexpr std::size_t bias_chunk = 64;

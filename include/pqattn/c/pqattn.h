@@ -81,7 +81,7 @@ typedef void (*pq_task)(void* context, size_t part, size_t worker);
 typedef struct pq_executor {
   void (*run)(void* user, size_t parts, pq_task task, void* context);
   void* user;
-  size_t workers; /* at least 1 */
+  size_t workers; /* 1 to 4096 */
 } pq_executor;
 
 /* --- data ----------------------------------------------------------------------------------------------------- */
@@ -167,6 +167,10 @@ typedef struct pq_cache_config {
   double preset_bits;
   float outlier_share;   /* share of the coded tokens that may stay exact */
   uint32_t coding_batch; /* tokens that leave the window at a time; 0: 1, or the preset's */
+  /* Latent attention (MLA), of pools only: exact channels behind the coded ones of each key, which alone are rotated,
+   * and whether the coded channels are the values, too (`values` must equal `keys`). Not with a preset. */
+  uint32_t key_tail;
+  int32_t values_from_keys;
 } pq_cache_config;
 
 typedef struct pq_attend_params {
@@ -178,14 +182,15 @@ typedef struct pq_attend_params {
   float softcap;          /* > 0: cap * tanh(score / cap) */
   const float* alibi_slopes; /* (query heads) or null */
   const float* sink_logits;  /* (query heads) or null */
-  /* Explicit mask (1 or q_heads, n, columns), or null: added to scores, -infinity excludes. Columns belong to the latest
-   * tokens of the cache. */
+  /* Explicit mask (1 or q_heads, n, columns), or null: added to scores; -65504 and below, infinities and NaN exclude.
+   * Columns belong to the latest tokens of the cache. */
   const pq_const_rows* bias;
 } pq_attend_params;
 
 typedef struct pq_memory_report {
   size_t codes_bytes;
   size_t codebooks_bytes;
+  size_t transforms_bytes; /* metrics of keys and rotations of values, of presets */
   size_t exact_bytes;
   size_t metadata_bytes;
   size_t scratch_bytes;
@@ -195,7 +200,8 @@ typedef struct pq_memory_report {
   double bits_per_element; /* everything but scratch */
 } pq_memory_report;
 
-/* Defaults: 8 sinks, 32 recent tokens, f16 exact rows, both sides coded with byte codebooks, no RoPE. The shapes and
+/* All pq_*_default functions do nothing with null.
+ * Defaults: 8 sinks, 32 recent tokens, f16 exact rows, both sides coded with byte codebooks, no RoPE. The shapes and
  * kv_heads are the caller's to set. */
 PQ_API void pq_cache_config_default(pq_cache_config* config);
 PQ_API void pq_attend_params_default(pq_attend_params* params);
@@ -266,14 +272,16 @@ typedef struct pq_append_options {
 } pq_append_options;
 PQ_API void pq_append_options_default(pq_append_options* options);
 
-/* Appends keys (kv_heads, n, d_k) and values (kv_heads, n, d_v); `options` null means the defaults. After any error this
- * and every other sequence of the pool is as before; so it is for the functions below. */
+/* Appends keys (kv_heads, n, d_k) and values (kv_heads, n, d_v); keys have their tail, and `values` is null where they
+ * come from the keys. `options` null means the defaults. After any error this and every other sequence of the pool is as
+ * before; so it is for the functions below. */
 PQ_API pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                                     const pq_append_options* options, pq_error* error);
 /* As pq_cache_observe. */
 PQ_API pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* queries, int64_t first_position,
                                      pq_error* error);
-/* Makes room, so that appends of `tokens` tokens in all allocate nothing but what training needs. */
+/* Makes room, so that appends of `tokens` tokens in all allocate nothing but what training needs; docs/sequences.md
+ * says how long it lasts. 0 gives what was reserved back. */
 PQ_API pq_status pq_sequence_reserve(pq_sequence* sequence, size_t tokens, pq_error* error);
 /* Keeps the first `tokens` tokens: what is left of drafts after verification, for example. Cannot fail. */
 PQ_API void pq_sequence_truncate(pq_sequence* sequence, size_t tokens);
@@ -402,6 +410,9 @@ typedef struct pq_segment_params {
   const float* alibi_slopes; /* (rows) or null */
   const float* sink_logits;  /* (rows) or null */
   const pq_executor* executor; /* or null */
+  /* Explicit mask (1, rows, columns), or null: added to scores, -infinity excludes. Columns belong to the latest tokens
+   * of the segments, in their order; tokens before the first column have none. */
+  const pq_const_rows* bias;
 } pq_segment_params;
 PQ_API void pq_segment_params_default(pq_segment_params* params);
 

@@ -76,6 +76,10 @@ status attend_items(Bank& bank, const rows_view& queries, const ragged_item<type
                                item.first_row + item.rows);
       return;
     }
+    if (item.params == nullptr) {
+      outcomes[part] = failure(status_code::invalid_argument, "item.params", "is null");
+      return;
+    }
     attention_params params = *item.params;
     params.parts = {};
     outcomes[part] = attend(bank, queries.slice(item.first_row, item.rows), item.segments, item.segment_count, params,

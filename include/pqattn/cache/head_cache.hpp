@@ -448,7 +448,6 @@ class head_cache {
   /// Metric and attention weights. Query rows count at the first training only: later most keys are codes.
   status learn_from_queries(const rows_view& keys, const training_options& options) {
     const bool wants_metric = config_.keys.coded && config_.keys.metric;
-    const std::size_t dim = config_.keys.shape.dim;
     const std::size_t sinks = keys_.sinks().size() + keys_.sinks_from(keys.rows);
     detail::query_lesson<Bank> lesson(*bank_, config_, resource_, size_ + keys.rows, sinks);
     const bool asks = !trained_ && ((wants_metric && options.key_metric == nullptr) || config_.attention_weights);
@@ -457,18 +456,8 @@ class head_cache {
                                [&](std::size_t token, float* row) { return load_exact_key(keys, token, row); }));
     }
     if (wants_metric && (options.key_metric != nullptr || lesson.query_count() != 0)) {
-      buffer full;
       buffer packed;
-      PQATTN_TRY(buffer::make(resource_, dim * dim * sizeof(float), full));
-      PQATTN_TRY(buffer::make(resource_, packed_metric_floats(dim) * sizeof(half), packed));
-      auto* metric = reinterpret_cast<float*>(full.data());
-      if (options.key_metric == nullptr) {
-        PQATTN_TRY(lesson.make_metric(metric));
-      } else {
-        std::copy_n(options.key_metric, dim * dim, metric);
-      }
-      settle_metric(metric, dim);
-      pack_metric(metric, dim, reinterpret_cast<half*>(packed.data()));
+      PQATTN_TRY(lesson.template pack_metric_of<half>(options.key_metric, packed));
       old_metric_ = std::move(packed);
       keys_.swap_metric(old_metric_);
       plan_.new_metric = true;

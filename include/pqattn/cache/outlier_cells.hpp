@@ -70,9 +70,8 @@ class outlier_cells {
     return {};
   }
 
-  /// Makes sure that every head has `count` free cells with memory. `keeps`: trim() leaves that many from now on. On failure
-  /// nothing that can be seen changes.
-  PQATTN_UNIT_MEMBER status reserve(std::size_t count, bool keeps = false) {
+  /// Makes sure that every head has `count` free cells with memory. On failure nothing that can be seen changes.
+  PQATTN_UNIT_MEMBER status reserve(std::size_t count) {
     if (!enabled() || count == 0) {
       return {};
     }
@@ -94,14 +93,13 @@ class outlier_cells {
         ++counts_[head].held;
       }
     }
-    kept_ = keeps && count > kept_ ? count : kept_;
     return {};
   }
 
-  /// Gives memory of free cells back; a few stay, or as many as reserve() was told to keep.
-  PQATTN_UNIT_MEMBER void trim() noexcept {
+  /// Gives memory of free cells back; `kept` of each head stay, or a few.
+  PQATTN_UNIT_MEMBER void trim(std::size_t kept) noexcept {
     for (std::size_t head = 0; counts_ != nullptr && head < heads_; ++head) {
-      while (counts_[head].held > (kept_ > spare_cells ? kept_ : spare_cells)) {
+      while (counts_[head].held > (kept > spare_cells ? kept : spare_cells)) {
         free_memory(cell(head, free_cell(head, counts_[head].held - 1)));
         --counts_[head].held;
       }
@@ -310,7 +308,6 @@ class outlier_cells {
     std::swap(free_, other.free_);
     std::swap(links_, other.links_);
     std::swap(capacity_, other.capacity_);
-    std::swap(kept_, other.kept_);
   }
 
   memory_resource resource_;
@@ -326,7 +323,6 @@ class outlier_cells {
   std::uint32_t* free_ = nullptr;
   link* links_ = nullptr;
   std::size_t capacity_ = 0;  ///< cells of each head
-  std::size_t kept_ = 0;
 };
 
 }  // namespace v0

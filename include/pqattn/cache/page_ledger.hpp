@@ -2,6 +2,7 @@
 // Who uses which page: reference counts and a free list. Knows nothing about memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -23,12 +24,15 @@ class page_ledger {
     PQATTN_TRY(users_.reserve(pages));
     PQATTN_TRY(free_.reserve(pages));
     const std::size_t old = users_.size();
+    const std::size_t held = free_.size();
     for (std::size_t page = old; page < pages; ++page) {
       static_cast<void>(users_.push_back(0));
+      static_cast<void>(free_.push_back(0));
     }
-    // Low numbers are taken first.
-    for (std::size_t page = pages; page-- > old;) {
-      static_cast<void>(free_.push_back(static_cast<std::uint32_t>(page)));
+    // Pages that were there are taken before new ones, low numbers of these first.
+    std::copy_backward(free_.data(), free_.data() + held, free_.data() + free_.size());
+    for (std::size_t i = 0; i < pages - old; ++i) {
+      free_[i] = static_cast<std::uint32_t>(pages - 1 - i);
     }
     return {};
   }

@@ -28,6 +28,13 @@ inline namespace v0 {
 enum class kv_side : std::uint8_t { keys, values };
 inline constexpr kv_side kv_sides[] = {kv_side::keys, kv_side::values};
 
+/// Free pages, and free cells of outliers of each head, that are there for one user.
+struct page_reserve {
+  std::size_t exact = 0;
+  std::size_t coded = 0;
+  std::size_t cells = 0;
+};
+
 /// Pages of 64 tokens for all KV heads of a layer. A coded page holds one code block per head and side (64 exact rows
 /// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side. Values
 /// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes. Codebooks
@@ -294,19 +301,35 @@ class page_pool {
         static_cast<void>(exact_memory_.push_back(nullptr));
       }
     }
-    for (std::size_t i = 0; i < count; ++i) {
-      std::byte*& memory = exact_memory_[exact_.next_free(i)];
+    for (std::size_t i = exact_spare(); i < count; ++i) {
+      auto* memory = static_cast<std::byte*>(resource_.allocate(resource_.self, exact_page_bytes()));
       if (memory == nullptr) {
-        auto* got = static_cast<std::byte*>(resource_.allocate(resource_.self, exact_page_bytes()));
-        if (got == nullptr) {
-          return failure(status_code::out_of_memory, "memory_resource", "refused a page of exact rows",
-                         exact_page_bytes(), 0);
-        }
-        memory = got;
-        ++exact_held_;
+        return failure(status_code::out_of_memory, "memory_resource", "refused a page of exact rows",
+                       exact_page_bytes(), 0);
       }
+      exact_memory_[exact_.next_free(i)] = memory;
+      ++exact_held_;
     }
     return {};
+  }
+
+  /// Keeps free pages and cells for one user, in place of the `mine` that were kept for it. What is kept for all users
+  /// is there together, until any sequence takes it. On failure nothing that can be seen changes.
+  status keep_reserve(page_reserve& mine, const page_reserve& wanted) {
+    const page_reserve all{reserved_.exact - mine.exact + wanted.exact, reserved_.coded - mine.coded + wanted.coded,
+                           reserved_.cells - mine.cells + wanted.cells};
+    PQATTN_TRY(reserve_exact(all.exact));
+    PQATTN_TRY(reserve_coded(all.coded));
+    PQATTN_TRY(outliers_.reserve(all.cells));
+    reserved_ = all;
+    mine = wanted;
+    return {};
+  }
+  void end_reserve(page_reserve& mine) noexcept {
+    reserved_ = {reserved_.exact - mine.exact, reserved_.coded - mine.coded, reserved_.cells - mine.cells};
+    mine = {};
+    trim_exact();
+    trim_cells();
   }
 
   [[nodiscard]] std::uint32_t take_coded() noexcept { return coded_.take(); }
@@ -316,14 +339,16 @@ class page_pool {
   void drop_coded(std::uint32_t page) noexcept {
     if (coded_.drop(page)) {
       outliers_.drop_page(page);
+      trim_cells();
     }
   }
   void drop_exact(std::uint32_t page) noexcept {
-    // A few spare pages keep their memory, so that decode steps allocate nothing.
-    if (exact_.drop(page) && exact_held_ - exact_.used_pages() > spare_pages) {
-      free_exact(page);
+    if (exact_.drop(page)) {
+      trim_exact();
     }
   }
+  /// Gives memory of free cells back, but for what is reserved.
+  void trim_cells() noexcept { outliers_.trim(reserved_.cells); }
   [[nodiscard]] const page_ledger& coded_pages() const noexcept { return coded_; }
   [[nodiscard]] const page_ledger& exact_pages() const noexcept { return exact_; }
 
@@ -388,8 +413,8 @@ class page_pool {
     }
     report.scratch_bytes = coding_.size();
     report.exact_bytes += exact_held_ * exact_page_bytes() + outliers_.held_bytes();
-    report.metadata_bytes =
-        outliers_.metadata_bytes() + rules_.bytes() + coded_.bytes() + exact_.bytes() + slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
+    report.metadata_bytes = outliers_.metadata_bytes() + rules_.bytes() + coded_.bytes() + exact_.bytes() +
+                            slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
     return report;
   }
 
@@ -737,6 +762,14 @@ class page_pool {
     }
   }
 
+  /// Free exact pages with memory; they are those taken first.
+  [[nodiscard]] std::size_t exact_spare() const noexcept { return exact_held_ - exact_.used_pages(); }
+  /// A few free pages keep their memory, so that decode steps allocate nothing, and as many as are reserved.
+  void trim_exact() noexcept {
+    while (exact_spare() > (std::max)(spare_pages, reserved_.exact)) {
+      free_exact(exact_.next_free(exact_spare() - 1));
+    }
+  }
   void free_exact(std::size_t page) noexcept {
     if (exact_memory_[page] != nullptr) {
       resource_.deallocate(resource_.self, exact_memory_[page], exact_page_bytes());
@@ -764,6 +797,7 @@ class page_pool {
     std::swap(books_, other.books_);
     std::swap(exact_memory_, other.exact_memory_);
     std::swap(exact_held_, other.exact_held_);
+    std::swap(reserved_, other.reserved_);
     std::swap(coding_, other.coding_);
     std::swap(outliers_, other.outliers_);
     std::swap(rules_, other.rules_);
@@ -783,6 +817,7 @@ class page_pool {
   growable<trained_book> books_;
   growable<std::byte*> exact_memory_;  ///< of each exact page, null while it is free and gave its memory back
   std::size_t exact_held_ = 0;         ///< exact pages with memory
+  page_reserve reserved_;              ///< for all sequences
   coding_scratch coding_;              ///< of appends
   outlier_cells outliers_;
   growable<outlier_rule> rules_;       ///< of each head, when outliers are kept

@@ -2,8 +2,10 @@
 // Cache configurations named by their code bits.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "../config.hpp"
 #include "../quant/rope.hpp"
@@ -33,13 +35,20 @@ inline namespace PQATTN_ISA_UNIT {
 /// What it costs besides code bits, per head: stages * d * K bytes of codebook for K and for V (at d = 64 and 2 bits
 /// from 1536 rows 98 KiB), d_k (d_k + 1) + d_v^2 + 8 d_v bytes of transforms, 40 exact tokens and up to 63 more that
 /// wait for their block (a budget with tokens counts half of 15); training about as long as three plain ones.
-/// docs/accuracy.md has the measured figures. Errors: as choose_preset; a rotation that does not fit d_k.
+/// docs/accuracy.md has the measured figures. Errors: as choose_preset; a rotation that does not fit d_k; training rows
+/// that a context of budget.tokens does not have behind its sinks, which would stay exact.
 inline status preset_config(std::uint32_t key_dim, std::uint32_t value_dim, const rope& rotation, bit_budget budget,
                             std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
                             std::uint16_t* key_order, cache_config& config) noexcept {
   PQATTN_TRY(check_rope(rotation, key_dim));
   cache_config made;
   made.coding_batch = budget.tokens == 0 ? static_cast<std::uint32_t>(block_tokens) : 16;
+  const std::size_t most_rows = budget.tokens == 0 ? (std::numeric_limits<std::uint32_t>::max)()
+                                                   : budget.tokens - (std::min)(budget.tokens, std::size_t{made.sinks});
+  if (training_rows > most_rows) {
+    return failure(status_code::invalid_argument, "training_rows",
+                   "must lie behind the sinks of a context of budget.tokens", most_rows, training_rows);
+  }
   budget.exact_tokens = std::size_t{made.sinks} + made.recent + made.coding_batch / 2;
   pq_preset shapes;
   PQATTN_TRY(choose_preset(key_dim, value_dim, budget, training_rows, workspace, workspace_bytes, shapes));

@@ -14,6 +14,7 @@
 #include "../train/importance.hpp"
 #include "../train/query_metric.hpp"
 #include "cache_config.hpp"
+#include "packed_metric.hpp"
 #include "query_log.hpp"
 
 namespace pqattn {
@@ -54,7 +55,25 @@ class query_lesson {
   }
   [[nodiscard]] std::size_t query_count() const noexcept { return query_count_; }
 
-  /// The metric of the keys (d_k, d_k).
+  /// The metric that keys are coded in: `given` (d_k, d_k) or, when that is null, made of the queries. Settled and
+  /// packed as Number, float or half.
+  template <class Number>
+  status pack_metric_of(const float* given, buffer& packed) const {
+    const std::size_t dim = config_.keys.shape.dim;
+    buffer full;
+    PQATTN_TRY(buffer::make(resource_, dim * dim * sizeof(float), full));
+    PQATTN_TRY(buffer::make(resource_, packed_metric_floats(dim) * sizeof(Number), packed));
+    auto* metric = reinterpret_cast<float*>(full.data());
+    if (given == nullptr) {
+      PQATTN_TRY(make_metric(metric));
+    } else {
+      std::copy_n(given, dim * dim, metric);
+    }
+    settle_metric(metric, dim);
+    pack_metric(metric, dim, reinterpret_cast<Number*>(packed.data()));
+    return {};
+  }
+  /// The metric of the keys (d_k, d_k) that the queries make.
   status make_metric(float* metric) const {
     const std::size_t dim = config_.keys.shape.dim;
     query_metric_params params;

@@ -174,20 +174,45 @@ class sequence {
     return {};
   }
 
-  /// Makes room for `tokens` more tokens, so that appends of that many in all allocate nothing but what training needs.
-  /// Errors (nothing that can be seen changed): more tokens than there are positions, out of memory.
-  status reserve(std::size_t tokens) {
+  /// Makes room for `tokens` more tokens, in place of what was reserved before: appends of up to that many in all, in
+  /// any portions and with up to `workers` workers, allocate nothing but what training needs, whether the pool is
+  /// trained by now or not. It lasts over other edits, until clear(), reserve(0) or a copy of another sequence in this
+  /// one's place. Reserves of several sequences add up. What they do not foresee takes from them, and later appends may
+  /// allocate: appends to sequences without a reserve, pages shared by later forks or copied by a shift, and windows
+  /// with tokens removed from their middle. Errors (nothing that can be seen changed): more tokens than there are
+  /// positions, no worker or too many, out of memory.
+  status reserve(std::size_t tokens, std::size_t workers = 1) {
     if (tokens > static_cast<std::size_t>(max_position)) {
       return failure(status_code::capacity, "tokens", "are more than a sequence has positions", max_position, tokens);
     }
-    const std::size_t window = std::size_t{pool_->config().recent} + pool_->config().coding_batch;
-    PQATTN_TRY(pool_->reserve_exact(2 + (std::min)(blocks_for(tokens), blocks_for(window) + 1)));
-    PQATTN_TRY(pool_->reserve_coded(2 + (pool_->trained() ? blocks_for(tokens) : 0)));
-    PQATTN_TRY(pool_->reserve_coding(pool_->trained() ? 1 : 0));
-    const std::size_t pages = pool_->trained() ? 2 + blocks_for(tokens) : 0;
-    PQATTN_TRY(pool_->outliers().reserve((std::min)(tokens, pages * pool_->outlier_limit()), true));
-    PQATTN_TRY(body_.reserve(tokens + block_tokens));
-    return recent_.reserve((std::min)(tokens, window) + 2 * block_tokens);
+    PQATTN_TRY(check_executor({&executor::run_inline, nullptr, workers}, "workers"));
+    if (tokens == 0) {
+      pool_->end_reserve(reserved_);
+      return {};
+    }
+    const cache_config& config = pool_->config();
+    const bool codes = config.codes_anything();
+    const std::size_t to_sinks = (std::min)(tokens, std::size_t{config.sinks});
+    const std::size_t held = recent_.tokens() + tokens;
+    const std::size_t leaving = codes && held > config.recent ? held - config.recent : 0;
+    // New tokens in the window: at most what a full one holds, twice, as tokens enter before others leave. Before
+    // training it is as long as training asks for.
+    const std::size_t full = 2 * (std::size_t{config.recent} + config.coding_batch) +
+                             (pool_->trained() ? 0 : config.training_start());
+    const std::size_t staying = codes ? (std::min)(tokens, full) : tokens;
+    PQATTN_TRY(sinks_.reserve(to_sinks));
+    PQATTN_TRY(body_.reserve(leaving + 2 * block_tokens));
+    PQATTN_TRY(recent_.reserve(staying + block_tokens));
+    PQATTN_TRY(pool_->reserve_coding(leaving == 0 ? 0 : Bank::concurrent ? workers : 1));
+    // The window may begin inside a page, the last page of each part may have to be copied, coded tokens may have to
+    // begin a new page, and an append asks for cells of the page before once more.
+    page_reserve wanted{3 + blocks_for(to_sinks) + blocks_for(staying)};
+    if (leaving != 0) {
+      const std::size_t limit = pool_->outlier_limit();
+      wanted.coded = 2 + blocks_for(leaving);
+      wanted.cells = limit + (std::min)(leaving, (3 + blocks_for(leaving)) * limit);
+    }
+    return pool_->keep_reserve(reserved_, wanted);
   }
 
   // --- removing ---
@@ -217,8 +242,11 @@ class sequence {
     return {};
   }
 
-  /// Removes everything, queries kept for training included.
+  /// Removes everything, queries kept for training and what is reserved included.
   void clear() noexcept {
+    if (pool_ != nullptr) {
+      pool_->end_reserve(reserved_);
+    }
     for (token_list* list : {&sinks_, &body_, &recent_}) {
       list->clear(dropper(list));
     }
@@ -759,6 +787,7 @@ class sequence {
     std::swap(body_, other.body_);
     std::swap(recent_, other.recent_);
     std::swap(queries_, other.queries_);
+    std::swap(reserved_, other.reserved_);
   }
 
   page_pool<Bank>* pool_ = nullptr;
@@ -766,6 +795,7 @@ class sequence {
   token_list body_;    ///< coded
   token_list recent_;
   query_logs queries_;  ///< until training
+  page_reserve reserved_;
 };
 
 }  // namespace v0

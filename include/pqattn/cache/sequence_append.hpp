@@ -71,7 +71,7 @@ class sequence_append {
     const status reserved = reserve(plan, parts.workers);
     if (!reserved) {
       pool_->discard_training();
-      pool_->outliers().trim();
+      pool_->trim_cells();
       return reserved;
     }
     if (plan.trains) {
@@ -81,7 +81,7 @@ class sequence_append {
     run_parts(parts, pool_->kv_heads(),
               [&](std::size_t head, std::size_t worker) { write_head(rows, plan, head, worker); });
     record(rows, plan);
-    pool_->outliers().trim();
+    pool_->trim_cells();
     return {};
   }
 
@@ -295,17 +295,7 @@ class sequence_append {
         }));
       }
       if (wants_metric && (given != nullptr || looks.query_count() != 0)) {
-        buffer full;
-        PQATTN_TRY(buffer::make(pool.resource(), dim * dim * sizeof(float), full));
-        PQATTN_TRY(buffer::make(pool.resource(), packed_metric_floats(dim) * sizeof(float), metric));
-        auto* numbers = reinterpret_cast<float*>(full.data());
-        if (given == nullptr) {
-          PQATTN_TRY(looks.make_metric(numbers));
-        } else {
-          std::copy_n(given + head * dim * dim, dim * dim, numbers);
-        }
-        settle_metric(numbers, dim);
-        pack_metric(numbers, dim, reinterpret_cast<float*>(metric.data()));
+        PQATTN_TRY(looks.template pack_metric_of<float>(given == nullptr ? nullptr : given + head * dim * dim, metric));
       }
       if (config.attention_weights && looks.query_count() != 0) {
         PQATTN_TRY(buffer::make(pool.resource(), (tokens - sinks) * sizeof(float), importance));

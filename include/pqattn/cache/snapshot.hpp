@@ -556,9 +556,7 @@ class sequence_restorer {
     for (std::size_t list = 0; list < 3; ++list) {
       PQATTN_TRY(restore_list(list, *lists[list]));
     }
-    for (std::size_t head = 0; pool_.outliers().enabled() && head < pool_.kv_heads(); ++head) {
-      PQATTN_TRY(restore_outliers(head));
-    }
+    PQATTN_TRY(pool_.outliers().enabled() ? restore_outliers() : status{});
     return restore_queries();
   }
 
@@ -578,19 +576,42 @@ class sequence_restorer {
     return {};
   }
 
-  /// The outliers of a head, into pages of the body that are there. Version 2 has none.
-  status restore_outliers(std::size_t head) {
-    const token_list& body = target_.body_;
-    const auto index = static_cast<std::uint32_t>(head);
-    if (!view_.has(detail::section_type::code_live, index)) {
-      return {};
+  /// Outliers, into pages of the body that are there. Everything is checked before memory is taken. Version 2 has none.
+  status restore_outliers() {
+    const std::size_t heads = view_.has(detail::section_type::code_live, 0) ? pool_.kv_heads() : 0;
+    std::size_t most = 0;
+    for (std::size_t head = 0; head < heads; ++head) {
+      head_outliers found;
+      PQATTN_TRY(find_outliers(head, found));
+      most = (std::max)(most, found.count);
     }
-    const std::byte* words = nullptr;
-    PQATTN_TRY(view_.section(detail::section_type::code_live, index, body.page_count() * 8, words));
+    PQATTN_TRY(pool_.outliers().reserve(most));
+    for (std::size_t head = 0; head < heads; ++head) {
+      head_outliers found;
+      PQATTN_TRY(find_outliers(head, found));
+      add_outliers(head, found);
+    }
+    pool_.trim_cells();
+    return {};
+  }
+  /// Outliers of a head in the snapshot.
+  struct head_outliers {
+    const std::byte* words = nullptr;  ///< a bit per slot whose codes count
     std::size_t count = 0;
+    rows_view keys;
+    rows_view values;
+  };
+  [[nodiscard]] static std::uint64_t word_at(const std::byte* words, std::size_t page) noexcept {
+    std::uint64_t word = 0;
+    std::memcpy(&word, words + page * 8, 8);
+    return word;
+  }
+  status find_outliers(std::size_t head, head_outliers& found) const {
+    const token_list& body = target_.body_;
+    PQATTN_TRY(view_.section(detail::section_type::code_live, static_cast<std::uint32_t>(head), body.page_count() * 8,
+                             found.words));
     for (std::size_t page = 0; page < body.page_count(); ++page) {
-      std::uint64_t word = 0;
-      std::memcpy(&word, words + page * 8, 8);
+      const std::uint64_t word = word_at(found.words, page);
       if ((word & ~body.live()[page]) != 0) {
         return failure(status_code::corrupt_data, "snapshot outliers", "name a slot without a token; page", 0, page);
       }
@@ -599,29 +620,26 @@ class sequence_restorer {
         return failure(status_code::shape_mismatch, "snapshot outliers", "are more in a page than the pool keeps",
                        pool_.outlier_limit(), here);
       }
-      count += here;
+      found.count += here;
     }
-    rows_view keys;
-    rows_view values;
-    PQATTN_TRY(outlier_rows_of(head, kv_side::keys, count, keys));
-    PQATTN_TRY(pool_.stores(kv_side::values) ? outlier_rows_of(head, kv_side::values, count, values) : status{});
-    PQATTN_TRY(pool_.outliers().reserve(count));
+    PQATTN_TRY(outlier_rows_of(head, kv_side::keys, found.count, found.keys));
+    return pool_.stores(kv_side::values) ? outlier_rows_of(head, kv_side::values, found.count, found.values) : status{};
+  }
+  void add_outliers(std::size_t head, const head_outliers& found) noexcept {
+    const token_list& body = target_.body_;
     float key[max_dim];
     float value[max_dim];
     std::size_t done = 0;
     for (std::size_t page = 0; page < body.page_count(); ++page) {
-      std::uint64_t word = 0;
-      std::memcpy(&word, words + page * 8, 8);
-      for (std::uint64_t left = body.live()[page] & ~word; left != 0; left &= left - 1, ++done) {
-        load_row(keys, done, key);
-        if (values.cols != 0) {
-          load_row(values, done, value);
+      const std::uint64_t outliers = body.live()[page] & ~word_at(found.words, page);
+      for (std::uint64_t left = outliers; left != 0; left &= left - 1, ++done) {
+        load_row(found.keys, done, key);
+        if (found.values.cols != 0) {
+          load_row(found.values, done, value);
         }
         pool_.outliers().add(head, body.page(page), static_cast<std::size_t>(std::countr_zero(left)), key, value);
       }
     }
-    pool_.outliers().trim();
-    return {};
   }
   status outlier_rows_of(std::size_t head, kv_side which, std::size_t count, rows_view& rows) const {
     const std::byte* data = nullptr;

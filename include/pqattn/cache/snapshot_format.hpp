@@ -274,16 +274,24 @@ class snapshot_view {
     if (header.table_checksum != detail::checksum_of(table, header.sections * sizeof(detail::section_entry))) {
       return failure(status_code::corrupt_data, "snapshot.table", "does not fit its checksum");
     }
+    // Sections follow one another: none lies in another, so that what they make grows no faster than the snapshot.
+    std::uint64_t free = sizeof header + header.sections * sizeof(detail::section_entry);
     for (std::uint32_t i = 0; i < header.sections; ++i) {
       detail::section_entry entry;
       std::memcpy(&entry, table + i * sizeof entry, sizeof entry);
+      if (entry.offset < free) {
+        return failure(status_code::corrupt_data, "snapshot.table",
+                       "has sections that overlap or are out of order; section", 0, i);
+      }
       if (entry.offset % memory_alignment != 0 || entry.offset > bytes.size() ||
           entry.bytes > bytes.size() - entry.offset) {
         return failure(status_code::corrupt_data, "snapshot.table", "names bytes outside the snapshot; section", 0, i);
       }
       if (entry.checksum != detail::checksum_of(bytes.data() + entry.offset, entry.bytes)) {
-        return failure(status_code::corrupt_data, "snapshot section", "does not fit its checksum; number", header.sections, i);
+        return failure(status_code::corrupt_data, "snapshot section", "does not fit its checksum; number",
+                       header.sections, i);
       }
+      free = entry.offset + entry.bytes;
     }
     view.bytes_ = bytes;
     view.version_ = header.version;

@@ -21,7 +21,7 @@ struct executor {
 
   void (*run)(void* self, std::size_t parts, task_function task, void* context) = &run_inline;
   void* self = nullptr;
-  std::size_t workers = 1;
+  std::size_t workers = 1;  ///< 1 to max_workers
 
   static void run_inline(void*, std::size_t parts, task_function task, void* context) {
     for (std::size_t part = 0; part < parts; ++part) {
@@ -30,13 +30,20 @@ struct executor {
   }
 };
 
+/// Most workers of an executor: sizes of scratch for all of them stay far from what size_t holds.
+inline constexpr std::size_t max_workers = 4096;
+
 /// Whether an executor can run anything.
 [[nodiscard]] constexpr status check_executor(const executor& parts, const char* subject) noexcept {
   if (parts.run == nullptr) {
     return failure(status_code::invalid_argument, subject, "has no run function");
   }
-  return parts.workers != 0 ? status{}
-                            : failure(status_code::invalid_argument, subject, "must have at least 1 worker", 1, 0);
+  if (parts.workers == 0) {
+    return failure(status_code::invalid_argument, subject, "must have at least 1 worker", 1, 0);
+  }
+  return parts.workers <= max_workers
+             ? status{}
+             : failure(status_code::invalid_argument, subject, "has too many workers", max_workers, parts.workers);
 }
 
 /// Runs `task(part, worker)` for every part. No allocation: the callable is passed by address.

@@ -91,11 +91,13 @@ class carver {
     used_ = base_ == nullptr ? 0 : (0 - reinterpret_cast<std::uintptr_t>(base_)) & (memory_alignment - 1);
   }
 
-  /// Room for `count` objects of T, or null when counting or when the block is too small.
+  /// Room for `count` objects of T, or null when counting or when the block is too small. Counts that no memory holds
+  /// stay too large instead of wrapping around.
   template <class T>
   T* take(std::size_t count) noexcept {
     const std::size_t start = used_;
-    used_ += align_up(count * sizeof(T));
+    const std::size_t left = used_ < most ? most - used_ : 0;
+    used_ = count <= left / sizeof(T) ? used_ + align_up(count * sizeof(T)) : most;
     return base_ == nullptr || used_ > size_ ? nullptr : reinterpret_cast<T*>(base_ + start);
   }
 
@@ -107,6 +109,8 @@ class carver {
   [[nodiscard]] std::size_t required() const noexcept { return used_ + memory_alignment; }
 
  private:
+  static constexpr std::size_t most = ~std::size_t{0} - 4 * memory_alignment + 1;
+
   std::byte* base_ = nullptr;
   std::size_t size_ = 0;
   std::size_t used_ = 0;

@@ -60,6 +60,30 @@ inline void balance_components(const double* descending, const geometry& shape, 
   }
 }
 
+/// What the two fold_into functions need.
+inline status check_folding(const value_rotation& rotation, const float* weights, const float* bias,
+                            const float* scratch) noexcept {
+  if (!rotation.enabled()) {
+    return {};
+  }
+  if (rotation.dim > max_dim) {
+    return failure(status_code::invalid_argument, "rotation.dim", "must be at most 1024", max_dim, rotation.dim);
+  }
+  if (rotation.basis == nullptr) {
+    return failure(status_code::invalid_argument, "rotation.basis",
+                   "is null: of a compact rotation fold the one that it was made of");
+  }
+  if (rotation.mean == nullptr || weights == nullptr || scratch == nullptr) {
+    return failure(status_code::invalid_argument, "rotation.mean, weights or scratch", "is null");
+  }
+  for (std::uint32_t c = 0; bias == nullptr && c < rotation.dim; ++c) {
+    if (rotation.mean[c] != 0.0f) {
+      return failure(status_code::invalid_argument, "bias", "is null although the rotation has a mean");
+    }
+  }
+  return {};
+}
+
 }  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
 
@@ -140,9 +164,11 @@ inline status train_value_rotation(const rows_view& samples, std::uint32_t subve
 
 /// Absorbs the rotation in one KV head's value projection, in place: W_v := basis W_v, b_v := basis (b_v - mean), so
 /// that the model produces coded-domain values. `weights` (d_v, hidden) row-major, y = W x + b; `bias` (d_v) may be
-/// null only when the mean is zero. `column` has d_v floats of scratch.
-inline void fold_into_value_projection(const value_rotation& rotation, float* weights, std::size_t hidden, float* bias,
-                                       float* column) noexcept {
+/// null only when the mean is zero. `column` has d_v floats of scratch. A disabled rotation changes nothing. Errors
+/// (nothing changed): null pointers, a compact rotation (fold the one it was made of), a mean but no bias.
+inline status fold_into_value_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
+                                         float* bias, float* column) noexcept {
+  PQATTN_TRY(detail::check_folding(rotation, weights, bias, column));
   for (std::size_t h = 0; h < hidden; ++h) {
     for (std::uint32_t p = 0; p < rotation.dim; ++p) {
       float sum = 0.0f;
@@ -155,22 +181,25 @@ inline void fold_into_value_projection(const value_rotation& rotation, float* we
       weights[p * hidden + h] = column[p];
     }
   }
-  if (bias != nullptr) {
+  if (bias != nullptr && rotation.enabled()) {
     rotate_value(rotation, bias, column);
     for (std::uint32_t p = 0; p < rotation.dim; ++p) {
       bias[p] = column[p];
     }
   }
+  return {};
 }
 
-/// The other half, for each query head that reads the KV head: W_o := W_o basis^T over the head's columns, and
-/// b_o += W_o mean (exact when the head's probabilities sum to 1: no sink logit). `weights` points at the head's first
-/// column of the (hidden, stride) row-major output projection; `bias` (hidden); `scratch` has d_v floats.
-inline void fold_into_output_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
-                                        std::size_t stride, float* bias, float* scratch) noexcept {
+/// The other half, for each query head that reads the KV head: W_o := W_o basis^T over the head's columns, and b_o +=
+/// W_o mean (exact when the head's probabilities sum to 1: no sink logit). `weights` points at the head's first column
+/// of the (hidden, stride) row-major output projection; `bias` (hidden), null only when the mean is zero; `scratch` has
+/// d_v floats. Errors as above.
+inline status fold_into_output_projection(const value_rotation& rotation, float* weights, std::size_t hidden,
+                                          std::size_t stride, float* bias, float* scratch) noexcept {
+  PQATTN_TRY(detail::check_folding(rotation, weights, bias, scratch));
   for (std::size_t h = 0; h < hidden; ++h) {
     float* row = weights + h * stride;
-    for (std::uint32_t c = 0; c < rotation.dim; ++c) {
+    for (std::uint32_t c = 0; bias != nullptr && c < rotation.dim; ++c) {
       bias[h] += row[c] * rotation.mean[c];
     }
     for (std::uint32_t p = 0; p < rotation.dim; ++p) {
@@ -183,6 +212,7 @@ inline void fold_into_output_projection(const value_rotation& rotation, float* w
       row[p] = scratch[p];
     }
   }
+  return {};
 }
 
 }  // namespace PQATTN_ISA_UNIT

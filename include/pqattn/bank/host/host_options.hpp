@@ -12,7 +12,7 @@ inline namespace v0 {
 /// rotary_bytes.hpp and rotary_words.hpp (keys before RoPE).
 enum class score_precision : std::uint8_t {
   bytes,  ///< 8-bit tables: a score is off by step * sqrt(groups / 12) rms, step = widest table / 255
-  words,  ///< 16-bit tables: the same with step = widest table * groups / 65535
+  words,  ///< 16-bit tables: the same with step = widest table * min(groups, 256) / 65535
   f32,    ///< the portable program: tables and sums in f32
 };
 

@@ -34,6 +34,28 @@ double product_error(const coded_data& data, const float* query) {
   return largest / 30000.0 * (widest + 2);
 }
 
+/// Largest difference between two entries of one table of a query.
+double widest_table(const coded_data& data, const float* query) {
+  double widest = 0.0;
+  for (std::uint32_t group = 0; group < data.shape.groups(); ++group) {
+    double least = HUGE_VAL;
+    double most = -HUGE_VAL;
+    for (std::size_t k = 0; k < data.shape.centroids; ++k) {
+      double product = 0.0;
+      for (std::uint32_t i = 0; i < data.shape.width(group); ++i) {
+        const std::uint32_t position = data.shape.first_channel(group) + i;
+        const std::size_t plane = std::size_t{group / data.shape.subvectors} * data.shape.dim + position;
+        product += static_cast<double>(query[data.order[position]]) * static_cast<double>(data.scale[plane]) *
+                   static_cast<double>(static_cast<const std::int8_t*>(data.tables.data())[plane * data.entries + k]);
+      }
+      least = std::min(least, product);
+      most = std::max(most, product);
+    }
+    widest = std::max(widest, most - least);
+  }
+  return widest;
+}
+
 template <class Isa>
 void check(const pqattn_test::coded_case& shape, table_precision precision, std::size_t rows, std::size_t first,
            std::size_t count) {
@@ -64,6 +86,10 @@ void check(const pqattn_test::coded_case& shape, table_precision precision, std:
     const double step = static_cast<double>(tables.step[row]);
     const bool rounded = precision == table_precision::bytes;
     const double products = rounded ? product_error(data, queries.data() + row * query_stride) : 0.0;
+    const double summed = std::min(256.0, static_cast<double>(data.shape.groups()));
+    const double limit = rounded ? 255.0 : std::floor(65535.0 / summed);
+    const double documented = widest_table(data, queries.data() + row * query_stride) / limit;
+    REQUIRE(std::fabs(step - documented) <= (rounded ? 0.004 * documented + products / limit : 1e-5 * documented));
     for (std::size_t i = 0; i < count; ++i) {
       double want = 0.0;
       double magnitude = 0.0;
@@ -100,7 +126,13 @@ TEMPLATE_TEST_CASE("table scores are right to the documented roundings", "[x86]"
       check<TestType>(shape, precision, 6, 63, 1100);
     }
   }
-  check<TestType>({600, 300, 16, 1}, table_precision::bytes, 1, 0, 70);  // 300 * 255 would not fit 16 bits
+  // Sums of more than 256 groups do not fit 16 bits.
+  for (const auto precision : {table_precision::bytes, table_precision::words}) {
+    check<TestType>({257, 257, 16, 1}, precision, 1, 3, 70);
+    check<TestType>({600, 300, 16, 1}, precision, 1, 0, 70);
+    check<TestType>({1024, 512, 16, 1}, precision, 3, 61, 80);
+    check<TestType>({131, 131, 4, 8}, precision, 2, 5, 1100);
+  }
 }
 
 TEMPLATE_TEST_CASE("tables of a query do not depend on the queries beside it", "[x86]", PQATTN_TEST_X86_ISAS) {

@@ -42,7 +42,7 @@ struct slot_run {
 };
 
 /// Fetches the cache lines of [at, at + bytes) early; the range may end beyond what exists.
-template <_mm_hint Hint>
+template <auto Hint>  // _mm_hint of GCC, int of Clang
 PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes) noexcept {
   for (std::size_t line = 0; line < bytes; line += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(at + line), Hint);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Scores by table: score(row, slot) = sum over groups of T(row, group)[code], with the rounded tables of
-// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of four groups at a time. 16-bit tables take
-// 1.6 times as long as byte tables.
+// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of four groups at a time. Sums of more than 256
+// groups do not fit 16 bits: they are taken of 256 groups at a time, and then added in f32. 16-bit tables take 1.6 times
+// as long as byte tables.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -89,10 +90,11 @@ inline void sum_tables_rows(const std::uint8_t* tables, std::size_t row_bytes, s
   });
 }
 
-/// Sums of one row and block to f32 scores in slot order.
+/// Sums of one row and block to f32 scores in slot order: slots [begin, end) of a block whose slot 0 belongs at row +
+/// offset.
 template <class Isa, std::size_t Planes>
-inline void finish_table_block(const std::byte* sums, float step, float base, const slot_run& run, std::size_t block,
-                               float* row) noexcept {
+inline void finish_table_block(const std::byte* sums, float step, float base, std::ptrdiff_t offset,
+                               std::ptrdiff_t begin, std::ptrdiff_t end, float* row) noexcept {
   using ints = typename Isa::ints;
   for (std::size_t part = 0; part < parts<Isa>; ++part) {
     ints low = Isa::load(sums + part * 2 * Isa::bytes);
@@ -109,8 +111,17 @@ inline void finish_table_block(const std::byte* sums, float step, float base, co
     for (std::size_t i = 0; i < 4; ++i) {
       score[i] = Isa::fma(score[i], Isa::setf(step), Isa::setf(base));
     }
-    store_slots<Isa>(row, run.offset_of(block), static_cast<std::ptrdiff_t>(part * Isa::bytes), run.begin_in(block),
-                     run.end_in(block), score);
+    store_slots<Isa>(row, offset, static_cast<std::ptrdiff_t>(part * Isa::bytes), begin, end, score);
+  }
+}
+/// The same, added to what is there.
+template <class Isa, std::size_t Planes>
+inline void add_table_block(const std::byte* sums, float step, std::ptrdiff_t offset, std::ptrdiff_t begin,
+                            std::ptrdiff_t end, float* row) noexcept {
+  float more[slots];
+  finish_table_block<Isa, Planes>(sums, step, 0.0f, 0, 0, static_cast<std::ptrdiff_t>(slots), more);
+  for (std::ptrdiff_t slot = begin; slot < end; ++slot) {
+    row[offset + slot] += more[slot];
   }
 }
 
@@ -130,27 +141,38 @@ inline void table_score(const geometry& shape, const score_tables& tables, const
       codes[b] = run.block(block + b);
     }
     const std::size_t ahead = left - blocks < table_batch ? left - blocks : table_batch;
-    for (std::size_t group = 0; group < groups;) {
-      const std::size_t count = groups - group >= at_once ? at_once : 1;
-      const std::size_t code_at = group * 8 * Bits;
-      for (std::size_t b = 0; b < ahead; ++b) {
-        fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
+    for (std::size_t first = 0; first < groups; first += summed_groups) {
+      const std::size_t last = groups - first < summed_groups ? groups : first + summed_groups;
+      for (std::size_t group = first; group < last;) {
+        const std::size_t count = last - group >= at_once ? at_once : 1;
+        const std::size_t code_at = group * 8 * Bits;
+        for (std::size_t b = 0; b < ahead; ++b) {
+          fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
+        }
+        next.fetch_share();
+        const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
+        if (count == at_once) {
+          sum_tables_rows<Isa, Bits, Planes, at_once>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
+                                                      group == first);
+        } else {
+          sum_tables_rows<Isa, Bits, Planes, 1>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
+                                                group == first);
+        }
+        group += count;
       }
-      next.fetch_share();
-      const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
-      if (count == at_once) {
-        sum_tables_rows<Isa, Bits, Planes, at_once>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                                    group == 0);
-      } else {
-        sum_tables_rows<Isa, Bits, Planes, 1>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                              group == 0);
-      }
-      group += count;
-    }
-    for (std::size_t row = 0; row < tables.rows; ++row) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        finish_table_block<Isa, Planes>(sums + (row * table_batch + b) * 128, tables.step[row], tables.base[row], run,
-                                        block + b, out + row * stride);
+      for (std::size_t row = 0; row < tables.rows; ++row) {
+        for (std::size_t b = 0; b < blocks; ++b) {
+          const std::byte* mine = sums + (row * table_batch + b) * 128;
+          const std::ptrdiff_t offset = run.offset_of(block + b);
+          const std::ptrdiff_t begin = run.begin_in(block + b);
+          const std::ptrdiff_t end = run.end_in(block + b);
+          if (first == 0) {
+            finish_table_block<Isa, Planes>(mine, tables.step[row], tables.base[row], offset, begin, end,
+                                            out + row * stride);
+          } else {
+            add_table_block<Isa, Planes>(mine, tables.step[row], offset, begin, end, out + row * stride);
+          }
+        }
       }
     }
   }
