@@ -180,7 +180,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     for (std::size_t head = 0; head < shape.heads; ++head) {
       std::vector<segment<std::byte*>> mapped(4);
       std::size_t count = 0;
-      REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped.data(), count));
+      REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped, count));
       mapped.resize(count);
       for (const auto& one : mapped) {
         const void* codes = one.keys.coded ? one.keys.codes.memory : one.keys.rows.data;
@@ -195,7 +195,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     }
     std::vector<segment<std::byte*>> none(4);
     std::size_t count = 0;
-    CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none.data(), count).code ==
+    CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none, count).code ==
           status_code::invalid_argument);
     // Loading asks for no alignment, using in place does.
     buffer crooked;
@@ -204,7 +204,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     REQUIRE_OK(snapshot_view::open({crooked.data() + 1, saved.size()}, view));
     REQUIRE_OK(load_sequence(view, scene.other));
     scene.world.check(scene.other, scene.model);
-    CHECK(snapshot_segments(view, scene.world.pool, 0, tables.get(), none.data(), count).code ==
+    CHECK(snapshot_segments(view, scene.world.pool, 0, tables.get(), none, count).code ==
           status_code::invalid_argument);
   }
 }
