@@ -163,7 +163,6 @@ class edited_pool {
   /// New codebooks from rows that no sequence keeps. Only what holds a page of an epoch keeps it.
   void refresh(std::size_t i) {
     pool_type& pool = world.pool;
-    world.draw(world.config.most_centroids() + world.random.below(20));
     std::set<std::size_t> old;
     for (const model_sequence& model : models) {
       for (const model_token& token : model.body) {
@@ -171,7 +170,7 @@ class edited_pool {
       }
     }
     const std::uint64_t id = pool.epoch_id(pool.newest_epoch());
-    const status refreshed = sequences[i].refresh(world.key_rows(), world.value_rows());
+    const status refreshed = world.refresh(sequences[i]);
     last = "refresh to " + std::to_string(id + 1) + ": " + message_of(refreshed);
     if (!pool.trained()) {
       CHECK(refreshed.code == status_code::unsupported);

@@ -68,6 +68,7 @@ struct edit_shape {
   std::uint32_t key_tail = 0;
   bool values_from_keys = false;
   float outlier_share = 0.0f;  ///< above 0: some tokens drawn are unlike the others, too
+  bool track_errors = false;
   double preset_bits = 0.0;  ///< above 0: shapes and switches come from preset_config()
 
   [[nodiscard]] std::uint32_t key_channels() const { return key_dim + key_tail; }
@@ -182,6 +183,7 @@ class sequence_world {
     config.key_tail = shape.key_tail;
     config.values_from_keys = shape.values_from_keys;
     config.outlier_share = shape.outlier_share;
+    config.track_errors = shape.track_errors;
     if (shape.preset_bits > 0.0) {
       take_preset();
     }
@@ -199,6 +201,11 @@ class sequence_world {
         new_keys[row * shape.key_channels() + c] *= scale;
       }
     }
+  }
+  /// New codebooks for the pool, from drawn rows that no sequence keeps.
+  pqattn::status refresh(sequence_type& tokens) {
+    draw(config.most_centroids() + random.below(20));
+    return tokens.refresh(key_rows(), value_rows());
   }
   /// Shows a sequence queries for the training to come.
   void observe(sequence_type& tokens, std::size_t count) {
@@ -482,6 +489,7 @@ class sequence_world {
     config.recent = plain.recent;
     config.exact_type = plain.exact_type;
     config.outlier_share = plain.outlier_share;
+    config.track_errors = plain.track_errors;
     config.kmeans.iterations = 2;
     config.most_epochs = plain.most_epochs;
     config.coding_batch = 16;
