@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -71,7 +72,16 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
                          },
                          &file};
   };
-  const char* const names[] = {"", "turned_", "latent_", "outliers_"};
+  const auto into_memory = [](std::vector<std::byte>& bytes) {
+    return snapshot_sink{[](void* user, const void* data, std::size_t size) {
+                           const auto* from = static_cast<const std::byte*>(data);
+                           auto& mine = *static_cast<std::vector<std::byte>*>(user);
+                           mine.insert(mine.end(), from, from + size);
+                           return true;
+                         },
+                         &bytes};
+  };
+  const char* const names[] = {"", "turned_", "latent_", "outliers_", "epochs_"};
   for (std::size_t k = 0; k < std::size(names); ++k) {
     for (const bool trained : {false, true}) {
       pqattn_fuzz::snapshot_scene scene(trained, pqattn_fuzz::snapshot_kinds[k]);
@@ -85,7 +95,19 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
       REQUIRE(scene.append(tokens, rows.data(), count).ok());
       REQUIRE(tokens.remove(4, 2).ok());
       std::ofstream file = file_of(std::string(names[k]) + (trained ? "coded.bin" : "exact.bin"));
-      REQUIRE(write_sequence(tokens, into(file)).ok());
+      if (trained && pqattn_fuzz::snapshot_kinds[k] == pqattn_fuzz::snapshot_scene::kind::epochs) {
+        scene.refresh();
+        REQUIRE(scene.append(tokens, rows.data(), count).ok());
+        std::vector<std::byte> bytes;
+        REQUIRE(write_sequence(tokens, into_memory(bytes)).ok());
+        const auto named = pqattn_test::find_section(bytes, detail::section_type::epochs, 0);
+        REQUIRE(named.bytes == sizeof scene.epoch_names);
+        std::memcpy(bytes.data() + named.offset, scene.epoch_names, sizeof scene.epoch_names);
+        pqattn_test::repair_snapshot(bytes);
+        file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+      } else {
+        REQUIRE(write_sequence(tokens, into(file)).ok());
+      }
       if (trained) {
         std::ofstream books = file_of(std::string(names[k]) + "codebooks.bin");
         REQUIRE(write_codebooks(scene.pool, into(books)).ok());
