@@ -908,6 +908,13 @@ size_t pq_pool_drift(const pq_pool* pool, float* key_ratio, float* value_ratio) 
   return drift.rows;
 }
 
+void pq_pool_release_epochs(pq_pool* pool) {
+  for (std::size_t i = pool == nullptr ? 0 : pool->pages.epoch_count(); i > 0; --i) {
+    // Those that nothing holds are refused, and stay as long as they have tokens.
+    static_cast<void>(pool->pages.release_epoch(pool->pages.epoch_id(pool->pages.epoch_in_order(i - 1))));
+  }
+}
+
 pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error) {
   status outcome = check_pointer(pool, "pool");
   outcome = outcome ? check_pointer(sequence, "sequence") : outcome;

@@ -696,6 +696,13 @@ static void test_sequences(const float* keys, const float* values, const float* 
   REQUIRE(attend_one(other, loaded, queries, NULL, after, lse_after) == PQ_OK);
   CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
 
+  /* The file has an epoch without tokens, the newest, and one that its sequence is of. */
+  pq_pool_release_epochs(other);
+  pq_pool_release_epochs(other);
+  pq_pool_release_epochs(NULL);
+  REQUIRE(attend_one(other, loaded, queries, NULL, after, NULL) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0);
+
   /* What does not belong together. */
   CHECK(pq_sequence_fork(loaded, fork, &error) == PQ_INVALID_ARGUMENT);
   CHECK(attend_one(pool, loaded, queries, NULL, after, NULL) == PQ_INVALID_ARGUMENT);

@@ -248,9 +248,11 @@ PQ_API void pq_pool_destroy(pq_pool* pool); /* null is allowed */
 PQ_API int32_t pq_pool_trained(const pq_pool* pool);
 /* Memory of the pool; tokens and elements stay 0, its sequences have pq_sequence_metadata_bytes each besides. */
 PQ_API void pq_pool_memory(const pq_pool* pool, pq_memory_report* report);
-/* How well the newest codebooks serve what is coded now: mean error over that of the training rows, of keys and of values
- * (either may be null), 1 when nothing is measured (see track_errors). Returns the tokens measured since the training. */
+/* How well the newest codebooks serve what is coded now: mean error over that of the training rows, of keys and values
+ * (either may be null), 1 when nothing is measured (see track_errors). Returns the tokens measured since training. */
 PQ_API size_t pq_pool_drift(const pq_pool* pool, float* key_ratio, float* value_ratio);
+/* Older epochs that pq_pool_load_codebooks brought wait for their sequences; this gives back those that have none. */
+PQ_API void pq_pool_release_epochs(pq_pool* pool);
 
 PQ_API pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error);
 /* Gives its pages back. Null is allowed. */
@@ -275,9 +277,9 @@ PQ_API void pq_append_options_default(pq_append_options* options);
  * and every other sequence of the pool is as before; so it is for the functions below. */
 PQ_API pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                                     const pq_append_options* options, pq_error* error);
-/* Trains new codebooks for the pool, its next epoch, on these rows (given as for pq_sequence_append, but not kept) and on
- * those that are exact in the sequence's recent window. Tokens of any sequence are coded in it from now on; what is coded
- * stays as it is, and its codebooks go with its last token. PQ_CAPACITY: as many epochs are in use as most_epochs says. */
+/* Trains new codebooks for the pool, its next epoch, on these rows (given as for pq_sequence_append, but not kept) and
+ * on those that are exact in the sequence's recent window. Tokens of any sequence are coded in it from now on; what is
+ * coded stays as it is, and its codebooks go with its last token. PQ_CAPACITY: most_epochs are in use. */
 PQ_API pq_status pq_sequence_refresh(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                                      const pq_append_options* options, pq_error* error);
 /* As pq_cache_observe. */

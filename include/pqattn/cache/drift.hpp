@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How well codebooks serve what came after their training: the error of what is coded now over that of the training rows.
+// How well codebooks serve what came after their training: the error of what is coded now over the training rows'.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@ struct drift_report {
   [[nodiscard]] float largest() const noexcept { return key_ratio > value_ratio ? key_ratio : value_ratio; }
 };
 
-/// Running mean of the errors (side_coder::measure) of one head's newly coded rows: of the first ones the plain mean, then
-/// one that forgets.
+/// Running mean of the errors (side_coder::measure) of one head's newly coded rows: of the first ones the plain mean,
+/// then one that forgets.
 class running_errors {
  public:
   /// Rows over which the mean forgets.
@@ -32,12 +32,12 @@ class running_errors {
   }
   [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
   /// The means over those of the training rows; 1 where there is nothing to compare.
-  [[nodiscard]] PQATTN_UNIT_MEMBER drift_report over(float key_training_error, float value_training_error) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER drift_report over(float key_training, float value_training) const noexcept {
     drift_report report;
     report.rows = rows_;
     if (rows_ != 0) {
-      report.key_ratio = key_training_error > 0.0f ? key_error_ / key_training_error : 1.0f;
-      report.value_ratio = value_training_error > 0.0f ? value_error_ / value_training_error : 1.0f;
+      report.key_ratio = key_training > 0.0f ? key_error_ / key_training : 1.0f;
+      report.value_ratio = value_training > 0.0f ? value_error_ / value_training : 1.0f;
     }
     return report;
   }

@@ -39,8 +39,9 @@ struct coding_epoch {
 /// Token t of the cache sits at position t. After any failed call the cache holds what it held before.
 ///
 /// Tokens: sinks | body | recent window, exact before training. Codes of the body lie in chunks (pieces of memory) and
-/// belong to epochs (codebooks, at most max_epochs; after the last one they stay as they are): segments of attention are where both are the same. Outliers of the body are kept a
-/// second time, exact; their slots are dead. What each switch costs stands beside it in cache_config.
+/// belong to epochs (codebooks, at most max_epochs; after the last one they stay as they are): segments of attention are
+/// where both are the same. Outliers of the body are kept a second time, exact; their slots are dead. What each switch
+/// costs stands beside it in cache_config.
 template <class Bank>
 class head_cache {
   static_assert(bank_policy<Bank>, "Bank must satisfy bank_policy (see pqattn/bank/bank.hpp)");
@@ -386,8 +387,8 @@ class head_cache {
   }
 
   [[nodiscard]] bool refresh_is_due() const noexcept {
-    return config_.refresh_above > 0.0f && known_epochs_ < max_epochs && measured_.rows() >= running_errors::memory / 2 &&
-           drift().largest() > config_.refresh_above;
+    return config_.refresh_above > 0.0f && known_epochs_ < max_epochs &&
+           measured_.rows() >= running_errors::memory / 2 && drift().largest() > config_.refresh_above;
   }
 
   // --- training ---

@@ -34,9 +34,10 @@ inline constexpr kv_side kv_sides[] = {kv_side::keys, kv_side::values};
 /// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes.
 ///
 /// Codebooks come in epochs: the first is trained or loaded, each refresh (sequence::refresh) trains one more, and none
-/// changes afterwards. An epoch has the codebooks of all heads and the rule that says which rows stay exact in a coded page
-/// (outlier_cells); the metric of the keys and the rotation of the values are the pool's and stay what the first epoch made
-/// them. A coded page belongs to one epoch, new pages to the newest. An older epoch is given back with its last page.
+/// changes afterwards. An epoch has the codebooks of all heads and the rule that says which rows stay exact in a coded
+/// page (outlier_cells); the metric of the keys and the rotation of the values are the pool's and stay what the first
+/// epoch made them. A coded page belongs to one epoch, new pages to the newest. An older epoch is given back with its
+/// last page.
 ///
 /// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each other.
 /// Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
@@ -56,8 +57,8 @@ class page_pool {
   }
   ~page_pool() { release(); }
 
-  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs that begin
-  /// by themselves: see head_cache), out of memory.
+  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs that
+  /// begin by themselves: see head_cache), out of memory.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const memory_resource& resource,
                      page_pool& result) {
     PQATTN_TRY(check_config(config));
@@ -164,7 +165,8 @@ class page_pool {
   /// Whether every coded side has its codebook; from then on tokens that leave a recent window are coded.
   [[nodiscard]] bool trained() const noexcept { return trained_; }
   /// Codebook of a head's side: the newest, or that of an epoch (see epoch_of()).
-  [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which, std::size_t epoch) const noexcept {
+  [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which,
+                                                       std::size_t epoch) const noexcept {
     return books_[at(head, stored(which), epoch)].book;
   }
   [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which) const noexcept {
@@ -198,8 +200,8 @@ class page_pool {
     return {};
   }
   /// The same for a side that has none yet, as part of a load of several: follow with keep_training() or
-  /// discard_training(). Later epochs of such a load (begin_loaded_epoch) have the transforms of the first. Errors: the side
-  /// has a codebook, out of memory.
+  /// discard_training(). Later epochs of such a load (begin_loaded_epoch) have the transforms of the first. Errors: the
+  /// side has a codebook, out of memory.
   status load_tentative(std::size_t head, kv_side which, const float* centroids, const float* transform) {
     PQATTN_TRY(check_transform(which, transform));
     if (book(head, which, making_).memory != address{}) {
@@ -207,11 +209,12 @@ class page_pool {
     }
     return making_ == 0 ? place(head, which, centroids, transform) : place_book(head, which, centroids, {});
   }
-  /// What load_tentative() and set_rule() bring from here on belongs to one more epoch, the newest so far; the one before is
-  /// held (hold_epoch). Errors: more epochs than the pool may have, out of memory.
+  /// What load_tentative() and set_rule() bring from here on belongs to one more epoch, the newest so far; the one before
+  /// is held (hold_epoch). Errors: more epochs than the pool may have, out of memory.
   status begin_loaded_epoch() {
     if (making_ + 1 >= config_.most_epochs) {
-      return failure(status_code::capacity, "epochs", "are more than config.most_epochs", config_.most_epochs, making_ + 2);
+      return failure(status_code::capacity, "epochs", "are more than config.most_epochs", config_.most_epochs,
+                     making_ + 2);
     }
     if (making_ + 1 == epochs_.size()) {
       PQATTN_TRY(add_epoch());
@@ -241,8 +244,8 @@ class page_pool {
   /// Trains on `count` rows: the codebooks that are still missing, or once the pool is trained those of one more epoch,
   /// each starting from the newest. `lesson` gives
   ///   load(head, side, i, row)      row i as attention sees it; returns its position
-  ///   begin(head, config, metric)   called before a head's rows and weights for the first epoch: fills `metric` (packed) if
-  ///                                 keys are to have one; `config` is the pool's with the head's seed
+  ///   begin(head, config, metric)   called before a head's rows and weights for the first epoch: fills `metric` (packed)
+  ///                                 if keys are to have one; `config` is the pool's with the head's seed
   ///   weight(head, i)               importance of row i
   /// Follow with keep_training() or discard_training(). On failure nothing changes.
   template <class Lesson>
@@ -332,7 +335,7 @@ class page_pool {
     ++epochs_[epoch].holders;
     return {};
   }
-  /// Undoes hold_epoch(). Older epochs that were loaded are held once by their load. Errors: no such epoch, or not held.
+  /// Undoes hold_epoch(). Older epochs that were loaded are held once by their load. Errors: no such epoch, not held.
   status release_epoch(std::uint64_t id) noexcept {
     std::size_t epoch = 0;
     PQATTN_TRY(find_epoch(id, epoch));
@@ -346,8 +349,8 @@ class page_pool {
 
   /// Whether coding measures what it loses: outliers and drift need it (config.outlier_share, config.track_errors).
   [[nodiscard]] bool measures() const noexcept { return config_.measures_errors() && config_.codes_anything(); }
-  /// Mean error of a head's rows coded in the newest epoch, of all sequences, over that of the rows which trained it. Ratios
-  /// are 1 unless the configuration measures errors; rows of loaded epochs count from the load.
+  /// Mean error of a head's rows coded in the newest epoch, of all sequences, over that of the rows which trained it.
+  /// Ratios are 1 unless the configuration measures errors; rows of loaded epochs count from the load.
   [[nodiscard]] drift_report drift(std::size_t head) const noexcept {
     return measures() ? errors_[head].over(rule(head).key_error, rule(head).value_error) : drift_report{};
   }
@@ -533,8 +536,8 @@ class page_pool {
     }
     report.scratch_bytes = coding_.size();
     report.exact_bytes += exact_held_ * exact_page_bytes() + outliers_.held_bytes();
-    report.metadata_bytes = outliers_.metadata_bytes() + rules_.bytes() + errors_.bytes() + coded_.bytes() + exact_.bytes() +
-                            slabs_.bytes() + transforms_.bytes() + books_.bytes() + epochs_.bytes() +
+    report.metadata_bytes = outliers_.metadata_bytes() + rules_.bytes() + errors_.bytes() + coded_.bytes() +
+                            exact_.bytes() + slabs_.bytes() + transforms_.bytes() + books_.bytes() + epochs_.bytes() +
                             page_epochs_.bytes() + exact_memory_.bytes();
     return report;
   }
@@ -680,7 +683,7 @@ class page_pool {
   status begin_epoch() {
     const std::size_t old = epoch_count() - (epochs_[newest_].pages + epochs_[newest_].holders != 0 ? 0 : 1);
     if (old >= config_.most_epochs) {
-      return failure(status_code::capacity, "epochs", "are as many as config.most_epochs: pages of old ones must go first",
+      return failure(status_code::capacity, "epochs", "would be more than config.most_epochs: old pages must go first",
                      config_.most_epochs, old + 1);
     }
     std::size_t epoch = 0;

@@ -141,8 +141,8 @@ class sequence {
   /// recent window and on `keys` and `values`, given as for append(), for instance what is appended next; they are not
   /// kept here. All tokens coded from now on, of any sequence, are coded in it; what is coded stays as it is. Metric,
   /// rotation and everything configured stay. page_pool::drift() says when it may pay: it is the caller's decision.
-  /// `options` brings positions, weights, executor and progress. Errors (nothing changed): those of append(), an untrained
-  /// pool, fewer rows than centroids, as many epochs with pages as config.most_epochs.
+  /// `options` brings positions, weights, executor and progress. Errors (nothing changed): those of append(), an
+  /// untrained pool, fewer rows than centroids, as many epochs with pages as config.most_epochs.
   status refresh(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
     return sequence_append<Bank>(*this).refresh(keys, values, options);
   }
@@ -366,9 +366,9 @@ class sequence {
     return memory.required();
   }
   /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one for
-  /// each run of pages of an epoch (page by page when a side of it is exact), then its outliers gathered into `memory` of gathered_bytes(). Valid until the
-  /// next edit of any sequence of the pool. With null memory only numbers of slots count, with as many outliers as
-  /// there can be. `tables`: see segment.
+  /// each run of pages of an epoch (page by page when a side of it is exact), then its outliers gathered into `memory` of
+  /// gathered_bytes(). Valid until the next edit of any sequence of the pool. With null memory only numbers of slots
+  /// count, with as many outliers as there can be. `tables`: see segment.
   std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments,
                                std::byte* memory = nullptr) const noexcept {
     std::size_t count = 0;
@@ -513,8 +513,8 @@ class sequence {
     return {};
   }
   status decode_slot(std::size_t slot, std::size_t head, kv_side which, float* row) const noexcept {
-    return pool_->bank().decode(pool_->book(head, which, epoch_of(slot)), pool_->codes(head, which, body_.pages()), {slot, 1},
-                                ref_rows(row, 1, pool_->side(which).shape.dim));
+    return pool_->bank().decode(pool_->book(head, which, epoch_of(slot)), pool_->codes(head, which, body_.pages()),
+                                {slot, 1}, ref_rows(row, 1, pool_->side(which).shape.dim));
   }
 
   /// Epoch of a slot of the body.
@@ -731,7 +731,8 @@ class sequence {
   /// One behind the last page of the body that goes into one segment with page `index`: same epoch, codes throughout.
   [[nodiscard]] std::size_t run_end(std::size_t index) const noexcept {
     std::size_t end = index + 1;
-    while (!paged_body() && end < body_.page_count() && pool_->epoch_of(body_.page(end)) == pool_->epoch_of(body_.page(index))) {
+    while (!paged_body() && end < body_.page_count() &&
+           epoch_of(end * block_tokens) == epoch_of(index * block_tokens)) {
       ++end;
     }
     return end;

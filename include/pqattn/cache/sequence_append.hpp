@@ -85,7 +85,7 @@ class sequence_append {
     return {};
   }
 
-  /// Trains the next epoch of the pool on the recent window and these rows, which are not kept. See sequence::refresh().
+  /// Trains the next epoch of the pool on the recent window and these rows, which are not kept: sequence::refresh().
   status refresh(const head_rows& keys, const head_rows& values, const append_options& options) {
     PQATTN_TRY(check_arrivals(keys, values));
     PQATTN_TRY(check_options(options, keys.rows.rows));
@@ -572,8 +572,9 @@ class sequence_append {
                              ~std::uint64_t{0} << (body_.slots() % block_tokens));
     }
   }
-  /// Counts what coding a tile lost. Rows that codes serve badly stay exact besides, as far as their pages may have some.
-  void judge_errors(const arrival& rows, const append_plan& plan, const body_tile& tile, std::size_t head) const noexcept {
+  /// Counts what coding a tile lost. Rows that codes serve badly stay exact besides, as far as pages may have some.
+  void judge_errors(const arrival& rows, const append_plan& plan, const body_tile& tile,
+                    std::size_t head) const noexcept {
     const outlier_rule rule = pool_->rule(head);
     const auto error = [&](kv_side which, std::size_t i) {
       return pool_->stores(which) && pool_->side(which).coded ? tile.errors[static_cast<std::size_t>(which)][i] : 0.0f;

@@ -139,7 +139,7 @@ inline status names_of(const snapshot_view& view, std::uint64_t configured, epoc
 /// Which epochs of a pool the pages of a sequence snapshot belong to.
 class mapped_epochs {
  public:
-  /// `pages` pages of the body. Errors: codebooks that the pool does not have, numbers that name no epoch, out of memory.
+  /// `pages` pages of the body. Errors: codebooks that the pool does not have, numbers of no epoch, out of memory.
   template <class Bank>
   status find(const snapshot_view& view, const page_pool<Bank>& pool, std::uint64_t configured, std::size_t pages) {
     epoch_names mine;
@@ -167,8 +167,8 @@ class mapped_epochs {
     PQATTN_TRY(view.section(section_type::page_epochs, 0, pages * 4, numbers_));
     for (std::size_t page = 0; page < pages; ++page) {
       if (number(page) >= theirs.count) {
-        return failure(status_code::corrupt_data, "snapshot epochs of pages", "must name one of the epochs", theirs.count,
-                       number(page));
+        return failure(status_code::corrupt_data, "snapshot epochs of pages", "must name one of the epochs",
+                       theirs.count, number(page));
       }
     }
     return {};
@@ -292,13 +292,14 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
   status outcome;
   detail::snapshot_writer writer(sink, pool.resource());
   const auto write_book = [&](std::size_t index, std::size_t head, kv_side which, auto&& section) {
-    section(detail::section_type::book, detail::section_index(0, which, head, index), books.bytes(which), [&](auto&& put) {
-      const status loaded = books.load(head, which, pool.epoch_in_order(index));
-      outcome = outcome ? loaded : outcome;
-      if (loaded) {
-        put(books.planes(), books.bytes(which));
-      }
-    });
+    section(detail::section_type::book, detail::section_index(0, which, head, index), books.bytes(which),
+            [&](auto&& put) {
+              const status loaded = books.load(head, which, pool.epoch_in_order(index));
+              outcome = outcome ? loaded : outcome;
+              if (loaded) {
+                put(books.planes(), books.bytes(which));
+              }
+            });
     if (index == 0 && pool.has_transform(head, which)) {
       section(detail::section_type::transform, detail::section_index(0, which, head), books.transform_bytes(which),
               [&](auto&& put) {
@@ -312,7 +313,8 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
   };
   const status written = writer.write(snapshot_kind::codebooks, [&](auto&& section) {
     section(detail::section_type::config, 0, sizeof described, [&](auto&& put) { put(&described, sizeof described); });
-    section(detail::section_type::epochs, 0, epochs.count * 8, [&](auto&& put) { put(epochs.names, epochs.count * 8); });
+    section(detail::section_type::epochs, 0, epochs.count * 8,
+            [&](auto&& put) { put(epochs.names, epochs.count * 8); });
     for (std::size_t index = 0; index < epochs.count; ++index) {
       for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
         for (const kv_side which : kv_sides) {
@@ -404,7 +406,8 @@ namespace detail {
 /// Checksum of the codebooks and transforms of an epoch that a snapshot holds, which load_book() has checked:
 /// books_checksum() of the pool that wrote them.
 template <class Bank>
-status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t epoch, std::uint64_t& checksum) {
+status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t epoch,
+                       std::uint64_t& checksum) {
   portable_books<Bank> books(pool);
   snapshot_checksum sum;
   for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
@@ -451,7 +454,8 @@ status load_epoch(const snapshot_view& view, page_pool<Bank>& pool, std::size_t 
 
 /// Gives an untrained pool the codebooks of a snapshot, of all its epochs. Tokens are coded in the newest; the older ones
 /// are held until page_pool::release_epoch(). Errors (nothing changed): already trained, another configuration, more
-/// epochs than the pool may have, sections that are missing or of another size, numbers that are not finite, out of memory.
+/// epochs than the pool may have, sections that are missing or of another size, numbers that are not finite, out of
+/// memory.
 template <class Bank>
 status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   if (view.kind() != snapshot_kind::codebooks) {
@@ -1017,7 +1021,7 @@ status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, s
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
 /// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
-/// Exact lists are one segment each, the body one for each run of pages of an epoch, outliers one more: 4 segments where
+/// Exact lists are one segment each, the body one for each run of pages of an epoch, outliers one more: 4 where
 /// codebooks were never refreshed. Keys and values of one head; `count` says how many. `tables`: see segment.
 /// Errors: another configuration or codebooks, sections that are missing or of another size, misaligned memory, fewer
 /// `segments` than needed (as many as there are pages in the body, and 3 more, always do).

@@ -16,8 +16,8 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Version of the format, apart from the library's. Versions 1 (no key tails, metrics, rotations or kept queries), 2 (no
-/// outliers) and 3 (one epoch of codebooks) are still read; a reader refuses newer ones.
+/// Version of the format, apart from the library's. Versions 1 (no key tails, metrics, rotations or kept queries),
+/// 2 (no outliers) and 3 (one epoch of codebooks) are still read; a reader refuses newer ones.
 inline constexpr std::uint32_t snapshot_version = 4;
 
 /// What a snapshot is of.
@@ -37,7 +37,7 @@ struct snapshot_source {
 
 namespace detail {
 
-/// What a section holds. `index` is list | side << 2 | head << 3 | epoch << 16, epochs counted from the oldest of a file.
+/// What a section holds. `index` is list | side << 2 | head << 3 | epoch << 16, epochs from the oldest of a file.
 enum class section_type : std::uint32_t {
   config = 1,     ///< snapshot_config
   live = 2,       ///< one 64-bit word per page
