@@ -238,6 +238,8 @@ status layer_setup::make(const pq_cache_config& given, const pqattn::memory_reso
   config.coding_batch = given.coding_batch != 0 ? given.coding_batch : config.coding_batch;
   config.key_tail = given.key_tail;
   config.values_from_keys = given.values_from_keys != 0;
+  config.track_errors = given.track_errors != 0;
+  config.most_epochs = given.most_epochs != 0 ? given.most_epochs : config.most_epochs;
   return {};
 }
 
@@ -415,8 +417,9 @@ struct pq_sequence {
 
 namespace {
 
+/// Appends, or only trains on the rows.
 status append_tokens(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
-                     const pq_append_options* given) {
+                     const pq_append_options* given, bool refreshes) {
   PQATTN_TRY(check_pointer(sequence, "sequence"));
   pq_append_options read;
   PQATTN_TRY(read_params(given, &pq_append_options_default, "options", read));
@@ -437,7 +440,8 @@ status append_tokens(pq_sequence* sequence, const pq_const_rows* keys, const pq_
                         },
                         &read};
   }
-  return sequence->tokens.append(key_heads, value_heads, options);
+  return refreshes ? sequence->tokens.refresh(key_heads, value_heads, options)
+                   : sequence->tokens.append(key_heads, value_heads, options);
 }
 
 status fork_sequence(const pq_sequence* sequence, pq_sequence* copy) {
@@ -942,6 +946,24 @@ void pq_pool_memory(const pq_pool* pool, pq_memory_report* report) {
   }
 }
 
+size_t pq_pool_drift(const pq_pool* pool, float* key_ratio, float* value_ratio) {
+  const pqattn::drift_report drift = pool == nullptr ? pqattn::drift_report{} : pool->pages.drift();
+  if (key_ratio != nullptr) {
+    *key_ratio = drift.key_ratio;
+  }
+  if (value_ratio != nullptr) {
+    *value_ratio = drift.value_ratio;
+  }
+  return drift.rows;
+}
+
+void pq_pool_release_epochs(pq_pool* pool) {
+  for (std::size_t i = pool == nullptr ? 0 : pool->pages.epoch_count(); i > 0; --i) {
+    // Those that nothing holds are refused, and stay as long as they have tokens.
+    static_cast<void>(pool->pages.release_epoch(pool->pages.epoch_id(pool->pages.epoch_in_order(i - 1))));
+  }
+}
+
 pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error) {
   status outcome = check_pointer(pool, "pool");
   outcome = outcome ? check_pointer(sequence, "sequence") : outcome;
@@ -984,7 +1006,12 @@ void pq_append_options_default(pq_append_options* options) {
 
 pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                              const pq_append_options* options, pq_error* error) {
-  return report(append_tokens(sequence, keys, values, options), error);
+  return report(append_tokens(sequence, keys, values, options, false), error);
+}
+
+pq_status pq_sequence_refresh(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
+                              const pq_append_options* options, pq_error* error) {
+  return report(append_tokens(sequence, keys, values, options, true), error);
 }
 
 pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* queries, int64_t first_position,

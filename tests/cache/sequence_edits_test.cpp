@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,7 +42,7 @@ class edited_pool {
     const std::size_t i = random.below(sequences_alive);
     sequence_type& tokens = sequences[i];
     model_sequence& model = models[i];
-    switch (random.below(12)) {
+    switch (random.below(13)) {
       case 0:
       case 1: append(i, 1 + random.below(3)); break;
       case 2: append(i, 1 + random.below(100)); break;
@@ -89,6 +90,7 @@ class edited_pool {
           model = {};
         }
         break;
+      case 11: refresh(i); break;
       default: {  // a context made of two sequences
         const std::size_t other = random.below(sequences_alive);
         last = "cascade";
@@ -121,6 +123,7 @@ class edited_pool {
   std::vector<sequence_type> sequences;
   std::vector<model_sequence> models;
   std::string last;
+  std::size_t refreshes = 0;
 
  private:
   void append(std::size_t i, std::size_t count) {
@@ -156,6 +159,30 @@ class edited_pool {
     world.check_attention({&sequences[i]}, {&models[i]}, first, true, 0);
     REQUIRE_OK(world.append_handed(sequences[i]));
     world.append(models[i], first, sequences[i]);
+  }
+  /// New codebooks from rows that no sequence keeps. Only what holds a page of an epoch keeps it.
+  void refresh(std::size_t i) {
+    pool_type& pool = world.pool;
+    std::set<std::size_t> old;
+    for (const model_sequence& model : models) {
+      for (const model_token& token : model.body) {
+        old.insert(token.epoch);
+      }
+    }
+    const std::uint64_t id = pool.epoch_id(pool.newest_epoch());
+    const status refreshed = world.refresh(sequences[i]);
+    last = "refresh to " + std::to_string(id + 1) + ": " + message_of(refreshed);
+    if (!pool.trained()) {
+      CHECK(refreshed.code == status_code::unsupported);
+    } else if (old.size() >= world.config.most_epochs) {
+      CHECK(refreshed.code == status_code::capacity);
+      CHECK(pool.epoch_id(pool.newest_epoch()) == id);
+    } else {
+      REQUIRE_OK(refreshed);
+      CHECK(pool.epoch_id(pool.newest_epoch()) == id + 1);
+      CHECK(pool.epoch_count() == old.size() + 1);
+      ++refreshes;
+    }
   }
   void truncate(std::size_t i, std::size_t size) {
     last = "truncate to " + std::to_string(size);
@@ -214,6 +241,9 @@ TEST_CASE("after any edits a sequence holds what its model holds", "[cache][edit
       }
       CHECK(edited.world.pool.coded_pages().used_pages() == 0);
       CHECK(edited.world.pool.exact_pages().used_pages() == 0);
+      // And of the epochs only the newest is left.
+      CHECK(edited.world.pool.epoch_count() == (edited.world.pool.trained() ? 1U : 0U));
+      CHECK((step < 90 || edited.refreshes != 0 || !edited.world.pool.trained()));
       for (std::size_t page = 0; page < edited.world.pool.coded_pages().pages(); ++page) {
         CHECK(edited.world.pool.outliers().most_in(page) == 0);
       }

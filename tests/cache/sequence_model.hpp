@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
@@ -68,6 +69,7 @@ struct edit_shape {
   std::uint32_t key_tail = 0;
   bool values_from_keys = false;
   float outlier_share = 0.0f;  ///< above 0: some tokens drawn are unlike the others, too
+  bool track_errors = false;
   double preset_bits = 0.0;  ///< above 0: shapes and switches come from preset_config()
 
   [[nodiscard]] std::uint32_t key_channels() const { return key_dim + key_tail; }
@@ -111,6 +113,7 @@ inline const edit_shape edit_shapes[] = {
 struct model_token {
   std::int64_t position = 0;
   bool coded = false;
+  std::size_t epoch = 0;                       ///< of the pool that its codes are of; when coded
   std::vector<bool> outlier;                   ///< of a head: its rows are exact besides; when coded
   std::vector<std::vector<float>> coded_keys;  ///< decoded, in the form keys are coded in; when coded
   std::vector<std::vector<float>> keys;        ///< as attention sees them
@@ -169,6 +172,7 @@ class sequence_world {
     config.keys_arrive_rotated = shape.arrives_rotated;
     config.code_keys_after_rope = shape.after_rope;
     config.kmeans.iterations = 2;
+    config.most_epochs = 3;
     for (pqattn::side_config* side : {&config.keys, &config.values}) {
       side->joint_passes = shape.joint_passes;
       side->sweeps = shape.sweeps;
@@ -181,6 +185,7 @@ class sequence_world {
     config.key_tail = shape.key_tail;
     config.values_from_keys = shape.values_from_keys;
     config.outlier_share = shape.outlier_share;
+    config.track_errors = shape.track_errors;
     if (shape.preset_bits > 0.0) {
       take_preset();
     }
@@ -234,6 +239,11 @@ class sequence_world {
     const handed_rows keys = hand_over(new_keys, shape.heads, shape.key_channels(), drawn_type_);
     const handed_rows values = hand_over(new_values, shape.heads, shape.value_dim, drawn_type_);
     return tokens.append(keys.rows, shape.values_from_keys ? pqattn::head_rows{} : values.rows, options);
+  }
+  /// New codebooks for the pool, from drawn rows that no sequence keeps.
+  pqattn::status refresh(sequence_type& tokens) {
+    draw(config.most_centroids() + random.below(20));
+    return tokens.refresh(key_rows(), value_rows());
   }
   /// Shows a sequence queries for the training to come.
   void observe(sequence_type& tokens, std::size_t count) {
@@ -314,7 +324,7 @@ class sequence_world {
             turn(token.keys[head], token.position);
           } else if (token.coded && shape.keys_coded) {
             turn(token.coded_keys[head], delta);
-            token.coded_keys[head] = through_codes(token.coded_keys[head], head, pqattn::kv_side::keys);
+            token.coded_keys[head] = through_codes(token.coded_keys[head], head, pqattn::kv_side::keys, token.epoch);
             token.keys[head] = token.coded_keys[head];
           } else {
             turn(token.keys[head], delta);
@@ -540,7 +550,9 @@ class sequence_world {
     config.recent = plain.recent;
     config.exact_type = plain.exact_type;
     config.outlier_share = plain.outlier_share;
+    config.track_errors = plain.track_errors;
     config.kmeans.iterations = 2;
+    config.most_epochs = plain.most_epochs;
     config.coding_batch = 16;
   }
   static bool close(const float* got, const std::vector<float>& want, float slack) {
@@ -553,14 +565,15 @@ class sequence_world {
   }
 
   /// decode(encode(row)) of this row alone.
-  std::vector<float> through_codes(const std::vector<float>& row, std::size_t head, pqattn::kv_side side) {
-    const auto& book = pool.book(head, side);
+  std::vector<float> through_codes(const std::vector<float>& row, std::size_t head, pqattn::kv_side side,
+                                   std::size_t epoch) {
+    const auto& book = pool.book(head, side, epoch);
     code_block_.assign(bank.code_block_bytes(book.shape) + 64, std::byte{0});
     auto* memory = code_block_.data() + (64 - reinterpret_cast<std::uintptr_t>(code_block_.data()) % 64) % 64;
     const pqattn::code_span<std::byte*> span{book.shape, memory, nullptr};
     std::vector<float> decoded(row.size());
     if (pool.side(side).coded_on_host()) {
-      host_encode(row, head, side, span);
+      host_encode(row, head, side, epoch, span);
     } else {
       REQUIRE_OK(pqattn::encode(bank, pqattn::view_rows(row.data(), 1, row.size()), book, span, {0, 1}));
     }
@@ -568,14 +581,14 @@ class sequence_world {
     return decoded;
   }
   /// The row's codes as encode_with_metric() finds them for it alone.
-  void host_encode(const std::vector<float>& row, std::size_t head, pqattn::kv_side side,
+  void host_encode(const std::vector<float>& row, std::size_t head, pqattn::kv_side side, std::size_t epoch,
                    const pqattn::code_span<std::byte*>& span) {
-    laid_out& layout = encoders_[2 * head + static_cast<std::size_t>(side)];
+    laid_out& layout = encoders_[{pool.epoch_id(epoch), 2 * head + static_cast<std::size_t>(side)}];
     const pqattn::geometry& geometry = pool.side(side).shape;
     const pqattn::half* packed = pool.metric(head, side);
     if (layout.memory.empty()) {
       layout.centroids.resize(geometry.codebook_values());
-      REQUIRE_OK(pool.read_codebook(head, side, layout.centroids.data()));
+      REQUIRE_OK(pool.read_codebook(head, side, epoch, layout.centroids.data()));
       std::vector<float> metric(std::size_t{geometry.dim} * geometry.dim);
       if (packed != nullptr) {
         pqattn::unpack_metric(packed, geometry.dim, metric.data());
@@ -627,6 +640,7 @@ class sequence_world {
   }
   void code(model_token& token, const sequence_type& tokens, std::size_t index) {
     token.coded = true;
+    token.epoch = pool.newest_epoch();
     for (std::size_t head = 0; head < shape.heads; ++head) {
       std::vector<float> key = token.keys[head];
       std::vector<float> value = token.values[head];
@@ -636,7 +650,7 @@ class sequence_world {
         if (!shape.after_rope) {
           turn_back(key, token.position);
         }
-        token.coded_keys.push_back(through_codes(key, head, pqattn::kv_side::keys));
+        token.coded_keys.push_back(through_codes(key, head, pqattn::kv_side::keys, token.epoch));
         key_loss = loss(key, token.coded_keys.back(), head, pqattn::kv_side::keys);
         key = token.coded_keys.back();
         if (!shape.after_rope) {
@@ -644,7 +658,7 @@ class sequence_world {
         }
       } else if (shape.keys_coded) {
         const std::vector<float> row(key.begin(), key.begin() + shape.key_dim);
-        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::keys);
+        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::keys, token.epoch);
         key_loss = loss(row, decoded, head, pqattn::kv_side::keys);
         std::copy(decoded.begin(), decoded.end(), key.begin());
       }
@@ -656,7 +670,7 @@ class sequence_world {
         if (turned.enabled()) {
           rotate_value(turned, value.data(), row.data());
         }
-        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::values);
+        const std::vector<float> decoded = through_codes(row, head, pqattn::kv_side::values, token.epoch);
         value_loss = loss(row, decoded, head, pqattn::kv_side::values);
         value = decoded;
         if (turned.enabled()) {
@@ -685,7 +699,7 @@ class sequence_world {
   pqattn::rope rotation_;
   std::vector<std::byte> code_block_;
   std::vector<std::uint16_t> key_order_;
-  std::map<std::size_t, laid_out> encoders_;  ///< by head and side
+  std::map<std::pair<std::uint64_t, std::size_t>, laid_out> encoders_;  ///< by epoch, head and side
   std::size_t drawn_ = 0;
   pqattn::dtype drawn_type_ = pqattn::dtype::f32;
   std::size_t batch_bytes_ = 0;

@@ -114,6 +114,12 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
          models[2] = models[0];
          models[0] = models[1];
        }},
+      {"refresh", true,
+       [](sequence_world& world, std::vector<sequence_type>& tokens) { return world.refresh(tokens[0]); },
+       [](sequence_world& world, std::vector<model_sequence>& models, const std::vector<sequence_type>&) {
+         CHECK(world.pool.epoch_count() == 2);
+         CHECK(models[0].body.back().epoch != world.pool.newest_epoch());
+       }},
       {"shift", true,
        [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].shift(1, 90, 7); },
        [](sequence_world& world, std::vector<model_sequence>& models, const std::vector<sequence_type>&) {
@@ -882,7 +888,7 @@ TEST_CASE("what pages do not serve is refused", "[cache]") {
   };
   CHECK(refused([](cache_config& config) { config.window_tokens = 64; }));
   CHECK(refused([](cache_config& config) { config.refresh_above = 1.5f; }));
-  CHECK(refused([](cache_config& config) { config.track_errors = true; }));
+  CHECK_FALSE(refused([](cache_config& config) { config.track_errors = true; }));
   CHECK_FALSE(refused([](cache_config&) {}));
   // Tails and values from keys go with some switches only, and not with caches.
   const auto latent = [](cache_config& config) {
@@ -940,6 +946,12 @@ TEST_CASE("memory of pool and sequences is accounted for to the byte", "[cache]"
       REQUIRE_OK(tokens[0].append(world.key_rows(), world.value_rows()));
       CHECK(accounted() == memory.live_bytes);
       REQUIRE_OK(tokens[0].fork(tokens[1]));
+      CHECK(accounted() == memory.live_bytes);
+      const bool full = world.pool.epoch_count() == world.config.most_epochs;
+      const status refreshed = world.refresh(tokens[0]);
+      CHECK(refreshed.code == (!world.pool.trained() ? status_code::unsupported
+                               : full                ? status_code::capacity
+                                                     : status_code::ok));
       CHECK(accounted() == memory.live_bytes);
     }
     REQUIRE_OK(tokens[0].fork(tokens[1]));

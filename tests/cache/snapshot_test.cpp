@@ -48,17 +48,24 @@ struct byte_sink {
   }
 };
 
-/// A sequence with holes, forks of its pages, shifted positions; trained when the shape codes anything and `trained`.
+/// A sequence with holes, forks of its pages, shifted positions; trained when the shape codes anything and `trained`, and
+/// coded in two epochs when `refreshed`.
 struct snapshot_scene {
   sequence_world world;
   sequence_type tokens;
   sequence_type other;
   model_sequence model;
 
-  snapshot_scene(const edit_shape& shape, bool trained, std::uint64_t stream, const memory_resource& resource = {})
+  snapshot_scene(const edit_shape& shape, bool trained, std::uint64_t stream, const memory_resource& resource = {},
+                 bool refreshed = false)
       : world(shape, stream, resource), tokens(world.pool), other(world.pool) {
     world.observe(tokens, 3);
     append(trained ? shape.train_tokens + shape.sinks + 90 : 13);
+    if (refreshed && world.pool.trained()) {
+      REQUIRE_OK(world.refresh(tokens));
+      append(80);
+      REQUIRE(world.pool.epoch_count() == 2);
+    }
     REQUIRE_OK(tokens.fork(other));
     const std::size_t removed = model.size() / 4;
     REQUIRE_OK(tokens.remove(3, removed));
@@ -88,9 +95,9 @@ std::vector<std::byte> bytes_of(const pool_type& pool) {
 
 TEST_CASE("what is written loads as it was, codebooks apart from tokens", "[cache]") {
   for (const edit_shape& shape : edit_shapes) {
-    for (const bool trained : {false, true}) {
-      snapshot_scene scene(shape, trained, 61);
-      CAPTURE(shape.name, trained, scene.world.random.seed());
+    for (const std::size_t trainings : {0U, 1U, 2U}) {
+      snapshot_scene scene(shape, trainings != 0, 61, {}, trainings == 2);
+      CAPTURE(shape.name, trainings, scene.world.random.seed());
       pool_type fresh;
       REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, shape.heads, {}, fresh));
       snapshot_view view;
@@ -106,6 +113,7 @@ TEST_CASE("what is written loads as it was, codebooks apart from tokens", "[cach
         CHECK(view.kind() == snapshot_kind::codebooks);
         REQUIRE_OK(load_codebooks(view, fresh));
         CHECK(fresh.trained());
+        CHECK(fresh.epoch_count() == trainings);
         const bool same_books = bytes_of(fresh) == books;
         CHECK(same_books);
       } else {
@@ -156,9 +164,10 @@ TEST_CASE("codebooks load to the same bits, however far their centroids lie from
 }
 
 TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache]") {
-  for (const edit_shape& shape : edit_shapes) {
-    snapshot_scene scene(shape, true, 62);
-    CAPTURE(shape.name, scene.world.random.seed());
+  for (std::size_t k = 0; k < 2 * std::size(edit_shapes); ++k) {
+    const edit_shape& shape = edit_shapes[k / 2];
+    snapshot_scene scene(shape, true, 62, {}, k % 2 == 1);
+    CAPTURE(shape.name, scene.world.pool.epoch_count(), scene.world.random.seed());
     const std::vector<std::byte> saved = bytes_of(scene.tokens);
     buffer aligned;
     REQUIRE_OK(buffer::make({}, saved.size(), aligned));
@@ -178,10 +187,14 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
       return out;
     };
     for (std::size_t head = 0; head < shape.heads; ++head) {
-      std::vector<segment<std::byte*>> mapped(4);
+      std::vector<segment<std::byte*>> mapped(3 + std::max<std::size_t>(scene.world.pool.epoch_count(), 1));
       std::size_t count = 0;
-      REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped.data(), count));
+      REQUIRE_OK(snapshot_segments(view, scene.world.pool, head, tables.get(), mapped, count));
       mapped.resize(count);
+      std::vector<segment<std::byte*>> fewer(count - 1);
+      const status refused = snapshot_segments(view, scene.world.pool, head, tables.get(), fewer, count);
+      CHECK(refused.code == status_code::capacity);
+      CHECK(refused.got == static_cast<std::int64_t>(fewer.size()));
       for (const auto& one : mapped) {
         const void* codes = one.keys.coded ? one.keys.codes.memory : one.keys.rows.data;
         CHECK((codes >= aligned.data() && codes < aligned.data() + saved.size()));
@@ -193,9 +206,9 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
       const std::vector<float> want = attend_to(held);
       CHECK(max_error(got, to_doubles(want)) < 2e-5);
     }
-    std::vector<segment<std::byte*>> none(4);
+    std::vector<segment<std::byte*>> none(5);
     std::size_t count = 0;
-    CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none.data(), count).code ==
+    CHECK(snapshot_segments(view, scene.world.pool, shape.heads, tables.get(), none, count).code ==
           status_code::invalid_argument);
     // Loading asks for no alignment, using in place does.
     buffer crooked;
@@ -204,7 +217,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     REQUIRE_OK(snapshot_view::open({crooked.data() + 1, saved.size()}, view));
     REQUIRE_OK(load_sequence(view, scene.other));
     scene.world.check(scene.other, scene.model);
-    CHECK(snapshot_segments(view, scene.world.pool, 0, tables.get(), none.data(), count).code ==
+    CHECK(snapshot_segments(view, scene.world.pool, 0, tables.get(), none, count).code ==
           status_code::invalid_argument);
   }
 }
@@ -430,6 +443,48 @@ TEST_CASE("snapshots of version 2 load, into pools that keep outliers, too", "[c
   }
 }
 
+TEST_CASE("snapshots of version 3 load as the only epoch", "[cache]") {
+  for (const std::string prefix : {"", "turned_", "latent_", "outliers_"}) {
+    CAPTURE(prefix);
+    cache_config config;  // what the files were written with
+    config.keys.shape = {4, 2, 3, 1};
+    config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
+    config.sinks = 2;
+    config.recent = 2;
+    config.train_tokens = 8;
+    if (prefix == "latent_") {
+      config.values = config.keys;
+      config.key_tail = 2;
+      config.values_from_keys = true;
+    } else if (prefix == "turned_") {
+      config.keys.metric = true;
+      config.values.rotated = true;
+      config.query_rows = 4;
+    } else if (prefix == "outliers_") {
+      config.outlier_share = 0.1f;
+    }
+    host_bank<> bank;
+    page_pool<host_bank<>> pool;
+    REQUIRE_OK(page_pool<host_bank<>>::make(bank, config, 1, {}, pool));
+    snapshot_view view;
+    const std::vector<std::byte> books = file_bytes(prefix + "codebooks.bin", "v3");
+    const std::vector<std::byte> coded = file_bytes(prefix + "coded.bin", "v3");
+    REQUIRE_OK(snapshot_view::open(books, view));
+    CHECK(view.version() == 3);
+    REQUIRE_OK(load_codebooks(view, pool));
+    CHECK(pool.epoch_count() == 1);
+    CHECK((pool.rule(0).above == 2.0f) == (prefix == "outliers_"));
+    sequence<host_bank<>> tokens(pool);
+    REQUIRE_OK(snapshot_view::open(coded, view));
+    CHECK(view.version() == 3);
+    REQUIRE_OK(load_sequence(view, tokens));
+    CHECK(tokens.size() == 69);
+    CHECK(tokens.coded_tokens() == 65);
+    CHECK(tokens.position(4) == 6);  // tokens 4 and 5 had been removed
+    CHECK((tokens.outlier_tokens(0) != 0) == (prefix == "outliers_"));
+  }
+}
+
 /// Overwrites bytes of a section and makes the checksums fit again.
 template <class Number>
 std::vector<std::byte> forged(std::vector<std::byte> bytes, pqattn::detail::section_type type, std::uint32_t index,
@@ -566,6 +621,58 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
     REQUIRE_OK(load_codebooks(opened(books), other));
     CHECK(load_sequence(opened(saved), tokens).code == status_code::shape_mismatch);
   }
+  // Epochs: pages that name none, codebooks by other names, more of them than the pool may have.
+  {
+    edit_shape shape = edit_shapes[0];
+    shape.storage = codebook_storage::f32;
+    snapshot_scene scene(shape, true, 74, {}, true);
+    const std::vector<std::byte> saved = bytes_of(scene.tokens);
+    const std::vector<std::byte> books = bytes_of(scene.world.pool);
+    const std::size_t used = scene.world.pool.coded_pages().used_pages();
+    const auto refused = [&](section_type type, std::size_t at, auto number) {
+      sequence_type tokens(scene.world.pool);
+      const status loaded = load_sequence(opened(forged(saved, type, 0, at, number)), tokens);
+      CHECK(tokens.size() == 0);
+      CHECK(scene.world.pool.coded_pages().used_pages() == used);
+      CHECK(scene.world.pool.epoch_count() == 2);
+      return loaded.code;
+    };
+    CHECK(refused(section_type::page_epochs, 0, std::uint32_t{2}) == status_code::corrupt_data);
+    CHECK(refused(section_type::page_epochs, 4, ~std::uint32_t{0}) == status_code::corrupt_data);
+    CHECK(refused(section_type::epochs, 0, std::uint64_t{0}) == status_code::shape_mismatch);
+    CHECK(refused(section_type::epochs, 8, std::uint64_t{7}) == status_code::shape_mismatch);
+    cache_config one = scene.world.config;
+    one.most_epochs = 1;
+    pool_type small;
+    REQUIRE_OK(pool_type::make(scene.world.bank, one, scene.world.shape.heads, {}, small));
+    const status many = load_codebooks(opened(books), small);
+    CHECK(many.code == status_code::capacity);
+    CHECK(many.expected == 1);
+    CHECK(many.got == 2);
+    const std::uint32_t later = pqattn::detail::section_index(0, kv_side::values, 1, 1);
+    pool_type fresh;
+    REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, {}, fresh));
+    CHECK(load_codebooks(opened(forged(books, section_type::book, later, 0, infinite)), fresh).code ==
+          status_code::not_finite);
+    CHECK((!fresh.trained() && fresh.epoch_count() == 0 && fresh.memory().codebooks_bytes == 0));
+    // Loaded epochs stay until they are let go, tokens or not.
+    REQUIRE_OK(load_codebooks(opened(books), fresh));
+    sequence_type tokens(fresh);
+    for (int round = 0; round < 2; ++round) {
+      REQUIRE_OK(load_sequence(opened(saved), tokens));
+      scene.world.check(tokens, scene.model);
+      tokens.clear();
+      CHECK(fresh.epoch_count() == 2);
+    }
+    REQUIRE_OK(fresh.release_epoch(0));
+    CHECK(fresh.epoch_count() == 1);
+    CHECK(load_sequence(opened(saved), tokens).code == status_code::shape_mismatch);
+    CHECK(tokens.size() == 0);
+    // A pool of one epoch names it as version 3 did.
+    REQUIRE_OK(fresh.hold_epoch(1));
+    const std::vector<std::byte> newest = bytes_of(fresh);
+    CHECK(find_section(newest, section_type::epochs, 0).bytes == 8);
+  }
   // Queries kept for training.
   {
     snapshot_scene scene(edit_shapes[11], false, 71);
@@ -650,7 +757,7 @@ TEST_CASE("a snapshot of another configuration is refused by name", "[cache]") {
 TEST_CASE("each allocation and each callback of a snapshot may fail in turn", "[cache]") {
   counting_resource memory;
   {
-    snapshot_scene scene(edit_shapes[1], true, 68, memory.resource());
+    snapshot_scene scene(edit_shapes[1], true, 68, memory.resource(), true);
     CAPTURE(scene.world.random.seed());
     const std::vector<std::byte> saved = bytes_of(scene.tokens);
     const std::vector<std::byte> books = bytes_of(scene.world.pool);
@@ -681,6 +788,7 @@ TEST_CASE("each allocation and each callback of a snapshot may fail in turn", "[
       if (!succeeded) {
         CHECK(result.code == status_code::out_of_memory);
         CHECK(fresh.trained() == has_books);
+        CHECK(fresh.epoch_count() == (has_books ? 2U : 0U));
         CHECK(loaded.size() == 0);
         CHECK(fresh.exact_pages().used_pages() == 0);
         if (!has_books) {

@@ -623,6 +623,7 @@ static void test_sequences(const float* keys, const float* values, const float* 
   pq_error error;
   pq_cache_config config = small_config();
   config.outlier_share = 0.02f;
+  config.most_epochs = 2;
   config.rope_pairs = dim_k / 2;
   pq_pool* pool = NULL;
   pq_sequence* main_line = NULL;
@@ -708,6 +709,24 @@ static void test_sequences(const float* keys, const float* values, const float* 
     CHECK(fabsf(appended[i] - after[i]) < 0.05f); /* one more token is coded */
   }
 
+  /* New codebooks change nothing that is coded; drift is counted from them on. */
+  const pq_const_rows lesson_keys = part(keys, 0, 600, dim_k);
+  const pq_const_rows lesson_values = part(values, 0, 600, dim_v);
+  float key_drift = 0.0f;
+  float value_drift = 0.0f;
+  CHECK(pq_pool_drift(pool, &key_drift, &value_drift) >= 560);
+  CHECK(key_drift > 0.5f && key_drift < 2.0f && value_drift > 0.5f && value_drift < 2.0f);
+  REQUIRE(pq_sequence_refresh(main_line, &lesson_keys, &lesson_values, NULL, &error) == PQ_OK);
+  CHECK(pq_pool_drift(pool, NULL, NULL) == 0);
+  CHECK(pq_pool_drift(NULL, &key_drift, NULL) == 0 && key_drift == 1.0f);
+  REQUIRE(attend_one(pool, main_line, queries, NULL, after, NULL) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0);
+  REQUIRE(append_part(fork, keys, values, 0, 40, NULL) == PQ_OK);
+  CHECK(pq_sequence_refresh(main_line, &lesson_keys, &lesson_values, NULL, &error) == PQ_CAPACITY);
+  CHECK(strstr(error.message, "epochs") != NULL);
+  CHECK(pq_sequence_refresh(NULL, &lesson_keys, &lesson_values, NULL, &error) == PQ_INVALID_ARGUMENT);
+  pq_sequence_truncate(fork, 592);
+
   /* Beam search with a beam that is taken twice. */
   pq_sequence* beams[] = {main_line, fork, grown};
   const size_t parents[] = {2, 2, 0};
@@ -737,6 +756,13 @@ static void test_sequences(const float* keys, const float* values, const float* 
   REQUIRE(pq_sequence_load(loaded, saved.data, saved.size, &error) == PQ_OK);
   REQUIRE(attend_one(other, loaded, queries, NULL, after, lse_after) == PQ_OK);
   CHECK(memcmp(before, after, sizeof before) == 0 && memcmp(lse_before, lse_after, sizeof lse_before) == 0);
+
+  /* The file has an epoch without tokens, the newest, and one that its sequence is of. */
+  pq_pool_release_epochs(other);
+  pq_pool_release_epochs(other);
+  pq_pool_release_epochs(NULL);
+  REQUIRE(attend_one(other, loaded, queries, NULL, after, NULL) == PQ_OK);
+  CHECK(memcmp(before, after, sizeof before) == 0);
 
   /* What does not belong together. */
   CHECK(pq_sequence_fork(loaded, fork, &error) == PQ_INVALID_ARGUMENT);

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <span>
 #include <string>
 
 #include "support/random_data.hpp"
@@ -56,6 +58,31 @@ TEST_CASE("every parser survives its corpus, cut short and altered", "[fuzz]") {
   }
 }
 
+const char* const scene_names[] = {"", "turned_", "latent_", "outliers_", "epochs_"};
+
+TEST_CASE("sequences of the corpus load into the pools they are for", "[fuzz]") {
+  using namespace pqattn;
+  for (std::size_t k = 0; k < std::size(scene_names); ++k) {
+    const std::string name = std::string(scene_names[k]) + "coded.bin";
+    CAPTURE(name);
+    const std::vector<char> file =
+        contents(std::filesystem::path(PQATTN_SOURCE_DIR) / "tests/fuzz/corpus/snapshot" / name);
+    snapshot_view view;
+    REQUIRE(snapshot_view::open(std::as_bytes(std::span(file)), view).ok());
+    CHECK(view.version() == snapshot_version);
+    pqattn_fuzz::snapshot_scene scene(true, pqattn_fuzz::snapshot_kinds[k]);
+    const bool refreshed = pqattn_fuzz::snapshot_kinds[k] == pqattn_fuzz::snapshot_scene::kind::epochs;
+    if (refreshed) {
+      scene.refresh();
+    }
+    pqattn_fuzz::snapshot_scene::sequence_type tokens(scene.pool);
+    CHECK(load_sequence(view, tokens).ok());
+    CHECK(tokens.coded_tokens() > 64);
+    CHECK((!refreshed || scene.pool.epoch_pages(scene.pool.epoch_in_order(0)) == 2));
+    CHECK((!refreshed || scene.pool.epoch_pages(scene.pool.newest_epoch()) == 2));
+  }
+}
+
 /// Not run by the suite: writes the snapshots of the corpus anew, after a change of the format.
 TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
   using namespace pqattn;
@@ -71,8 +98,16 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
                          },
                          &file};
   };
-  const char* const names[] = {"", "turned_", "latent_", "outliers_"};
-  for (std::size_t k = 0; k < std::size(names); ++k) {
+  const auto into_memory = [](std::vector<std::byte>& bytes) {
+    return snapshot_sink{[](void* user, const void* data, std::size_t size) {
+                           const auto* from = static_cast<const std::byte*>(data);
+                           auto& mine = *static_cast<std::vector<std::byte>*>(user);
+                           mine.insert(mine.end(), from, from + size);
+                           return true;
+                         },
+                         &bytes};
+  };
+  for (std::size_t k = 0; k < std::size(scene_names); ++k) {
     for (const bool trained : {false, true}) {
       pqattn_fuzz::snapshot_scene scene(trained, pqattn_fuzz::snapshot_kinds[k]);
       pqattn_fuzz::snapshot_scene::sequence_type tokens(scene.pool);
@@ -84,14 +119,26 @@ TEST_CASE("snapshots of the corpus are written", "[.corpus]") {
       REQUIRE(tokens.observe({view_rows(rows.data(), 3, scene.key_dim()), 1, 0}, 0).ok());
       REQUIRE(scene.append(tokens, rows.data(), count).ok());
       REQUIRE(tokens.remove(4, 2).ok());
-      std::ofstream file = file_of(std::string(names[k]) + (trained ? "coded.bin" : "exact.bin"));
-      REQUIRE(write_sequence(tokens, into(file)).ok());
+      std::ofstream file = file_of(std::string(scene_names[k]) + (trained ? "coded.bin" : "exact.bin"));
+      if (trained && pqattn_fuzz::snapshot_kinds[k] == pqattn_fuzz::snapshot_scene::kind::epochs) {
+        scene.refresh();
+        REQUIRE(scene.append(tokens, rows.data(), count).ok());
+        std::vector<std::byte> bytes;
+        REQUIRE(write_sequence(tokens, into_memory(bytes)).ok());
+        const auto named = pqattn_test::find_section(bytes, detail::section_type::epochs, 0);
+        REQUIRE(named.bytes == sizeof scene.epoch_names);
+        std::memcpy(bytes.data() + named.offset, scene.epoch_names, sizeof scene.epoch_names);
+        pqattn_test::repair_snapshot(bytes);
+        file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+      } else {
+        REQUIRE(write_sequence(tokens, into(file)).ok());
+      }
       if (trained) {
-        std::ofstream books = file_of(std::string(names[k]) + "codebooks.bin");
+        std::ofstream books = file_of(std::string(scene_names[k]) + "codebooks.bin");
         REQUIRE(write_codebooks(scene.pool, into(books)).ok());
       }
       tokens.clear();
-      std::ofstream nothing = file_of(std::string(names[k]) + (trained ? "empty.bin" : "empty_exact.bin"));
+      std::ofstream nothing = file_of(std::string(scene_names[k]) + (trained ? "empty.bin" : "empty_exact.bin"));
       REQUIRE(write_sequence(tokens, into(nothing)).ok());
     }
   }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -148,7 +149,7 @@ struct snapshot_scene {
   using bank_type = pqattn::host_bank<>;
   using pool_type = pqattn::page_pool<bank_type>;
   using sequence_type = pqattn::sequence<bank_type>;
-  enum class kind { plain, turned, latent, outliers };
+  enum class kind { plain, turned, latent, outliers, epochs };
 
   bank_type bank;
   pool_type pool;
@@ -168,7 +169,7 @@ struct snapshot_scene {
       config.values = config.keys;
       config.values_from_keys = true;
       config.key_tail = 2;
-    } else if (which == kind::outliers) {
+    } else if (which == kind::outliers || which == kind::epochs) {
       config.outlier_share = 0.1f;
     }
     promise(pool_type::make(bank, config, 1, {}, pool).ok(), "the pool is made");
@@ -187,6 +188,22 @@ struct snapshot_scene {
     }
     pool.set_rule(0, {1.0f, 1.0f, 2.0f});
   }
+  /// One more epoch of codebooks beside the first, by names that do not depend on how they were trained.
+  void refresh() {
+    float rows[12 * 6];
+    for (std::size_t i = 0; i < std::size(rows); ++i) {
+      rows[i] = 0.25f * static_cast<float>(i * 5 % 17);
+    }
+    sequence_type tokens(pool);
+    promise(pool.hold_epoch(0).ok() &&
+                tokens.refresh({pqattn::view_rows(rows, 12, key_dim()), 1, 0},
+                               {pqattn::view_rows(rows, 12, value_dim()), 1, 0}).ok(),
+            "codebooks are refreshed");
+    for (std::size_t i = 0; i < std::size(epoch_names); ++i) {
+      pool.set_loaded_as(pool.epoch_in_order(i), epoch_names[i]);
+    }
+  }
+  static constexpr std::uint64_t epoch_names[] = {1, 2};
 
   [[nodiscard]] std::size_t key_dim() const { return pool.row_dim(pqattn::kv_side::keys); }
   [[nodiscard]] std::size_t value_dim() const { return pool.row_dim(pqattn::kv_side::values); }
@@ -199,7 +216,8 @@ struct snapshot_scene {
 };
 inline constexpr snapshot_scene::kind snapshot_kinds[] = {snapshot_scene::kind::plain, snapshot_scene::kind::turned,
                                                           snapshot_scene::kind::latent,
-                                                          snapshot_scene::kind::outliers};
+                                                          snapshot_scene::kind::outliers,
+                                                          snapshot_scene::kind::epochs};
 
 /// One snapshot for pools of one kind.
 inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
@@ -212,6 +230,9 @@ inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
   const bool loaded = load_codebooks(view, fresh.pool).ok();
   promise(loaded == fresh.pool.trained(), "codebooks load whole or not at all");
   snapshot_scene scene(true, kind);
+  if (kind == snapshot_scene::kind::epochs) {
+    scene.refresh();
+  }
   const std::size_t key_dim = scene.key_dim();
   const std::size_t value_dim = scene.value_dim();
   snapshot_scene::sequence_type tokens(scene.pool);
@@ -239,7 +260,7 @@ inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
   promise(buffer::make({}, input.size(), aligned).ok(), "memory for a copy");
   std::memcpy(aligned.data(), input.data(), input.size());
   promise(snapshot_view::open({aligned.data(), input.size()}, view).ok(), "a copy opens, too");
-  segment<std::byte*> segments[4];
+  segment<std::byte*> segments[6];
   std::size_t count = 0;
   buffer tables;
   promise(buffer::make({}, 64 + attention_table_bytes(scene.bank, scene.pool.config().keys.shape, 1, {}), tables).ok(),

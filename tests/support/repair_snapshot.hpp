@@ -21,7 +21,7 @@ inline void repair_snapshot(std::vector<std::byte>& bytes) {
   std::memcpy(&header, bytes.data(), sizeof header);
   const snapshot_header right;
   std::memcpy(header.magic, right.magic, sizeof right.magic);
-  header.version = header.version == 1 ? 1 : right.version;
+  header.version = header.version >= 1 && header.version <= right.version ? header.version : right.version;
   header.endian = right.endian;
   header.bytes = bytes.size();
   const std::size_t room = (bytes.size() - sizeof header) / sizeof(section_entry);

@@ -217,7 +217,7 @@ status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens
 template <class Bank>
 status score_tile_slots(Bank& bank, const segment<typename Bank::address>& tokens, const query_rows& queries,
                         slot_range slots, const score_tile& tile, const score_tile& tail,
-                        const upcoming<typename Bank::address>& next) {
+                        const upcoming<typename Bank::address>& next = {}) {
   if (tokens.keys.coded) {
     const auto score = [&](const auto&... hint) {
       return bank.score(tokens.tables, queries.rows, tokens.keys.book, tokens.rotation, tokens.positions,

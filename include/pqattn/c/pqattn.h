@@ -171,6 +171,8 @@ typedef struct pq_cache_config {
    * and whether the coded channels are the values, too (`values` must equal `keys`). Not with a preset. */
   uint32_t key_tail;
   int32_t values_from_keys;
+  int32_t track_errors;  /* not 0: coding measures its errors even without outliers, for pq_pool_drift */
+  uint32_t most_epochs;  /* of codebooks that a pool holds, see pq_sequence_refresh: 1 to 64; 0: the default */
 } pq_cache_config;
 
 typedef struct pq_attend_params {
@@ -252,6 +254,11 @@ PQ_API void pq_pool_destroy(pq_pool* pool); /* null is allowed */
 PQ_API int32_t pq_pool_trained(const pq_pool* pool);
 /* Memory of the pool; tokens and elements stay 0, its sequences have pq_sequence_metadata_bytes each besides. */
 PQ_API void pq_pool_memory(const pq_pool* pool, pq_memory_report* report);
+/* How well the newest codebooks serve what is coded now: mean error over that of the training rows, of keys and values
+ * (either may be null), 1 when nothing is measured (see track_errors). Returns the tokens measured since training. */
+PQ_API size_t pq_pool_drift(const pq_pool* pool, float* key_ratio, float* value_ratio);
+/* Older epochs that pq_pool_load_codebooks brought wait for their sequences; this gives back those that have none. */
+PQ_API void pq_pool_release_epochs(pq_pool* pool);
 
 PQ_API pq_status pq_sequence_create(pq_pool* pool, pq_sequence** sequence, pq_error* error);
 /* Gives its pages back. Null is allowed. */
@@ -277,6 +284,11 @@ PQ_API void pq_append_options_default(pq_append_options* options);
  * before; so it is for the functions below. */
 PQ_API pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                                     const pq_append_options* options, pq_error* error);
+/* Trains new codebooks for the pool, its next epoch, on these rows (given as for pq_sequence_append, but not kept) and
+ * on those that are exact in the sequence's recent window. Tokens of any sequence are coded in it from now on; what is
+ * coded stays as it is, and its codebooks go with its last token. PQ_CAPACITY: most_epochs are in use. */
+PQ_API pq_status pq_sequence_refresh(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
+                                     const pq_append_options* options, pq_error* error);
 /* As pq_cache_observe. */
 PQ_API pq_status pq_sequence_observe(pq_sequence* sequence, const pq_const_rows* queries, int64_t first_position,
                                      pq_error* error);

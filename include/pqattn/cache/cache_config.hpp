@@ -16,6 +16,9 @@
 namespace pqattn {
 inline namespace v0 {
 
+/// Most epochs, codebooks that follow each other, of a cache or a pool.
+inline constexpr std::size_t max_epochs = 64;
+
 /// How the keys or the values of one KV head are kept.
 struct side_config {
   bool coded = true;                                 ///< false keeps every token exact
@@ -92,6 +95,9 @@ struct cache_config {
   std::uint32_t refresh_tokens = 0;  ///< tokens a refresh trains on; 0 means four per centroid
   /// Keep the running error even if nothing refreshes by itself: a decode of each coded row.
   bool track_errors = false;
+  /// Pools only. Most epochs of codebooks in memory, the newest included, 1 to 64: a refresh beyond it is refused until
+  /// the last page of an older one has gone.
+  std::uint32_t most_epochs = 8;
   /// Importance weights w are replaced by (w / mean)^exponent, then raised to at least `weight_floor`.
   float weight_exponent = 0.5f;
   float weight_floor = 0.05f;
@@ -190,6 +196,10 @@ inline namespace PQATTN_ISA_UNIT {
   if (config.refresh_start() < config.most_centroids()) {
     return failure(status_code::too_few_samples, "config.refresh_tokens", "must be at least the number of centroids",
                    config.most_centroids(), config.refresh_start());
+  }
+  if (config.most_epochs < 1 || config.most_epochs > max_epochs) {
+    return failure(status_code::invalid_argument, "config.most_epochs", "must be 1 to 64", max_epochs,
+                   config.most_epochs);
   }
   if (!(config.outlier_share >= 0.0f && config.outlier_share <= 0.5f)) {
     return failure(status_code::invalid_argument, "config.outlier_share", "must be 0 to 0.5");

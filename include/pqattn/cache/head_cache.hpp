@@ -14,6 +14,7 @@
 #include "../encode/encode.hpp"
 #include "attend_scratch.hpp"
 #include "cache_config.hpp"
+#include "drift.hpp"
 #include "outlier_rows.hpp"
 #include "query_lesson.hpp"
 #include "query_log.hpp"
@@ -24,9 +25,6 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Most epochs of a cache: codebooks trained in windows and refreshed. After the last one codebooks stay as they are.
-inline constexpr std::size_t max_epochs = 64;
-
 /// One training of both sides' codebooks and the tokens they code.
 struct coding_epoch {
   std::size_t first = 0;        ///< first slot of the body; the epoch ends where the next begins
@@ -35,22 +33,15 @@ struct coding_epoch {
   float outlier_above = 0.0f;   ///< importance * relative error from which a token is an outlier
 };
 
-/// How well the codebooks serve what came after their training.
-struct drift_report {
-  float key_ratio = 1.0f;    ///< running error of keys over their training error
-  float value_ratio = 1.0f;
-  std::size_t rows = 0;      ///< coded since the training
-  [[nodiscard]] float largest() const noexcept { return key_ratio > value_ratio ? key_ratio : value_ratio; }
-};
-
 /// KV cache of one KV head, over a bank that outlives it. Move-only. One writer at a time; attend() is const and may
 /// run concurrently with other readers that use other scratch.
 ///
 /// Token t of the cache sits at position t. After any failed call the cache holds what it held before.
 ///
 /// Tokens: sinks | body | recent window, exact before training. Codes of the body lie in chunks (pieces of memory) and
-/// belong to epochs (codebooks): segments of attention are where both are the same. Outliers of the body are kept a
-/// second time, exact; their slots are dead. What each switch costs stands beside it in cache_config.
+/// belong to epochs (codebooks, at most max_epochs; after the last one they stay as they are): segments of attention are
+/// where both are the same. Outliers of the body are kept a second time, exact; their slots are dead. What each switch
+/// costs stands beside it in cache_config.
 template <class Bank>
 class head_cache {
   static_assert(bank_policy<Bank>, "Bank must satisfy bank_policy (see pqattn/bank/bank.hpp)");
@@ -189,14 +180,8 @@ class head_cache {
 
   /// Running errors of what was coded since the last training; ratios are 1 unless the configuration measures errors.
   [[nodiscard]] drift_report drift() const noexcept {
-    drift_report report;
-    report.rows = measured_rows_;
-    if (measured_rows_ != 0) {
-      const coding_epoch& epoch = epochs_[known_epochs_ - 1];
-      report.key_ratio = epoch.key_error > 0.0f ? running_key_error_ / epoch.key_error : 1.0f;
-      report.value_ratio = epoch.value_error > 0.0f ? running_value_error_ / epoch.value_error : 1.0f;
-    }
-    return report;
+    const coding_epoch epoch = known_epochs_ == 0 ? coding_epoch{} : epochs_[known_epochs_ - 1];
+    return measured_.over(epoch.key_error, epoch.value_error);
   }
 
   /// Attention of `queries` (rows, d_k: the query heads of the group times the query tokens, rotated) over all
@@ -304,8 +289,6 @@ class head_cache {
  private:
   /// Sinks, chunks of the body cut at epochs, outliers, recent window, and in prepare() chunks not yet used.
   static constexpr std::size_t max_segments = max_chunks + max_epochs + 6;
-  /// Rows over which running errors average.
-  static constexpr std::size_t error_memory = 256;
 
   /// What an append will do; decided by begin_append().
   struct append_plan {
@@ -404,8 +387,8 @@ class head_cache {
   }
 
   [[nodiscard]] bool refresh_is_due() const noexcept {
-    return config_.refresh_above > 0.0f && known_epochs_ < max_epochs && measured_rows_ >= error_memory / 2 &&
-           drift().largest() > config_.refresh_above;
+    return config_.refresh_above > 0.0f && known_epochs_ < max_epochs &&
+           measured_.rows() >= running_errors::memory / 2 && drift().largest() > config_.refresh_above;
   }
 
   // --- training ---
@@ -588,8 +571,7 @@ class head_cache {
       coding.values.start(epoch_codes<Bank>(values_.coded(), epoch), values_.packed_metric());
     }
     if (body_ <= epochs_[epoch].first) {  // the epoch is new: its errors are counted from here
-      measured_rows_ = 0;
-      running_key_error_ = running_value_error_ = 0.0f;
+      measured_ = {};
     }
   }
 
@@ -601,10 +583,7 @@ class head_cache {
     code_side(keys_, added.keys, first, count, coding.keys, epoch, key_errors);
     code_side(values_, added.values, first, count, coding.values, epoch, value_errors);
     for (std::size_t i = 0; config_.measures_errors() && i < count; ++i) {
-      measured_rows_ += 1;
-      const float share = 1.0f / static_cast<float>((std::min)(measured_rows_, error_memory));
-      running_key_error_ += share * (key_errors[i] - running_key_error_);
-      running_value_error_ += share * (value_errors[i] - running_value_error_);
+      measured_.add(key_errors[i], value_errors[i]);
     }
     for (std::size_t i = 0; config_.outlier_share > 0.0f && i < count; ++i) {
       const float score =
@@ -747,9 +726,7 @@ class head_cache {
   std::size_t size_ = 0;
   std::size_t body_ = 0;
   std::size_t known_epochs_ = 0;
-  std::size_t measured_rows_ = 0;     ///< coded and measured since the last epoch began
-  float running_key_error_ = 0.0f;
-  float running_value_error_ = 0.0f;
+  running_errors measured_;           ///< of what was coded since the last epoch began
   bool trained_ = false;
   bool gathering_ = false;            ///< rows stay in the window until they can teach the next epoch
   append_plan plan_;                  ///< between begin_append() and finish_append(), as the next two

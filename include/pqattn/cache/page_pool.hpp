@@ -16,6 +16,7 @@
 #include "../quant/value_rotation.hpp"
 #include "cache_config.hpp"
 #include "codebook_lesson.hpp"
+#include "drift.hpp"
 #include "outlier_cells.hpp"
 #include "page_ledger.hpp"
 #include "side_coder.hpp"
@@ -37,9 +38,13 @@ struct page_reserve {
 
 /// Pages of 64 tokens for all KV heads of a layer. A coded page holds one code block per head and side (64 exact rows
 /// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side. Values
-/// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes. Codebooks
-/// are frozen once trained or loaded, and with them the metric of the keys, the rotation of the values, and the rule that
-/// says which rows stay exact in a coded page (outlier_cells).
+/// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes.
+///
+/// Codebooks come in epochs: the first is trained or loaded, each refresh (sequence::refresh) trains one more, and none
+/// changes afterwards. An epoch has the codebooks of all heads and the rule that says which rows stay exact in a coded
+/// page (outlier_cells); the metric of the keys and the rotation of the values are the pool's and stay what the first
+/// epoch made them. A coded page belongs to one epoch, new pages to the newest. An older epoch is given back with its
+/// last page.
 ///
 /// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each other.
 /// Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
@@ -59,8 +64,8 @@ class page_pool {
   }
   ~page_pool() { release(); }
 
-  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs and
-  /// running errors: see head_cache), out of memory.
+  /// Makes a pool without pages. Errors: whatever check_config finds, switches that pages do not serve (epochs that
+  /// begin by themselves: see head_cache), out of memory.
   static status make(Bank& bank, const cache_config& config, std::size_t kv_heads, const memory_resource& resource,
                      page_pool& result) {
     PQATTN_TRY(check_config(config));
@@ -76,24 +81,29 @@ class page_pool {
     made.coded_ = page_ledger(resource);
     made.exact_ = page_ledger(resource);
     made.slabs_ = growable<slab>(resource);
+    made.transforms_ = growable<kept_transform>(resource);
     made.books_ = growable<trained_book>(resource);
+    made.epochs_ = growable<epoch_record>(resource);
+    made.page_epochs_ = growable<std::uint32_t>(resource);
     made.exact_memory_ = growable<std::byte*>(resource);
     made.coding_ = coding_scratch(resource);
     made.rules_ = growable<outlier_rule>(resource);
+    made.errors_ = growable<running_errors>(resource);
     if (config.outlier_share > 0.0f && config.codes_anything()) {
       made.outliers_ = outlier_cells(resource, kv_heads, config.exact_type, made.row_dim(kv_side::keys),
                                      config.values_from_keys ? 0 : made.row_dim(kv_side::values));
-      PQATTN_TRY(made.rules_.reserve(kv_heads));
-      for (std::size_t i = 0; i < kv_heads; ++i) {
-        PQATTN_TRY(made.rules_.push_back({}));
-      }
     }
     PQATTN_TRY(made.slabs_.reserve(2 * kv_heads));
-    PQATTN_TRY(made.books_.reserve(2 * kv_heads));
+    PQATTN_TRY(made.transforms_.reserve(2 * kv_heads));
+    PQATTN_TRY(made.errors_.reserve(made.measures() ? kv_heads : 0));
     for (std::size_t i = 0; i < 2 * kv_heads; ++i) {
       PQATTN_TRY(made.slabs_.push_back({}));
-      PQATTN_TRY(made.books_.push_back({}));
+      PQATTN_TRY(made.transforms_.push_back({}));
     }
+    for (std::size_t i = 0; made.measures() && i < kv_heads; ++i) {
+      PQATTN_TRY(made.errors_.push_back({}));
+    }
+    PQATTN_TRY(made.add_epoch());
     result = std::move(made);
     return {};
   }
@@ -123,16 +133,16 @@ class page_pool {
   }
   /// Whether a side of a head is coded in a metric or a rotation.
   [[nodiscard]] bool has_transform(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, which)].transform != nullptr;
+    return transforms_[at(head, which)].numbers != nullptr;
   }
   /// The rotation that values of a head are coded in; disabled without one.
   [[nodiscard]] value_rotation turn(std::size_t head) const noexcept {
-    const std::byte* memory = books_[at(head, kv_side::values)].transform;
+    const std::byte* memory = transforms_[at(head, kv_side::values)].numbers;
     return memory == nullptr ? value_rotation{} : compact_rotation_at(config_.values.shape.dim, memory);
   }
   /// The metric that a side of a head is coded in, upper triangle in binary16, or null: only keys have one.
   [[nodiscard]] const half* metric(std::size_t head, kv_side which) const noexcept {
-    return which == kv_side::keys ? reinterpret_cast<const half*>(books_[at(head, which)].transform) : nullptr;
+    return which == kv_side::keys ? reinterpret_cast<const half*>(transforms_[at(head, which)].numbers) : nullptr;
   }
   /// What a side is coded in as f32 (transform_floats), for load_codebook(), which makes the same of it: the upper triangle
   /// of the keys' metric; mean (d) and basis (d, d) of the values. It must have one.
@@ -161,11 +171,17 @@ class page_pool {
 
   /// Whether every coded side has its codebook; from then on tokens that leave a recent window are coded.
   [[nodiscard]] bool trained() const noexcept { return trained_; }
-  [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, stored(which))].book;
+  /// Codebook of a head's side: the newest, or that of an epoch (see epoch_of()).
+  [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which,
+                                                       std::size_t epoch) const noexcept {
+    return books_[at(head, stored(which), epoch)].book;
   }
+  [[nodiscard]] const resident_codebook<address>& book(std::size_t head, kv_side which) const noexcept {
+    return book(head, which, newest_);
+  }
+  /// Of the newest epoch.
   [[nodiscard]] const training_report& training(std::size_t head, kv_side which) const noexcept {
-    return books_[at(head, stored(which))].report;
+    return books_[at(head, stored(which), newest_)].report;
   }
 
   /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as read_transform()
@@ -184,41 +200,64 @@ class page_pool {
     }
     PQATTN_TRY(check_numbers(centroids, side(which).shape.codebook_values(), "centroids"));
     PQATTN_TRY(check_transform(which, transform));
-    PQATTN_TRY(place_tentative(head, which, centroids, {}, transform));
-    books_[at(head, which)].tentative = false;
+    PQATTN_TRY(place(head, which, centroids, transform));
+    books_[at(head, which, making_)].tentative = false;
+    transforms_[at(head, which)].tentative = false;
     trained_ = all_books();
     return {};
   }
   /// The same for a side that has none yet, as part of a load of several: follow with keep_training() or
-  /// discard_training(). Errors: the side has a codebook, out of memory.
+  /// discard_training(). Later epochs of such a load (begin_loaded_epoch) have the transforms of the first. Errors: the
+  /// side has a codebook, out of memory.
   status load_tentative(std::size_t head, kv_side which, const float* centroids, const float* transform) {
     PQATTN_TRY(check_transform(which, transform));
-    return book(head, which).memory == address{}
-               ? place_tentative(head, which, centroids, {}, transform)
-               : failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
+    if (book(head, which, making_).memory != address{}) {
+      return failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
+    }
+    return making_ == 0 ? place(head, which, centroids, transform) : place_book(head, which, centroids, {});
   }
-  /// Checksum that the snapshot gave the codebooks that were loaded, 0 for others: what was coded with them names them by
-  /// it, whatever the pool rounded.
-  [[nodiscard]] std::uint64_t loaded_as() const noexcept { return loaded_as_; }
-  void set_loaded_as(std::uint64_t checksum) noexcept { loaded_as_ = checksum; }
+  /// What load_tentative() and set_rule() bring from here on belongs to one more epoch, the newest so far; the one before
+  /// is held (hold_epoch). Errors: more epochs than the pool may have, out of memory.
+  status begin_loaded_epoch() {
+    if (making_ + 1 >= config_.most_epochs) {
+      return failure(status_code::capacity, "epochs", "are more than config.most_epochs", config_.most_epochs,
+                     making_ + 2);
+    }
+    if (making_ + 1 == epochs_.size()) {
+      PQATTN_TRY(add_epoch());
+    }
+    epochs_[making_].holders = 1;
+    ++making_;
+    epochs_[making_].id = making_;
+    return {};
+  }
+  /// Checksum that the snapshot gave the codebooks of an epoch that was loaded, 0 for others: what was coded with them
+  /// names them by it, whatever the pool rounded.
+  [[nodiscard]] std::uint64_t loaded_as(std::size_t epoch) const noexcept { return epochs_[epoch].loaded_as; }
+  void set_loaded_as(std::size_t epoch, std::uint64_t checksum) noexcept { epochs_[epoch].loaded_as = checksum; }
 
-  /// Reads a codebook back as programs use it. `centroids` holds geometry::codebook_values() floats.
-  status read_codebook(std::size_t head, kv_side which, float* centroids) const {
-    if (head >= heads_ || book(head, which).memory == address{}) {
+  /// Reads a codebook, the newest or that of an epoch, back as programs use it. `centroids` holds
+  /// geometry::codebook_values() floats.
+  status read_codebook(std::size_t head, kv_side which, std::size_t epoch, float* centroids) const {
+    if (head >= heads_ || epoch >= epochs_.size() || book(head, which, epoch).memory == address{}) {
       return failure(status_code::invalid_argument, "head", "has no such codebook; heads", heads_, head);
     }
-    return bank_->load_codebook(book(head, which), centroids);
+    return bank_->load_codebook(book(head, which, epoch), centroids);
+  }
+  status read_codebook(std::size_t head, kv_side which, float* centroids) const {
+    return read_codebook(head, which, newest_, centroids);
   }
 
-  /// Trains the codebooks that are still missing on `count` rows. `lesson` gives
+  /// Trains on `count` rows: the codebooks that are still missing, or once the pool is trained those of one more epoch,
+  /// each starting from the newest. `lesson` gives
   ///   load(head, side, i, row)      row i as attention sees it; returns its position
-  ///   begin(head, config, metric)   called before a head's rows and weights: fills `metric` (packed) if keys are to have
-  ///                                 one; `config` is the pool's with the head's seed
+  ///   begin(head, config, metric)   called before a head's rows and weights for the first epoch: fills `metric` (packed)
+  ///                                 if keys are to have one; `config` is the pool's with the head's seed
   ///   weight(head, i)               importance of row i
   /// Follow with keep_training() or discard_training(). On failure nothing changes.
   template <class Lesson>
   status train(std::size_t count, Lesson&& lesson, const executor& parts, const progress_hook& progress) {
-    status outcome;
+    status outcome = trained_ ? begin_epoch() : status{};
     for (std::size_t head = 0; head < heads_ && outcome; ++head) {
       outcome = train_head(head, count, lesson, parts, progress);
     }
@@ -232,16 +271,113 @@ class page_pool {
     for (std::size_t i = 0; i < books_.size(); ++i) {
       books_[i].tentative = false;
     }
+    for (std::size_t i = 0; i < transforms_.size(); ++i) {
+      transforms_[i].tentative = false;
+    }
+    for (std::size_t i = 0; i < errors_.size(); ++i) {
+      errors_[i] = {};
+    }
+    const std::size_t before = newest_;
+    newest_ = making_;
+    give_back(before);
   }
   void discard_training() noexcept {
     for (std::size_t i = 0; i < books_.size(); ++i) {
       if (books_[i].tentative) {
-        if (outliers_.enabled()) {
-          rules_[i / 2] = {};  // learned or loaded with the codebook
-        }
         release_book(kv_sides[i % 2], books_[i]);
       }
     }
+    for (std::size_t i = 0; i < rules_.size(); ++i) {
+      if (books_[2 * i].book.memory == address{} && books_[2 * i + 1].book.memory == address{}) {
+        rules_[i] = {};  // learned or loaded with the codebooks
+      }
+    }
+    for (std::size_t i = 0; i < transforms_.size(); ++i) {
+      if (transforms_[i].tentative) {
+        release_transform(kv_sides[i % 2], transforms_[i]);
+      }
+    }
+    for (; !trained_ && making_ != 0; --making_) {  // a load of several epochs
+      epochs_[making_] = {};
+      epochs_[making_ - 1].holders = 0;
+    }
+    making_ = newest_;
+  }
+
+  // --- epochs ---
+
+  /// Epochs in memory: the newest, those that some page belongs to, those that are held.
+  [[nodiscard]] std::size_t epoch_count() const noexcept {
+    std::size_t count = 0;
+    for (std::size_t epoch = 0; trained_ && epoch < epochs_.size(); ++epoch) {
+      count += in_use(epoch) ? 1 : 0;
+    }
+    return count;
+  }
+  /// The `index`-th of them, oldest first. Numbers of epochs are places in memory that are used again. Pre: index <
+  /// epoch_count(). O(epochs^2).
+  [[nodiscard]] std::size_t epoch_in_order(std::size_t index) const noexcept {
+    std::size_t found = 0;
+    for (std::size_t epoch = 0; epoch < epochs_.size(); ++epoch) {
+      std::size_t older = 0;
+      for (std::size_t other = 0; other < epochs_.size(); ++other) {
+        older += in_use(other) && epochs_[other].id < epochs_[epoch].id ? 1 : 0;
+      }
+      found = in_use(epoch) && older == index ? epoch : found;
+    }
+    return found;
+  }
+  [[nodiscard]] std::size_t newest_epoch() const noexcept { return newest_; }
+  /// The epoch that a coded page belongs to.
+  [[nodiscard]] std::size_t epoch_of(std::uint32_t page) const noexcept { return page_epochs_[page]; }
+  /// Names an epoch for good: trainings and loads are counted from 0.
+  [[nodiscard]] std::uint64_t epoch_id(std::size_t epoch) const noexcept { return epochs_[epoch].id; }
+  /// Coded pages that belong to an epoch.
+  [[nodiscard]] std::size_t epoch_pages(std::size_t epoch) const noexcept { return epochs_[epoch].pages; }
+  /// Keeps an epoch in memory though its last page should go: sequences may come back from a snapshot. Once for each
+  /// release_epoch(). Errors: no such epoch in memory.
+  status hold_epoch(std::uint64_t id) noexcept {
+    std::size_t epoch = 0;
+    PQATTN_TRY(find_epoch(id, epoch));
+    ++epochs_[epoch].holders;
+    return {};
+  }
+  /// Undoes hold_epoch(). Older epochs that were loaded are held once by their load. Errors: no such epoch, not held.
+  status release_epoch(std::uint64_t id) noexcept {
+    std::size_t epoch = 0;
+    PQATTN_TRY(find_epoch(id, epoch));
+    if (epochs_[epoch].holders == 0) {
+      return failure(status_code::invalid_argument, "epoch", "is not held; id", 0, id);
+    }
+    --epochs_[epoch].holders;
+    give_back(epoch);
+    return {};
+  }
+
+  /// Whether coding measures what it loses: outliers and drift need it (config.outlier_share, config.track_errors).
+  [[nodiscard]] bool measures() const noexcept { return config_.measures_errors() && config_.codes_anything(); }
+  /// Mean error of a head's rows coded in the newest epoch, of all sequences, over that of the rows which trained it.
+  /// Ratios are 1 unless the configuration measures errors; rows of loaded epochs count from the load.
+  [[nodiscard]] drift_report drift(std::size_t head) const noexcept {
+    return measures() ? errors_[head].over(rule(head).key_error, rule(head).value_error) : drift_report{};
+  }
+  /// The same of the pool: ratios are means over the heads. O(heads).
+  [[nodiscard]] drift_report drift() const noexcept {
+    drift_report mean;
+    mean.key_ratio = mean.value_ratio = 0.0f;
+    for (std::size_t head = 0; head < heads_; ++head) {
+      const drift_report one = drift(head);
+      mean.key_ratio += one.key_ratio;
+      mean.value_ratio += one.value_ratio;
+      mean.rows = one.rows;  // heads code the same tokens
+    }
+    mean.key_ratio /= static_cast<float>(heads_);
+    mean.value_ratio /= static_cast<float>(heads_);
+    return mean;
+  }
+  /// Counts the errors of a row coded in the newest epoch. One thread per head may call it.
+  void count_errors(std::size_t head, float key_error, float value_error) noexcept {
+    errors_[head].add(key_error, value_error);
   }
 
   // --- outliers ---
@@ -249,13 +385,15 @@ class page_pool {
   /// Exact rows of single tokens in coded pages; keeps none unless config.outlier_share asks for some.
   [[nodiscard]] outlier_cells& outliers() noexcept { return outliers_; }
   [[nodiscard]] const outlier_cells& outliers() const noexcept { return outliers_; }
-  [[nodiscard]] outlier_rule rule(std::size_t head) const noexcept {
-    return outliers_.enabled() ? rules_[head] : outlier_rule{};
+  /// Of an epoch: when a row coded in it is one, and the mean errors of its training rows.
+  [[nodiscard]] outlier_rule rule(std::size_t head, std::size_t epoch) const noexcept {
+    return measures() ? rules_[epoch * heads_ + head] : outlier_rule{};
   }
+  [[nodiscard]] outlier_rule rule(std::size_t head) const noexcept { return rule(head, newest_); }
   /// For codebooks that come from elsewhere, before the first token is coded with them: without it no row is an outlier.
   void set_rule(std::size_t head, const outlier_rule& rule) noexcept {
-    if (outliers_.enabled()) {
-      rules_[head] = rule;
+    if (measures()) {
+      rules_[making_ * heads_ + head] = rule;
     }
   }
   /// Most outliers of a head in one page.
@@ -273,10 +411,10 @@ class page_pool {
     const std::size_t bytes = coder_bytes();
     return (worker + 1) * bytes <= coding_.size() ? carver(coding_.data() + worker * bytes, bytes) : carver();
   }
-  /// Where the codes of the listed pages go, for a coded side.
-  [[nodiscard]] paged_codes<Bank> coding_target(std::size_t head, kv_side which,
-                                                const std::uint32_t* pages) const noexcept {
-    return {*bank_, book(head, which), codes(head, which, pages)};
+  /// Where the codes of the listed pages of one epoch go, for a coded side.
+  [[nodiscard]] paged_codes<Bank> coding_target(std::size_t head, kv_side which, const std::uint32_t* pages,
+                                                std::size_t epoch) const noexcept {
+    return {*bank_, book(head, which, epoch), codes(head, which, pages)};
   }
 
   // --- pages ---
@@ -332,7 +470,14 @@ class page_pool {
     trim_cells();
   }
 
-  [[nodiscard]] std::uint32_t take_coded() noexcept { return coded_.take(); }
+  /// A page of an epoch, the newest by default.
+  [[nodiscard]] std::uint32_t take_coded(std::size_t epoch) noexcept {
+    const std::uint32_t page = coded_.take();
+    page_epochs_[page] = static_cast<std::uint32_t>(epoch);
+    ++epochs_[epoch].pages;
+    return page;
+  }
+  [[nodiscard]] std::uint32_t take_coded() noexcept { return take_coded(newest_); }
   [[nodiscard]] std::uint32_t take_exact() noexcept { return exact_.take(); }
   void share_coded(std::uint32_t page) noexcept { coded_.share(page); }
   void share_exact(std::uint32_t page) noexcept { exact_.share(page); }
@@ -340,6 +485,8 @@ class page_pool {
     if (coded_.drop(page)) {
       outliers_.drop_page(page);
       trim_cells();
+      --epochs_[page_epochs_[page]].pages;
+      give_back(page_epochs_[page]);
     }
   }
   void drop_exact(std::uint32_t page) noexcept {
@@ -354,7 +501,7 @@ class page_pool {
 
   /// A private copy of a page's contents in a free page. Pre: one is reserved, and outliers().most_in(page) cells.
   [[nodiscard]] std::uint32_t copy_coded(std::uint32_t page) noexcept {
-    const std::uint32_t copy = coded_.take();
+    const std::uint32_t copy = take_coded(page_epochs_[page]);
     for (std::size_t head = 0; head < heads_; ++head) {
       for (const kv_side which : kv_sides) {
         const slab& memory = slabs_[at(head, which)];
@@ -406,15 +553,17 @@ class page_pool {
       report.codes_bytes += heads_ * coded_.pages() * page_code_bytes(which);
       report.exact_bytes += heads_ * coded_.pages() * page_row_bytes(which);
       for (std::size_t head = 0; head < heads_; ++head) {
-        const trained_book& held = books_[at(head, which)];
-        report.codebooks_bytes += held.book.memory == address{} ? 0 : book_bytes(which);
-        report.transforms_bytes += held.transform == nullptr ? 0 : transform_bytes(which);
+        report.transforms_bytes += has_transform(head, which) ? transform_bytes(which) : 0;
+        for (std::size_t epoch = 0; epoch < epochs_.size(); ++epoch) {
+          report.codebooks_bytes += books_[at(head, which, epoch)].book.memory == address{} ? 0 : book_bytes(which);
+        }
       }
     }
     report.scratch_bytes = coding_.size();
     report.exact_bytes += exact_held_ * exact_page_bytes() + outliers_.held_bytes();
-    report.metadata_bytes = outliers_.metadata_bytes() + rules_.bytes() + coded_.bytes() + exact_.bytes() +
-                            slabs_.bytes() + books_.bytes() + exact_memory_.bytes();
+    report.metadata_bytes = outliers_.metadata_bytes() + rules_.bytes() + errors_.bytes() + coded_.bytes() +
+                            exact_.bytes() + slabs_.bytes() + transforms_.bytes() + books_.bytes() + epochs_.bytes() +
+                            page_epochs_.bytes() + exact_memory_.bytes();
     return report;
   }
 
@@ -430,19 +579,25 @@ class page_pool {
   struct trained_book {
     resident_codebook<address> book;
     training_report report;
-    std::byte* transform = nullptr;  ///< from the resource: metric() or compact_rotation()
-    bool tentative = false;          ///< trained by a call that is not over
+    bool tentative = false;  ///< trained by a call that is not over
   };
-  /// Codebooks of a pool are frozen and shared by all sequences, and every token is in one place.
+  /// What a side of a head is coded in, in all epochs.
+  struct kept_transform {
+    std::byte* numbers = nullptr;  ///< from the resource: metric() or compact_rotation()
+    bool tentative = false;
+  };
+  struct epoch_record {
+    std::uint64_t id = 0;
+    std::uint64_t loaded_as = 0;
+    std::size_t pages = 0;
+    std::size_t holders = 0;
+  };
+  /// When new epochs begin is said by a call, not by the configuration: one sequence's drift would cost all of them.
   static status check_shared(const cache_config& config) noexcept {
-    if (config.window_tokens != 0 || config.refresh_above > 0.0f) {
-      return failure(status_code::unsupported, "config.window_tokens or refresh_above",
-                     "asks for epochs: the codebooks of a page_pool are frozen and shared by all sequences");
-    }
-    if (config.track_errors) {
-      return failure(status_code::unsupported, "config.track_errors", "asks for running errors, which only caches keep");
-    }
-    return {};
+    return config.window_tokens == 0 && !(config.refresh_above > 0.0f)
+               ? status{}
+               : failure(status_code::unsupported, "config.window_tokens or refresh_above",
+                         "asks for epochs that begin by themselves: see sequence::refresh() and page_pool::drift()");
   }
   static status check_numbers(const float* numbers, std::size_t count, const char* subject) noexcept {
     for (std::size_t i = 0; i < count; ++i) {
@@ -467,6 +622,9 @@ class page_pool {
 
   [[nodiscard]] static std::size_t at(std::size_t head, kv_side which) noexcept {
     return 2 * head + static_cast<std::size_t>(which);
+  }
+  [[nodiscard]] std::size_t at(std::size_t head, kv_side which, std::size_t epoch) const noexcept {
+    return 2 * (epoch * heads_ + head) + static_cast<std::size_t>(which);
   }
   /// The side whose memory holds this one.
   [[nodiscard]] kv_side stored(kv_side which) const noexcept { return stores(which) ? which : kv_side::keys; }
@@ -497,8 +655,8 @@ class page_pool {
   /// Both sides' coders of one worker.
   [[nodiscard]] std::size_t coder_bytes() const noexcept {
     carver memory;
-    static_cast<void>(side_coder(memory, config_.keys, outliers_.enabled()));
-    static_cast<void>(side_coder(memory, config_.values, outliers_.enabled()));
+    static_cast<void>(side_coder(memory, config_.keys, measures()));
+    static_cast<void>(side_coder(memory, config_.values, measures()));
     return align_up(memory.required());
   }
   [[nodiscard]] rows_ref rows_at(std::byte* rows, std::size_t dim) const noexcept {
@@ -517,42 +675,115 @@ class page_pool {
   }
 
   [[nodiscard]] bool lacks_book(std::size_t head, kv_side which) const noexcept {
-    return stores(which) && side(which).coded && book(head, which).memory == address{};
+    return stores(which) && side(which).coded && book(head, which, making_).memory == address{};
   }
 
-  /// Moves centroids into the bank, with a copy of `transform` or null; what was there before is given back. On failure
-  /// nothing changes.
-  status place_tentative(std::size_t head, kv_side which, const float* centroids, const training_report& report,
-                         const float* transform) {
+  [[nodiscard]] bool in_use(std::size_t epoch) const noexcept {
+    return epoch == newest_ || epochs_[epoch].pages != 0 || epochs_[epoch].holders != 0;
+  }
+  status find_epoch(std::uint64_t id, std::size_t& epoch) const noexcept {
+    for (epoch = 0; epoch < epochs_.size(); ++epoch) {
+      if (trained_ && in_use(epoch) && epochs_[epoch].id == id) {
+        return {};
+      }
+    }
+    return failure(status_code::invalid_argument, "epoch", "is not in memory; the newest id", epochs_[newest_].id, id);
+  }
+  /// Room for one more epoch; on failure nothing that can be seen changes.
+  status add_epoch() {
+    const std::size_t count = epochs_.size() + 1;
+    PQATTN_TRY(epochs_.reserve(count));
+    PQATTN_TRY(books_.reserve(count * 2 * heads_));
+    PQATTN_TRY(rules_.reserve(measures() ? count * heads_ : 0));
+    static_cast<void>(epochs_.push_back({}));
+    while (books_.size() < count * 2 * heads_) {
+      static_cast<void>(books_.push_back({}));
+    }
+    while (measures() && rules_.size() < count * heads_) {
+      static_cast<void>(rules_.push_back({}));
+    }
+    return {};
+  }
+  /// What is trained next makes a new epoch. Errors: as many as there may be, out of memory.
+  status begin_epoch() {
+    const std::size_t old = epoch_count() - (epochs_[newest_].pages + epochs_[newest_].holders != 0 ? 0 : 1);
+    if (old >= config_.most_epochs) {
+      return failure(status_code::capacity, "epochs", "would be more than config.most_epochs: old pages must go first",
+                     config_.most_epochs, old + 1);
+    }
+    std::size_t epoch = 0;
+    while (epoch < epochs_.size() && in_use(epoch)) {
+      ++epoch;
+    }
+    if (epoch == epochs_.size()) {
+      PQATTN_TRY(add_epoch());
+    }
+    epochs_[epoch] = {epochs_[newest_].id + 1, 0, 0, 0};
+    making_ = epoch;
+    return {};
+  }
+  /// Gives the memory of an epoch that nobody uses back.
+  void give_back(std::size_t epoch) noexcept {
+    if (in_use(epoch)) {
+      return;
+    }
+    for (std::size_t i = epoch * 2 * heads_; i < (epoch + 1) * 2 * heads_; ++i) {
+      release_book(kv_sides[i % 2], books_[i]);
+    }
+    for (std::size_t head = 0; measures() && head < heads_; ++head) {
+      rules_[epoch * heads_ + head] = {};
+    }
+    epochs_[epoch] = {};
+  }
+
+  /// Moves centroids into the bank; the codebook there was before is given back. On failure nothing changes.
+  status place_book(std::size_t head, kv_side which, const float* centroids, const training_report& report) {
     const geometry& shape = side(which).shape;
-    trained_book made{{shape, side(which).storage, {}, code_rotation(which)}, report, nullptr, true};
+    trained_book made{{shape, side(which).storage, {}, code_rotation(which)}, report, true};
     buffer settled;
     PQATTN_TRY(buffer::make(resource_, shape.codebook_values() * sizeof(float), settled));
     std::memcpy(settled.data(), centroids, settled.size());
     auto* rounded = reinterpret_cast<float*>(settled.data());
     PQATTN_TRY(detail::settle_codebook(shape, side(which).storage, rounded, code_rotation(which)));
-    if (transform != nullptr) {
-      made.transform = static_cast<std::byte*>(resource_.allocate(resource_.self, transform_bytes(which)));
-      if (made.transform == nullptr) {
-        return failure(status_code::out_of_memory, "memory_resource", "refused a metric or a rotation",
-                       transform_bytes(which), 0);
-      }
-      if (side(which).rotated) {
-        compact_rotation({shape.dim, transform, transform + shape.dim}, made.transform);
-      } else {
-        auto* metric = reinterpret_cast<half*>(made.transform);
-        for (std::size_t i = 0; i < transform_floats(which); ++i) {
-          metric[i] = to_half(transform[i]);
-        }
+    PQATTN_TRY(bank_->reserve(book_bytes(which), made.book.memory));
+    const status outcome = bank_->store_codebook({shape, rounded, 0, 0}, made.book);
+    trained_book& kept = books_[at(head, which, making_)];
+    release_book(which, outcome ? kept : made);
+    if (outcome) {
+      kept = made;
+    }
+    return outcome;
+  }
+  /// A copy of `numbers` as the pool keeps them, none of null. On failure nothing changes.
+  status make_transform(kv_side which, const float* numbers, kept_transform& made) const {
+    if (numbers == nullptr) {
+      return {};
+    }
+    const geometry& shape = side(which).shape;
+    made = {static_cast<std::byte*>(resource_.allocate(resource_.self, transform_bytes(which))), true};
+    if (made.numbers == nullptr) {
+      return failure(status_code::out_of_memory, "memory_resource", "refused a metric or a rotation",
+                     transform_bytes(which), 0);
+    }
+    if (side(which).rotated) {
+      compact_rotation({shape.dim, numbers, numbers + shape.dim}, made.numbers);
+    } else {
+      auto* metric = reinterpret_cast<half*>(made.numbers);
+      for (std::size_t i = 0; i < transform_floats(which); ++i) {
+        metric[i] = to_half(numbers[i]);
       }
     }
-    status outcome = bank_->reserve(book_bytes(which), made.book.memory);
+    return {};
+  }
+  /// Both. On failure nothing changes.
+  status place(std::size_t head, kv_side which, const float* centroids, const float* numbers) {
+    kept_transform made;
+    PQATTN_TRY(make_transform(which, numbers, made));
+    const status outcome = place_book(head, which, centroids, {});
+    kept_transform& kept = transforms_[at(head, which)];
+    release_transform(which, outcome ? kept : made);
     if (outcome) {
-      outcome = bank_->store_codebook({shape, rounded, 0, 0}, made.book);
-    }
-    release_book(which, outcome ? books_[at(head, which)] : made);
-    if (outcome) {
-      books_[at(head, which)] = made;
+      kept = made;
     }
     return outcome;
   }
@@ -560,8 +791,11 @@ class page_pool {
     if (old.book.memory != address{}) {
       bank_->release(old.book.memory, book_bytes(which));
     }
-    if (old.transform != nullptr) {
-      resource_.deallocate(resource_.self, old.transform, transform_bytes(which));
+    old = {};
+  }
+  void release_transform(kv_side which, kept_transform& old) noexcept {
+    if (old.numbers != nullptr) {
+      resource_.deallocate(resource_.self, old.numbers, transform_bytes(which));
     }
     old = {};
   }
@@ -575,17 +809,22 @@ class page_pool {
     // The seeds of a layer_cache of the same configuration: the same tokens train the same codebooks.
     cache_config seeded = config_;
     seeded.kmeans.seed = mix_seed(config_.kmeans.seed, head);
-    buffer metric;
-    PQATTN_TRY(lesson.begin(head, seeded, metric));
-    for (const kv_side which : kv_sides) {
-      if (lacks_book(head, which)) {
-        const auto* packed = which == kv_side::keys ? reinterpret_cast<const float*>(metric.data()) : nullptr;
-        PQATTN_TRY(train_side(head, which, count, lesson, seeded, packed, parts, progress));
+    if (!trained_) {
+      buffer metric;
+      PQATTN_TRY(lesson.begin(head, seeded, metric));
+      if (lacks_book(head, kv_side::keys)) {
+        PQATTN_TRY(make_transform(kv_side::keys, reinterpret_cast<const float*>(metric.data()),
+                                  transforms_[at(head, kv_side::keys)]));
       }
     }
-    return outliers_.enabled() ? learn_rule(head, count, lesson) : status{};
+    for (const kv_side which : kv_sides) {
+      if (lacks_book(head, which)) {
+        PQATTN_TRY(train_side(head, which, count, lesson, seeded, parts, progress));
+      }
+    }
+    return measures() ? learn_rule(head, count, lesson) : status{};
   }
-  /// What codes lose of the training rows, and from which loss on a row stays exact.
+  /// What codes lose of the training rows, and from which loss on a row stays exact if any does.
   template <class Lesson>
   status learn_rule(std::size_t head, std::size_t available, Lesson& lesson) {
     const std::size_t count = (std::min<std::size_t>)(available, config_.max_training_tokens);
@@ -615,11 +854,11 @@ class page_pool {
                                                static_cast<double>(count - 1));
     // A comparison of its own keeps the algorithm's code apart from that of units with other instruction sets.
     std::nth_element(errors, errors + kept, errors + count, [](float a, float b) { return a < b; });
-    rule.above = errors[kept];
+    rule.above = outliers_.enabled() ? errors[kept] : rule.above;
     if (!is_finite(rule.key_error) || !is_finite(rule.value_error) || !is_finite(rule.above)) {
       rule = {};  // rows whose errors overflow teach nothing
     }
-    rules_[head] = rule;
+    rules_[making_ * heads_ + head] = rule;
     return {};
   }
   /// Codes evenly spaced training rows into a page of their own and compares.
@@ -635,7 +874,7 @@ class page_pool {
     side_coder coder(placed, config, true);
     address codes{};
     PQATTN_TRY(bank_->reserve(page_code_bytes(which), codes));
-    const paged_codes<Bank> target(*bank_, book(head, which), {config.shape, codes, nullptr});
+    const paged_codes<Bank> target(*bank_, book(head, which, making_), {config.shape, codes, nullptr});
     const row_forms form = forms(head, which);
     coder.start(target, metric(head, which));
     float row[max_dim];
@@ -653,11 +892,11 @@ class page_pool {
   }
   template <class Lesson>
   status train_side(std::size_t head, kv_side which, std::size_t available, Lesson& lesson, const cache_config& seeded,
-                    const float* metric, const executor& parts, const progress_hook& progress) {
+                    const executor& parts, const progress_hook& progress) {
     const side_config& config = side(which);
     detail::codebook_lesson<Bank> rows(*bank_, config_, config, resource_);
-    PQATTN_TRY(rows.make((std::min<std::size_t>)(available, config_.max_training_tokens), metric));
-    row_forms form = forms(head, which);
+    PQATTN_TRY(rows.make((std::min<std::size_t>)(available, config_.max_training_tokens), metric(head, which)));
+    const row_forms form = forms(head, which);
     float row[max_dim];
     for (std::size_t i = 0; i < rows.count(); ++i) {
       const std::size_t source = i * available / rows.count();  // evenly spaced
@@ -665,23 +904,24 @@ class page_pool {
       std::copy_n(row, config.shape.dim, rows.row(i));
       rows.weights()[i] = lesson.weight(head, source);
     }
-    buffer rotation;
-    buffer compact;
-    if (config.rotated) {
+    if (config.rotated && !trained_) {
+      buffer rotation;
       PQATTN_TRY(rows.learn_rotation(rotation));
-      PQATTN_TRY(buffer::make(resource_, compact_rotation_bytes(config.shape.dim), compact));
-      const auto* numbers = reinterpret_cast<const float*>(rotation.data());
-      form.turn = compact_rotation({config.shape.dim, numbers, numbers + config.shape.dim}, compact.data());
+      PQATTN_TRY(make_transform(which, reinterpret_cast<const float*>(rotation.data()), transforms_[at(head, which)]));
+      const row_forms turned = forms(head, which);
       for (std::size_t i = 0; i < rows.count(); ++i) {
-        form.to_coded(0, rows.row(i));  // values: no position matters
+        turned.to_coded(0, rows.row(i));  // values: no position matters
       }
     }
     kmeans_params kmeans = config_.kmeans;
-    kmeans.seed = mix_seed(seeded.kmeans.seed, static_cast<std::uint64_t>(which));
+    kmeans.seed = mix_seed(seeded.kmeans.seed, static_cast<std::uint64_t>(which) + 2 * epochs_[making_].id);
+    if (trained_) {
+      kmeans.init = kmeans_init::warm_start;
+      PQATTN_TRY(bank_->load_codebook(book(head, which, newest_), rows.centroids()));
+    }
     training_report report;
     PQATTN_TRY(rows.train(kmeans, code_rotation(which), parts, progress, report));
-    return place_tentative(head, which, rows.centroids(), report,
-                           config.rotated ? reinterpret_cast<const float*>(rotation.data()) : metric);
+    return place_book(head, which, rows.centroids(), report);
   }
 
   /// Memory for `pages` coded pages of one head and side. What a failure leaves is for release_slab().
@@ -724,7 +964,13 @@ class page_pool {
       outcome = outliers_.reserve_pages(pages);
     }
     if (outcome) {
+      outcome = page_epochs_.reserve(pages);
+    }
+    if (outcome) {
       outcome = coded_.grow(pages);
+    }
+    while (outcome && page_epochs_.size() < pages) {
+      static_cast<void>(page_epochs_.push_back(0));
     }
     if (!outcome) {
       for (std::size_t i = 0; i < grown.size(); ++i) {
@@ -780,6 +1026,9 @@ class page_pool {
   void release() noexcept {
     for (std::size_t i = 0; i < slabs_.size(); ++i) {
       release_slab(kv_sides[i % 2], coded_.pages(), slabs_[i]);
+      release_transform(kv_sides[i % 2], transforms_[i]);
+    }
+    for (std::size_t i = 0; i < books_.size(); ++i) {
       release_book(kv_sides[i % 2], books_[i]);
     }
     for (std::size_t page = 0; page < exact_memory_.size(); ++page) {
@@ -794,15 +1043,20 @@ class page_pool {
     std::swap(coded_, other.coded_);
     std::swap(exact_, other.exact_);
     std::swap(slabs_, other.slabs_);
+    std::swap(transforms_, other.transforms_);
     std::swap(books_, other.books_);
+    std::swap(epochs_, other.epochs_);
+    std::swap(newest_, other.newest_);
+    std::swap(making_, other.making_);
+    std::swap(page_epochs_, other.page_epochs_);
     std::swap(exact_memory_, other.exact_memory_);
     std::swap(exact_held_, other.exact_held_);
     std::swap(reserved_, other.reserved_);
     std::swap(coding_, other.coding_);
     std::swap(outliers_, other.outliers_);
     std::swap(rules_, other.rules_);
+    std::swap(errors_, other.errors_);
     std::swap(trained_, other.trained_);
-    std::swap(loaded_as_, other.loaded_as_);
   }
 
   static constexpr std::size_t max_pages = std::size_t{1} << 31;
@@ -814,15 +1068,20 @@ class page_pool {
   page_ledger coded_;
   page_ledger exact_;
   growable<slab> slabs_;
-  growable<trained_book> books_;
+  growable<kept_transform> transforms_;     ///< of each head and side, as slabs_
+  growable<trained_book> books_;       ///< the same of each epoch
+  growable<epoch_record> epochs_;
+  std::size_t newest_ = 0;             ///< epoch that new tokens are coded in
+  std::size_t making_ = 0;             ///< the same, or the epoch that a call which is not over makes
+  growable<std::uint32_t> page_epochs_;  ///< of each coded page
   growable<std::byte*> exact_memory_;  ///< of each exact page, null while it is free and gave its memory back
   std::size_t exact_held_ = 0;         ///< exact pages with memory
   page_reserve reserved_;              ///< for all sequences
   coding_scratch coding_;              ///< of appends
   outlier_cells outliers_;
-  growable<outlier_rule> rules_;       ///< of each head, when outliers are kept
+  growable<outlier_rule> rules_;       ///< of each epoch and head, when coding measures
+  growable<running_errors> errors_;    ///< of each head in the newest epoch, when coding measures
   bool trained_ = false;
-  std::uint64_t loaded_as_ = 0;
 };
 
 }  // namespace v0

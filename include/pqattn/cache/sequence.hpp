@@ -137,6 +137,16 @@ class sequence {
     return sequence_append<Bank>(*this).run(keys, values, options);
   }
 
+  /// Trains new codebooks for the pool, its next epoch, each starting from the newest: on the rows that are exact in the
+  /// recent window and on `keys` and `values`, given as for append(), for instance what is appended next; they are not
+  /// kept here. All tokens coded from now on, of any sequence, are coded in it; what is coded stays as it is. Metric,
+  /// rotation and everything configured stay. page_pool::drift() says when it may pay: it is the caller's decision.
+  /// `options` brings positions, weights, executor and progress. Errors (nothing changed): those of append(), an
+  /// untrained pool, fewer rows than centroids, as many epochs with pages as config.most_epochs.
+  status refresh(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
+    return sequence_append<Bank>(*this).refresh(keys, values, options);
+  }
+
   /// Keeps query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training to come: up
   /// to config.query_rows of each KV head, spread evenly. They teach the keys' metric and, with config.attention_weights,
   /// the importance of tokens. Forks keep a copy; edits leave them alone. Does nothing once the pool is trained. Errors
@@ -366,10 +376,13 @@ class sequence {
     return {};
   }
 
-  /// Segments that collect_segments() gives.
+  /// Segments that collect_segments() gives. O(pages).
   [[nodiscard]] std::size_t segment_count() const noexcept {
-    return sinks_.page_count() + (paged_body() ? body_.page_count() : body_.tokens() != 0 ? 1 : 0) +
-           (gathers_outliers() ? 1 : 0) + recent_.page_count();
+    std::size_t runs = 0;
+    for (std::size_t page = 0; page < body_.page_count(); page = run_end(page)) {
+      ++runs;
+    }
+    return sinks_.page_count() + runs + (gathers_outliers() ? 1 : 0) + recent_.page_count();
   }
   /// Bytes of memory that collect_segments() needs besides, for any head: 0 unless outliers are kept.
   [[nodiscard]] std::size_t gathered_bytes() const noexcept {
@@ -380,10 +393,10 @@ class sequence {
     static_cast<void>(gathered_rows(memory, *this));
     return memory.required();
   }
-  /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one (page
-  /// by page when a side of it is exact), then its outliers gathered into `memory` of gathered_bytes(). Valid until the
-  /// next edit of any sequence of the pool. With null memory only numbers of slots count, with as many outliers as
-  /// there can be. `tables`: see segment.
+  /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one for
+  /// each run of pages of an epoch (page by page when a side of it is exact), then its outliers gathered into `memory` of
+  /// gathered_bytes(). Valid until the next edit of any sequence of the pool. With null memory only numbers of slots
+  /// count, with as many outliers as there can be. `tables`: see segment.
   std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments,
                                std::byte* memory = nullptr) const noexcept {
     std::size_t count = 0;
@@ -392,16 +405,12 @@ class sequence {
     }
     carver pieces(memory, memory == nullptr ? 0 : gathered_bytes());
     const gathered_rows gathered(pieces, *this);
-    if (paged_body()) {
-      for (std::size_t i = 0; i < body_.page_count(); ++i) {
-        body_segment(head, i, tables, segments[count++]);
-      }
-    } else if (body_.tokens() != 0) {
-      body_segment(head, 0, tables, segments[count++]);
+    const std::size_t first_run = count;
+    for (std::size_t page = 0; page < body_.page_count(); page = run_end(page)) {
+      body_segment(head, page, tables, segments[count++]);
     }
     if (gathers_outliers()) {
-      const std::size_t pages = paged_body() ? body_.page_count() : 1;
-      gather_outliers(head, gathered, segments + count - pages, pages, segments[count]);
+      gather_outliers(head, gathered, segments + first_run, count - first_run, segments[count]);
       ++count;
     }
     for (std::size_t i = 0; i < recent_.page_count(); ++i) {
@@ -421,8 +430,7 @@ class sequence {
         token += part->is_live(slot) ? 1 : 0;
       }
       list += part->slots();
-      const std::size_t pages = part == &body_ && !paged_body() ? (body_.tokens() != 0 ? 1 : 0) : part->page_count();
-      for (std::size_t page = 0; page < pages; ++page) {
+      for (std::size_t page = 0; page < part->page_count(); page = part == &body_ ? run_end(page) : page + 1) {
         (segments++)->columns = {first, of_slots + page * block_tokens};
       }
       if (part == &body_ && gathers_outliers()) {
@@ -533,8 +541,13 @@ class sequence {
     return {};
   }
   status decode_slot(std::size_t slot, std::size_t head, kv_side which, float* row) const noexcept {
-    return pool_->bank().decode(pool_->book(head, which), pool_->codes(head, which, body_.pages()), {slot, 1},
-                                ref_rows(row, 1, pool_->side(which).shape.dim));
+    return pool_->bank().decode(pool_->book(head, which, epoch_of(slot)), pool_->codes(head, which, body_.pages()),
+                                {slot, 1}, ref_rows(row, 1, pool_->side(which).shape.dim));
+  }
+
+  /// Epoch of a slot of the body.
+  [[nodiscard]] std::size_t epoch_of(std::size_t slot) const noexcept {
+    return pool_->epoch_of(body_.page(slot / block_tokens));
   }
 
   // --- outliers ---
@@ -586,8 +599,8 @@ class sequence {
     return {rows, pool_->config().exact_type, count, pool_->row_dim(which),
             static_cast<std::ptrdiff_t>(pool_->row_dim(stored)), 1};
   }
-  /// Fills the segment of a head's outliers and takes their slots out of the body's `pages` segments.
-  void gather_outliers(std::size_t head, const gathered_rows& gathered, segment<address>* body, std::size_t pages,
+  /// Fills the segment of a head's outliers and takes their slots out of the body's `runs` segments.
+  void gather_outliers(std::size_t head, const gathered_rows& gathered, segment<address>* body, std::size_t runs,
                        segment<address>& next) const noexcept {
     next = {};
     std::size_t count = 0;
@@ -613,8 +626,8 @@ class sequence {
     for (std::size_t page = 0; count != 0 && page < body_.page_count(); ++page) {
       gathered.live[page] = body_.live()[page] & ~outliers_in(head, page);
     }
-    for (std::size_t i = 0; count != 0 && i < pages; ++i) {
-      body[i].live = gathered.live + i;
+    for (std::size_t i = 0, page = 0; count != 0 && i < runs; ++i, page = run_end(page)) {
+      body[i].live = gathered.live + page;
     }
   }
 
@@ -685,10 +698,7 @@ class sequence {
     };
     carver memory = pool_->coding_memory(0);
     side_coder coder(memory, config.keys, false);
-    const auto target = pool_->coding_target(head, kv_side::keys, body_.pages());
-    if (recodes()) {
-      coder.start(target, pool_->metric(head, kv_side::keys));
-    }
+    std::size_t started = max_epochs + 1;  // the epoch that the coder codes in: none yet
     float row[max_dim] = {};
     for_each(*this, first, count, [&](const token_list& list, std::size_t slot) {
       const std::uint32_t page = list.page(slot / block_tokens);
@@ -703,6 +713,11 @@ class sequence {
         return;
       }
       if (&list == &body_ && recodes()) {
+        const auto target = pool_->coding_target(head, kv_side::keys, body_.pages(), epoch_of(slot));
+        if (started != epoch_of(slot)) {
+          started = epoch_of(slot);
+          coder.start(target, pool_->metric(head, kv_side::keys));
+        }
         turn_code(target, coder, slot, turn, report);
         return;
       }
@@ -741,6 +756,15 @@ class sequence {
   [[nodiscard]] bool paged_body() const noexcept {
     return !pool_->config().keys.coded || !pool_->config().values.coded;
   }
+  /// One behind the last page of the body that goes into one segment with page `index`: same epoch, codes throughout.
+  [[nodiscard]] std::size_t run_end(std::size_t index) const noexcept {
+    std::size_t end = index + 1;
+    while (!paged_body() && end < body_.page_count() &&
+           epoch_of(end * block_tokens) == epoch_of(index * block_tokens)) {
+      ++end;
+    }
+    return end;
+  }
   /// Slots of page `index` and what is known about them.
   static void place_page(const token_list& list, std::size_t index, segment<address>& next) noexcept {
     next = {};
@@ -757,15 +781,15 @@ class sequence {
   void body_segment(std::size_t head, std::size_t index, address tables, segment<address>& next) const noexcept {
     place_page(body_, index, next);
     if (!paged_body()) {
-      next.slots = {0, body_.slots()};
-      next.live = body_.tokens() == body_.slots() ? nullptr : body_.live();
+      next.slots = {0, (std::min)(body_.slots(), run_end(index) * block_tokens) - index * block_tokens};
+      next.live = body_.tokens() == body_.slots() ? nullptr : next.live;
     }
     for (const kv_side which : kv_sides) {
       token_source<address>& source = which == kv_side::keys ? next.keys : next.values;
       source.coded = pool_->side(which).coded;
       if (source.coded) {
         source.codes = pool_->codes(head, which, body_.pages() + index);
-        source.book = pool_->book(head, which);
+        source.book = pool_->book(head, which, epoch_of(index * block_tokens));
       } else {
         source.rows = pool_->body_rows(body_.page(index), head, which).view();
       }

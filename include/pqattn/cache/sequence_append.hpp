@@ -85,6 +85,27 @@ class sequence_append {
     return {};
   }
 
+  /// Trains the next epoch of the pool on the recent window and these rows, which are not kept: sequence::refresh().
+  status refresh(const head_rows& keys, const head_rows& values, const append_options& options) {
+    PQATTN_TRY(check_arrivals(keys, values));
+    PQATTN_TRY(check_options(options, keys.rows.rows));
+    if (!pool_->trained()) {
+      return failure(status_code::unsupported, "pool", "is not trained: there are no codebooks to start from");
+    }
+    if (options.queries != nullptr || options.key_metrics != nullptr) {
+      return failure(status_code::unsupported, "options.queries or key_metrics", "teach the first epoch only");
+    }
+    const std::size_t count = recent_.tokens() + keys.rows.rows;
+    if (count < pool_->config().most_centroids()) {
+      return failure(status_code::too_few_samples, "keys", "and the recent window must be as many as the centroids",
+                     pool_->config().most_centroids(), count);
+    }
+    const arrival rows{keys, values, options, self_.next_position(), {}, recent_.slots(), nullptr};
+    PQATTN_TRY(train(rows, {}));
+    pool_->keep_training();
+    return {};
+  }
+
  private:
   static constexpr std::int64_t most_position = (std::numeric_limits<std::int32_t>::max)();
 
@@ -143,6 +164,7 @@ class sequence_append {
     std::size_t leaving = 0;  ///< tokens that leave the recent window, oldest first
     std::size_t passing = 0;  ///< arriving rows that are coded at once
     std::size_t staying = 0;  ///< arriving rows that stay in the recent window
+    std::size_t skipped = 0;  ///< slots left in the last page of the body, which belongs to an older epoch
     bool trains = false;
   };
 
@@ -234,6 +256,10 @@ class sequence_append {
     plan.leaving = (std::min)(out, recent_.tokens());
     plan.passing = out - plan.leaving;
     plan.staying = added - plan.passing;
+    if (out != 0 && body_.page_count() != 0 &&
+        pool_->epoch_of(body_.page(body_.page_count() - 1)) != pool_->newest_epoch()) {
+      plan.skipped = body_.slots_left();
+    }
     return plan;
   }
 
@@ -278,7 +304,8 @@ class sequence_append {
         return rows.weight(head, plan.to_sinks + index - held);
       }
       const std::size_t slot = self.recent_.slot_of(index);
-      return self.recent_.weights(slot)[head] + (rows.mass == nullptr ? 0.0f : rows.mass_of(head)[slot]);
+      const float known = self.recent_.has_weights() ? self.recent_.weights(slot)[head] : 1.0f;
+      return known + (rows.mass == nullptr ? 0.0f : rows.mass_of(head)[slot]);
     }
     /// Metric and importance of a head.
     status begin(std::size_t head, const cache_config& config, buffer& metric) {
@@ -379,22 +406,24 @@ class sequence_append {
   /// Everything of an append that can fail, training aside.
   status reserve(const append_plan& plan, std::size_t workers) {
     const std::size_t coded = plan.leaving + plan.passing;
+    const std::size_t written = plan.skipped == 0 ? coded : 0;  // slots from the last page of the body on
     PQATTN_TRY(pool_->reserve_coding(coded == 0 ? 0 : workers));
     PQATTN_TRY(sinks_.reserve(plan.to_sinks));
     PQATTN_TRY(recent_.reserve(plan.staying));
-    PQATTN_TRY(body_.reserve(coded));
+    PQATTN_TRY(body_.reserve(plan.skipped + coded));
     const std::size_t copies = copies_last(sinks_, plan.to_sinks) + copies_last(recent_, plan.staying);
     PQATTN_TRY(
         pool_->reserve_exact(sinks_.pages_for(plan.to_sinks) + recent_.pages_for(plan.staying) + copies));
-    PQATTN_TRY(pool_->reserve_coded(body_.pages_for(coded) + copies_last(body_, coded)));
-    const std::size_t pages = body_.pages_for(coded) + (body_.ends_inside_page() ? 1 : 0);
-    const std::size_t copied = copies_last(body_, coded) != 0
+    const std::size_t added_pages = body_.pages_for(plan.skipped + coded);
+    PQATTN_TRY(pool_->reserve_coded(added_pages + copies_last(body_, written)));
+    const std::size_t pages = added_pages + (body_.ends_inside_page() ? 1 : 0);
+    const std::size_t copied = copies_last(body_, written) != 0
                                    ? pool_->outliers().most_in(body_.page(body_.page_count() - 1))
                                    : 0;
     PQATTN_TRY(pool_->outliers().reserve(copied + (std::min)(coded, pages * pool_->outlier_limit())));
     // Nothing fails from here on.
     for (token_list* list : {&sinks_, &body_, &recent_}) {
-      const std::size_t added = list == &sinks_ ? plan.to_sinks : list == &body_ ? coded : plan.staying;
+      const std::size_t added = list == &sinks_ ? plan.to_sinks : list == &body_ ? written : plan.staying;
       if (copies_last(*list, added) != 0) {
         self_.own_page(*list, list->page_count() - 1);
       }
@@ -405,8 +434,11 @@ class sequence_append {
   [[nodiscard]] std::size_t copies_last(const token_list& list, std::size_t added) const noexcept {
     return added != 0 && list.ends_inside_page() && self_.is_shared(list, list.page_count() - 1) ? 1 : 0;
   }
-  /// New pages are taken before any is given up, so that the reserved ones are there.
+  /// New pages are taken before any is given up, so that the reserved ones are there. A page has codes of one epoch.
   void add_pages(const append_plan& plan) noexcept {
+    if (plan.skipped != 0) {
+      body_.skip_slots_left();
+    }
     for (std::size_t n = sinks_.pages_for(plan.to_sinks); n > 0; --n) {
       sinks_.push_page(pool_->take_exact());
     }
@@ -421,7 +453,7 @@ class sequence_append {
   /// Moves the rows of one head where they belong.
   void write_head(const arrival& rows, const append_plan& plan, std::size_t head, std::size_t worker) const noexcept {
     carver memory = pool_->coding_memory(worker);
-    const bool measures = pool_->outliers().enabled();
+    const bool measures = pool_->measures();
     side_coder coders[] = {{memory, pool_->config().keys, measures}, {memory, pool_->config().values, measures}};
     for (const kv_side which : kv_sides) {
       if (pool_->stores(which)) {
@@ -455,8 +487,7 @@ class sequence_append {
     const std::size_t total = plan.leaving + plan.passing;
     for (const kv_side which : kv_sides) {
       if (pool_->stores(which) && pool_->side(which).coded) {
-        coders[static_cast<std::size_t>(which)].start(pool_->coding_target(head, which, body_.pages()),
-                                                      pool_->metric(head, which));
+        coders[static_cast<std::size_t>(which)].start(coding_target(head, which), pool_->metric(head, which));
       }
     }
     drop_stale(head);
@@ -478,10 +509,13 @@ class sequence_append {
           write_tile(rows, plan, tile, head, which, coders[static_cast<std::size_t>(which)]);
         }
       }
-      if (pool_->outliers().enabled()) {
-        keep_outliers(rows, plan, tile, head);
+      if (pool_->measures()) {
+        judge_errors(rows, plan, tile, head);
       }
     }
+  }
+  [[nodiscard]] paged_codes<Bank> coding_target(std::size_t head, kv_side which) const noexcept {
+    return pool_->coding_target(head, which, body_.pages(), pool_->newest_epoch());
   }
   /// Row `i` of a tile in exact form.
   void load_tile(const arrival& rows, const append_plan& plan, const body_tile& tile, std::size_t i, std::size_t head,
@@ -513,9 +547,9 @@ class sequence_append {
       std::copy_n(row, side.shape.dim, coder.rows() + i * side.shape.dim);
     }
     if (side.coded) {
-      const auto target = pool_->coding_target(head, which, body_.pages());
+      const auto target = coding_target(head, which);
       coder.code(target, first, tile.count);
-      if (pool_->outliers().enabled()) {
+      if (pool_->measures()) {
         coder.measure(target, first, tile.count, tile.errors[static_cast<std::size_t>(which)]);
       }
     }
@@ -528,8 +562,9 @@ class sequence_append {
                              ~std::uint64_t{0} << (body_.slots() % block_tokens));
     }
   }
-  /// Rows of a tile that codes serve badly stay exact besides, as far as their pages may have some.
-  void keep_outliers(const arrival& rows, const append_plan& plan, const body_tile& tile, std::size_t head) const noexcept {
+  /// Counts what coding a tile lost. Rows that codes serve badly stay exact besides, as far as pages may have some.
+  void judge_errors(const arrival& rows, const append_plan& plan, const body_tile& tile,
+                    std::size_t head) const noexcept {
     const outlier_rule rule = pool_->rule(head);
     const auto error = [&](kv_side which, std::size_t i) {
       return pool_->stores(which) && pool_->side(which).coded ? tile.errors[static_cast<std::size_t>(which)][i] : 0.0f;
@@ -539,8 +574,10 @@ class sequence_append {
     for (std::size_t i = 0; i < tile.count; ++i) {
       const std::size_t at = body_.slots() + tile.first + i;
       const std::uint32_t page = body_.page(at / block_tokens);
+      const float errors[] = {error(kv_side::keys, i), error(kv_side::values, i)};
+      pool_->count_errors(head, errors[0], errors[1]);
       const auto held = static_cast<std::size_t>(std::popcount(pool_->outliers().mask(head, page)));
-      if (rule.score(error(kv_side::keys, i), error(kv_side::values, i)) > rule.above && held < pool_->outlier_limit()) {
+      if (rule.score(errors[0], errors[1]) > rule.above && held < pool_->outlier_limit()) {
         load_tile(rows, plan, tile, i, head, kv_side::keys, key);
         load_tile(rows, plan, tile, i, head, kv_side::values, value);
         pool_->outliers().add(head, page, at % block_tokens, key, value);

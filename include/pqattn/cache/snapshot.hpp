@@ -34,13 +34,13 @@ class portable_books {
   [[nodiscard]] std::size_t bytes(kv_side which) const noexcept {
     return host_codebook{resident(which, nullptr)}.bytes();
   }
-  status load(std::size_t head, kv_side which) {
+  status load(std::size_t head, kv_side which, std::size_t epoch) {
     const geometry& shape = pool_.side(which).shape;
     PQATTN_TRY(make(centroids_, shape.codebook_values() * sizeof(float)));
     PQATTN_TRY(make(planes_, bytes(which)));
     std::memset(planes_.data(), 0, bytes(which));
     auto* centroids = reinterpret_cast<float*>(centroids_.data());
-    PQATTN_TRY(pool_.read_codebook(head, which, centroids));
+    PQATTN_TRY(pool_.read_codebook(head, which, epoch, centroids));
     return store_planes({shape, centroids, 0, 0}, resident(which, planes_.data()));
   }
   [[nodiscard]] const std::byte* planes() const noexcept { return planes_.data(); }
@@ -82,19 +82,15 @@ class portable_books {
   buffer transform_;
 };
 
-/// Checksum of all codebooks of a pool.
+/// Checksum of all codebooks and transforms of an epoch.
 template <class Bank>
-status books_checksum(const page_pool<Bank>& pool, std::uint64_t& checksum) {
-  checksum = 0;
-  if (!pool.trained()) {
-    return {};
-  }
+status books_checksum(const page_pool<Bank>& pool, std::size_t epoch, std::uint64_t& checksum) {
   portable_books<Bank> books(pool);
   snapshot_checksum sum;
   for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
     for (const kv_side which : kv_sides) {
       if (pool.stores(which) && pool.side(which).coded) {
-        PQATTN_TRY(books.load(head, which));
+        PQATTN_TRY(books.load(head, which, epoch));
         sum.add(books.planes(), books.bytes(which));
         if (pool.has_transform(head, which)) {
           PQATTN_TRY(books.load_transform(head, which));
@@ -107,8 +103,95 @@ status books_checksum(const page_pool<Bank>& pool, std::uint64_t& checksum) {
   return {};
 }
 
+/// Names of epochs: their checksums.
+struct epoch_names {
+  std::uint64_t names[max_epochs] = {};
+  std::size_t count = 0;
+};
+
+/// Of the epochs that a pool has, oldest first.
 template <class Bank>
-status describe(const page_pool<Bank>& pool, snapshot_config& described) {
+status names_of(const page_pool<Bank>& pool, epoch_names& found) {
+  for (found.count = 0; found.count < pool.epoch_count(); ++found.count) {
+    PQATTN_TRY(books_checksum(pool, pool.epoch_in_order(found.count), found.names[found.count]));
+  }
+  return {};
+}
+/// Of the epochs that a snapshot has; before version 4 the one that its configuration names.
+inline status names_of(const snapshot_view& view, std::uint64_t configured, epoch_names& found) noexcept {
+  if (view.version() < 4) {
+    found = {{configured}, 1};
+    return {};
+  }
+  std::span<const std::byte> data;
+  PQATTN_TRY(view.section(section_type::epochs, 0, data));
+  if (data.size() % 8 != 0 || data.size() / 8 > max_epochs) {
+    return failure(status_code::corrupt_data, "snapshot epochs", "are more than there can be, or no whole names; bytes",
+                   8 * max_epochs, data.size());
+  }
+  found.count = data.size() / 8;
+  if (found.count != 0) {
+    std::memcpy(found.names, data.data(), data.size());
+  }
+  return {};
+}
+
+/// Which epochs of a pool the pages of a sequence snapshot belong to.
+class mapped_epochs {
+ public:
+  /// `pages` pages of the body. Errors: codebooks that the pool does not have, numbers of no epoch, out of memory.
+  template <class Bank>
+  status find(const snapshot_view& view, const page_pool<Bank>& pool, std::uint64_t configured, std::size_t pages) {
+    epoch_names mine;
+    epoch_names theirs;
+    PQATTN_TRY(names_of(pool, mine));
+    PQATTN_TRY(names_of(view, configured, theirs));
+    for (std::size_t i = 0; i < theirs.count; ++i) {
+      std::size_t known = 0;
+      const auto is_it = [&](std::size_t index) {
+        return mine.names[index] == theirs.names[i] ||
+               (theirs.names[i] != 0 && pool.loaded_as(pool.epoch_in_order(index)) == theirs.names[i]);
+      };
+      while (known < mine.count && !is_it(known)) {
+        ++known;
+      }
+      if (known == mine.count) {
+        return failure(status_code::shape_mismatch, "snapshot codebooks", "must be the pool's; load them first",
+                       mine.count == 0 ? 0 : mine.names[mine.count - 1], theirs.names[i]);
+      }
+      epochs_[i] = pool.epoch_in_order(known);
+    }
+    if (view.version() < 4) {
+      return {};
+    }
+    PQATTN_TRY(view.section(section_type::page_epochs, 0, pages * 4, numbers_));
+    for (std::size_t page = 0; page < pages; ++page) {
+      if (number(page) >= theirs.count) {
+        return failure(status_code::corrupt_data, "snapshot epochs of pages", "must name one of the epochs",
+                       theirs.count, number(page));
+      }
+    }
+    return {};
+  }
+  [[nodiscard]] std::size_t epoch(std::size_t page) const noexcept { return epochs_[number(page)]; }
+
+ private:
+  [[nodiscard]] std::size_t number(std::size_t page) const noexcept {
+    std::uint32_t value = 0;
+    if (numbers_ != nullptr) {
+      std::memcpy(&value, numbers_ + 4 * page, 4);
+    }
+    return value;
+  }
+
+  const std::byte* numbers_ = nullptr;
+  std::size_t epochs_[max_epochs] = {};
+};
+
+/// All but the checksum of the codebooks.
+template <class Bank>
+[[nodiscard]] snapshot_config describe(const page_pool<Bank>& pool) noexcept {
+  snapshot_config described;
   const cache_config& config = pool.config();
   for (const kv_side which : kv_sides) {
     const side_config& side = pool.side(which);
@@ -134,7 +217,7 @@ status describe(const page_pool<Bank>& pool, snapshot_config& described) {
   described.key_metric = pool.transform_floats(kv_side::keys) != 0 ? 1u : 0u;
   described.outliers = pool.outliers().enabled() ? 1u : 0u;
   described.values_turned = pool.transform_floats(kv_side::values) != 0 ? 1u : 0u;
-  return books_checksum(pool, described.codebooks);
+  return described;
 }
 
 /// One number that a snapshot and a pool must agree on.
@@ -154,10 +237,10 @@ status check_agreed(const agreed_number (&numbers)[Count]) noexcept {
   return {};
 }
 
-/// Whether a snapshot's configuration is the pool's. Codebooks are compared when `with_books`.
-/// `loaded_as`: another name of the pool's codebooks, or 0.
-inline status compare_config(const snapshot_view& view, const snapshot_config& mine, bool with_books,
-                             std::uint64_t loaded_as = 0, std::uint64_t* named = nullptr) noexcept {
+/// Whether a snapshot's configuration is the pool's, codebooks apart, whose checksum goes to `named`. `coded`: it holds
+/// coded tokens.
+inline status compare_config(const snapshot_view& view, const snapshot_config& mine, bool coded,
+                             std::uint64_t& named) noexcept {
   const std::byte* data = nullptr;
   const std::size_t bytes = view.version() == 1 ? snapshot_config_bytes_v1 : sizeof(snapshot_config);
   PQATTN_TRY(view.section(section_type::config, 0, bytes, data));
@@ -186,63 +269,65 @@ inline status compare_config(const snapshot_view& view, const snapshot_config& m
                            {"snapshot form of coded keys", problem, mine.codes_rotated, theirs.codes_rotated},
                            {"snapshot metric of keys", problem, mine.key_metric, theirs.key_metric},
                            {"snapshot rotation of values", problem, mine.values_turned, theirs.values_turned}}));
-  if (with_books && theirs.outliers != 0 && mine.outliers == 0) {
+  if (coded && theirs.outliers != 0 && mine.outliers == 0) {
     return failure(status_code::shape_mismatch, "snapshot outliers", "need a pool that keeps outliers");
   }
-  if (named != nullptr) {
-    *named = theirs.codebooks;
-  }
-  if (with_books && (mine.codebooks == 0 || (theirs.codebooks != mine.codebooks &&
-                                             (loaded_as == 0 || theirs.codebooks != loaded_as)))) {
-    return failure(status_code::shape_mismatch, "snapshot codebooks", "must be the pool's; load them first",
-                   mine.codebooks, theirs.codebooks);
-  }
+  named = theirs.codebooks;
   return {};
 }
 
 }  // namespace detail
 
-/// Writes the codebooks of a trained pool. Errors: not trained, io_error, out of memory.
+/// Writes the codebooks of a trained pool, of all epochs that it has. Errors: not trained, io_error, out of memory.
 template <class Bank>
 status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
   if (!pool.trained()) {
     return failure(status_code::unsupported, "pool", "is not trained: it has no codebooks to write");
   }
-  detail::snapshot_config described;
-  PQATTN_TRY(detail::describe(pool, described));
+  detail::snapshot_config described = detail::describe(pool);
+  detail::epoch_names epochs;
+  PQATTN_TRY(detail::names_of(pool, epochs));
+  described.codebooks = epochs.names[epochs.count - 1];
   detail::portable_books<Bank> books(pool);
   status outcome;
   detail::snapshot_writer writer(sink, pool.resource());
+  const auto write_book = [&](std::size_t index, std::size_t head, kv_side which, auto&& section) {
+    section(detail::section_type::book, detail::section_index(0, which, head, index), books.bytes(which),
+            [&](auto&& put) {
+              const status loaded = books.load(head, which, pool.epoch_in_order(index));
+              outcome = outcome ? loaded : outcome;
+              if (loaded) {
+                put(books.planes(), books.bytes(which));
+              }
+            });
+    if (index == 0 && pool.has_transform(head, which)) {
+      section(detail::section_type::transform, detail::section_index(0, which, head), books.transform_bytes(which),
+              [&](auto&& put) {
+                const status loaded = books.load_transform(head, which);
+                outcome = outcome ? loaded : outcome;
+                if (loaded) {
+                  put(books.transform(), books.transform_bytes(which));
+                }
+              });
+    }
+  };
   const status written = writer.write(snapshot_kind::codebooks, [&](auto&& section) {
     section(detail::section_type::config, 0, sizeof described, [&](auto&& put) { put(&described, sizeof described); });
-    for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
-      for (const kv_side which : kv_sides) {
-        if (!pool.stores(which) || !pool.side(which).coded) {
-          continue;
-        }
-        const std::uint32_t index = detail::section_index(0, which, head);
-        section(detail::section_type::book, index, books.bytes(which), [&](auto&& put) {
-          const status loaded = books.load(head, which);
-          outcome = outcome ? loaded : outcome;
-          if (loaded) {
-            put(books.planes(), books.bytes(which));
+    section(detail::section_type::epochs, 0, epochs.count * 8,
+            [&](auto&& put) { put(epochs.names, epochs.count * 8); });
+    for (std::size_t index = 0; index < epochs.count; ++index) {
+      for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
+        for (const kv_side which : kv_sides) {
+          if (pool.stores(which) && pool.side(which).coded) {
+            write_book(index, head, which, section);
           }
-        });
-        if (pool.has_transform(head, which)) {
-          section(detail::section_type::transform, index, books.transform_bytes(which), [&](auto&& put) {
-            const status loaded = books.load_transform(head, which);
-            outcome = outcome ? loaded : outcome;
-            if (loaded) {
-              put(books.transform(), books.transform_bytes(which));
-            }
-          });
         }
-      }
-      if (pool.outliers().enabled()) {
-        const outlier_rule rule = pool.rule(head);
-        const float numbers[] = {rule.key_error, rule.value_error, rule.above};
-        section(detail::section_type::rule, static_cast<std::uint32_t>(head), sizeof numbers,
-                [&](auto&& put) { put(numbers, sizeof numbers); });
+        if (pool.measures()) {
+          const outlier_rule rule = pool.rule(head, pool.epoch_in_order(index));
+          const float numbers[] = {rule.key_error, rule.value_error, rule.above};
+          section(detail::section_type::rule, detail::rule_index(head, index), sizeof numbers,
+                  [&](auto&& put) { put(numbers, sizeof numbers); });
+        }
       }
     }
   });
@@ -267,11 +352,12 @@ inline status copy_floats(const std::byte* data, std::size_t count, const memory
 
 /// Checks one codebook of a snapshot and what it is coded in, and gives them to the pool when `loads`.
 template <class Bank>
-status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, kv_side which, bool loads) {
+status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, kv_side which, std::size_t epoch,
+                 bool loads) {
   portable_books<Bank> books(pool);
   const std::uint32_t index = section_index(0, which, head);
   const std::byte* data = nullptr;
-  PQATTN_TRY(view.section(section_type::book, index, books.bytes(which), data));
+  PQATTN_TRY(view.section(section_type::book, section_index(0, which, head, epoch), books.bytes(which), data));
   float* centroids = nullptr;
   PQATTN_TRY(books.make_centroids(which, centroids));
   PQATTN_TRY(books.unpack(which, data, centroids));
@@ -293,13 +379,13 @@ status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t h
 
 /// Checks the rule of outliers of a head, and gives it to the pool when `loads`. Snapshots may lack it.
 template <class Bank>
-status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, bool loads) {
-  if (!pool.outliers().enabled() || !view.has(section_type::rule, static_cast<std::uint32_t>(head))) {
+status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, std::size_t epoch, bool loads) {
+  if (!pool.measures() || !view.has(section_type::rule, rule_index(head, epoch))) {
     return {};
   }
   float numbers[3];
   const std::byte* data = nullptr;
-  PQATTN_TRY(view.section(section_type::rule, static_cast<std::uint32_t>(head), sizeof numbers, data));
+  PQATTN_TRY(view.section(section_type::rule, rule_index(head, epoch), sizeof numbers, data));
   std::memcpy(numbers, data, sizeof numbers);
   for (const float number : numbers) {
     if (!is_finite(number) || number < 0.0f) {
@@ -317,10 +403,11 @@ status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t h
 
 namespace detail {
 
-/// Checksum of the codebooks and transforms that a snapshot holds, which load_book() has checked: books_checksum() of the
-/// pool that wrote them.
+/// Checksum of the codebooks and transforms of an epoch that a snapshot holds, which load_book() has checked:
+/// books_checksum() of the pool that wrote them.
 template <class Bank>
-status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, std::uint64_t& checksum) {
+status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t epoch,
+                       std::uint64_t& checksum) {
   portable_books<Bank> books(pool);
   snapshot_checksum sum;
   for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
@@ -330,7 +417,7 @@ status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, s
       }
       const std::uint32_t index = section_index(0, which, head);
       const std::byte* data = nullptr;
-      PQATTN_TRY(view.section(section_type::book, index, books.bytes(which), data));
+      PQATTN_TRY(view.section(section_type::book, section_index(0, which, head, epoch), books.bytes(which), data));
       sum.add(data, books.bytes(which));
       if (view.has(section_type::transform, index)) {
         PQATTN_TRY(view.section(section_type::transform, index, books.transform_bytes(which), data));
@@ -344,8 +431,31 @@ status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, s
 
 }  // namespace detail
 
-/// Gives an untrained pool the codebooks of a snapshot. Errors (nothing changed): already trained, another
-/// configuration, sections that are missing or of another size, numbers that are not finite, out of memory.
+namespace detail {
+
+/// Checks the codebooks of one epoch of a snapshot and gives them to the pool when `loads`.
+template <class Bank>
+status load_epoch(const snapshot_view& view, page_pool<Bank>& pool, std::size_t epoch, bool loads) {
+  if (loads && epoch != 0) {
+    PQATTN_TRY(pool.begin_loaded_epoch());
+  }
+  for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
+    PQATTN_TRY(load_rule(view, pool, head, epoch, loads));
+    for (const kv_side which : kv_sides) {
+      if (pool.stores(which) && pool.side(which).coded) {
+        PQATTN_TRY(load_book(view, pool, head, which, epoch, loads));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// Gives an untrained pool the codebooks of a snapshot, of all its epochs. Tokens are coded in the newest; the older ones
+/// are held until page_pool::release_epoch(). Errors (nothing changed): already trained, another configuration, more
+/// epochs than the pool may have, sections that are missing or of another size, numbers that are not finite, out of
+/// memory.
 template <class Bank>
 status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   if (view.kind() != snapshot_kind::codebooks) {
@@ -354,29 +464,31 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   if (pool.trained() || !pool.config().codes_anything()) {
     return failure(status_code::unsupported, "pool", "is trained already or codes nothing");
   }
-  detail::snapshot_config described;
-  PQATTN_TRY(detail::describe(pool, described));
-  std::uint64_t named = 0;
-  PQATTN_TRY(detail::compare_config(view, described, false, 0, &named));
+  std::uint64_t configured = 0;
+  PQATTN_TRY(detail::compare_config(view, detail::describe(pool), false, configured));
+  detail::epoch_names epochs;
+  PQATTN_TRY(detail::names_of(view, configured, epochs));
+  if (epochs.count == 0 || epochs.count > pool.config().most_epochs) {
+    return epochs.count == 0 ? failure(status_code::corrupt_data, "snapshot epochs", "are none")
+                             : failure(status_code::capacity, "snapshot epochs", "are more than config.most_epochs",
+                                       pool.config().most_epochs, epochs.count);
+  }
   // First everything that can be wrong, then the loading.
   for (const bool loads : {false, true}) {
-    for (std::size_t head = 0; head < pool.kv_heads(); ++head) {
-      status outcome = detail::load_rule(view, pool, head, loads);
-      for (const kv_side which : kv_sides) {
-        if (outcome && pool.stores(which) && pool.side(which).coded) {
-          outcome = detail::load_book(view, pool, head, which, loads);
-        }
-      }
-      if (!outcome) {
+    for (std::size_t epoch = 0; epoch < epochs.count; ++epoch) {
+      if (const status outcome = detail::load_epoch(view, pool, epoch, loads); !outcome) {
         pool.discard_training();
         return outcome;
       }
     }
   }
-  std::uint64_t stored = 0;
-  static_cast<void>(detail::stored_checksum(view, pool, stored));  // its sections are there: load_book() has seen them
   pool.keep_training();
-  pool.set_loaded_as(stored == named ? named : 0);
+  for (std::size_t epoch = 0; epoch < epochs.count; ++epoch) {
+    std::uint64_t stored = 0;
+    // Its sections are there: load_book() has seen them.
+    static_cast<void>(detail::stored_checksum(view, pool, epoch, stored));
+    pool.set_loaded_as(pool.epoch_in_order(epoch), stored == epochs.names[epoch] ? stored : 0);
+  }
   return {};
 }
 
@@ -487,13 +599,43 @@ void write_outliers(const sequence<Bank>& tokens, std::size_t head, Section&& se
 
 }  // namespace detail
 
+namespace detail {
+
+/// Sections with the epochs that the pages of a body belong to, of which the pool's have these names.
+template <class Bank, class Section>
+void write_epochs(const page_pool<Bank>& pool, const epoch_names& known, const token_list& body, Section&& section) {
+  epoch_names used;
+  std::uint32_t numbers[max_epochs + 1] = {};  // by epoch of the pool: its place in the list
+  for (std::size_t index = 0; index < known.count; ++index) {
+    const std::size_t epoch = pool.epoch_in_order(index);
+    std::size_t page = 0;
+    while (page < body.page_count() && pool.epoch_of(body.page(page)) != epoch) {
+      ++page;
+    }
+    if (page < body.page_count()) {
+      numbers[epoch] = static_cast<std::uint32_t>(used.count);
+      used.names[used.count++] = known.names[index];
+    }
+  }
+  section(section_type::epochs, 0, used.count * 8, [&](auto&& put) { put(used.names, used.count * 8); });
+  section(section_type::page_epochs, 0, body.page_count() * 4, [&](auto&& put) {
+    for (std::size_t page = 0; page < body.page_count(); ++page) {
+      put(numbers + pool.epoch_of(body.page(page)), 4);
+    }
+  });
+}
+
+}  // namespace detail
+
 /// Writes the tokens of a sequence: codes, exact rows, positions. Dead slots are written as zeros. Errors: io_error, out
 /// of memory.
 template <class Bank>
 status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
   const page_pool<Bank>& pool = tokens.pool();
-  detail::snapshot_config described;
-  PQATTN_TRY(detail::describe(pool, described));
+  detail::snapshot_config described = detail::describe(pool);
+  detail::epoch_names epochs;
+  PQATTN_TRY(detail::names_of(pool, epochs));
+  described.codebooks = epochs.count == 0 ? 0 : epochs.names[epochs.count - 1];
   std::size_t largest = 0;
   for (const kv_side which : kv_sides) {
     largest = (std::max)(largest, pool.side(which).coded ? detail::host_block_bytes(pool.side(which).shape) : 0);
@@ -528,6 +670,7 @@ status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
         }
       }
     }
+    detail::write_epochs(pool, epochs, tokens.body(), section);
     for (std::size_t head = 0; pool.outliers().enabled() && head < pool.kv_heads(); ++head) {
       detail::write_outliers(tokens, head, section);
     }
@@ -549,9 +692,9 @@ class sequence_restorer {
   status restore() {
     std::span<const std::byte> body;
     PQATTN_TRY(view_.section(detail::section_type::live, 1, body));
-    detail::snapshot_config described;
-    PQATTN_TRY(detail::describe(pool_, described));
-    PQATTN_TRY(detail::compare_config(view_, described, !body.empty(), pool_.loaded_as()));
+    std::uint64_t configured = 0;
+    PQATTN_TRY(detail::compare_config(view_, detail::describe(pool_), !body.empty(), configured));
+    PQATTN_TRY(body.empty() ? status{} : epochs_.find(view_, pool_, configured, body.size() / 8));
     token_list* lists[] = {&target_.sinks_, &target_.body_, &target_.recent_};
     for (std::size_t list = 0; list < 3; ++list) {
       PQATTN_TRY(restore_list(list, *lists[list]));
@@ -696,7 +839,7 @@ class sequence_restorer {
     PQATTN_TRY(target.reserve(pages * 64));
     PQATTN_TRY(list == 1 ? pool_.reserve_coded(pages) : pool_.reserve_exact(pages));
     for (std::size_t page = 0; page < pages; ++page) {
-      target.push_page(list == 1 ? pool_.take_coded() : pool_.take_exact());
+      target.push_page(list == 1 ? pool_.take_coded(epochs_.epoch(page)) : pool_.take_exact());
     }
     target.restore(slots, [&](std::size_t slot) { return is_live(live, slot); },
                    [&](std::size_t slot) { return position(positions, slot); });
@@ -830,6 +973,7 @@ class sequence_restorer {
   const snapshot_view& view_;
   page_pool<Bank>& pool_;
   sequence<Bank>& target_;
+  detail::mapped_epochs epochs_;  ///< of the body's pages
 };
 
 /// Loads a sequence snapshot into a sequence of a pool of the same configuration and, when tokens are coded, the same
@@ -895,13 +1039,14 @@ status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, s
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
 /// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
-/// Exact lists are one segment each, outliers one more. Up to 4 segments; keys and values of one head. `tables`: see
-/// segment.
-/// Errors: another configuration or codebooks, sections that are missing or of another size, misaligned memory.
+/// Exact lists are one segment each, the body one for each run of pages of an epoch, outliers one more: 4 where
+/// codebooks were never refreshed. Keys and values of one head; `count` says how many. `tables`: see segment.
+/// Errors: another configuration or codebooks, sections that are missing or of another size, misaligned memory, fewer
+/// `segments` than needed (as many as there are pages in the body, and 3 more, always do).
 template <class Bank>
   requires std::same_as<typename Bank::address, std::byte*>
 status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t head, std::byte* tables,
-                         segment<std::byte*>* segments, std::size_t& count) {
+                         std::span<segment<std::byte*>> segments, std::size_t& count) {
   if (reinterpret_cast<std::uintptr_t>(view.bytes().data()) % memory_alignment != 0) {
     return failure(status_code::invalid_argument, "snapshot", "must be aligned to 64 bytes to be used in place");
   }
@@ -910,10 +1055,18 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
   }
   std::span<const std::byte> body;
   PQATTN_TRY(view.section(detail::section_type::live, 1, body));
-  detail::snapshot_config described;
-  PQATTN_TRY(detail::describe(pool, described));
-  PQATTN_TRY(detail::compare_config(view, described, !body.empty(), pool.loaded_as()));
+  std::uint64_t configured = 0;
+  PQATTN_TRY(detail::compare_config(view, detail::describe(pool), !body.empty(), configured));
+  detail::mapped_epochs epochs;
+  PQATTN_TRY(body.empty() ? status{} : epochs.find(view, pool, configured, body.size() / 8));
   count = 0;
+  const auto add = [&](const segment<std::byte*>& next) {
+    if (count == segments.size()) {
+      return failure(status_code::capacity, "segments", "have no room for all of the snapshot", count + 1, count);
+    }
+    segments[count++] = next;
+    return status{};
+  };
   for (std::size_t list = 0; list < 3; ++list) {
     std::span<const std::byte> live;
     const auto index = static_cast<std::uint32_t>(list);
@@ -942,7 +1095,6 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
       if (source.coded) {
         PQATTN_TRY(view.section(detail::section_type::codes, place, pages * detail::host_block_bytes(shape), data));
         source.codes = {shape, const_cast<std::byte*>(data), nullptr};  // only read
-        source.book = pool.book(head, which);
       } else {
         PQATTN_TRY(detail::mapped_rows(view, pool, detail::section_type::rows, place, pages, pool.row_dim(which),
                                        source.rows));
@@ -959,11 +1111,23 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
     if (next.values.coded) {
       next.turned_values = pool.turn(head);
     }
-    segments[count++] = next;
-    if (list == 1) {
-      PQATTN_TRY(detail::mapped_outliers(view, pool, head, pages, segments[count - 1], segments[count]));
-      count += segments[count].slots.count != 0 ? 1 : 0;
+    if (list != 1) {
+      PQATTN_TRY(add(next));
+      continue;
     }
+    segment<std::byte*> outliers;
+    PQATTN_TRY(detail::mapped_outliers(view, pool, head, pages, next, outliers));
+    for (std::size_t page = 0, end = 0; page < pages; page = end) {
+      const std::size_t epoch = epochs.epoch(page);
+      for (end = page + 1; end < pages && epochs.epoch(end) == epoch;) {
+        ++end;
+      }
+      next.slots = {page * block_tokens, (end - page) * block_tokens};
+      next.keys.book = pool.book(head, kv_side::keys, epoch);
+      next.values.book = pool.book(head, kv_side::values, epoch);
+      PQATTN_TRY(add(next));
+    }
+    PQATTN_TRY(outliers.slots.count != 0 ? add(outliers) : status{});
   }
   return {};
 }

@@ -16,9 +16,9 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Version of the format, apart from the library's. Versions 1 (no key tails, metrics, rotations or kept queries) and 2 (no
-/// outliers) are still read; a reader refuses newer ones.
-inline constexpr std::uint32_t snapshot_version = 3;
+/// Version of the format, apart from the library's. Versions 1 (no key tails, metrics, rotations or kept queries),
+/// 2 (no outliers) and 3 (one epoch of codebooks) are still read; a reader refuses newer ones.
+inline constexpr std::uint32_t snapshot_version = 4;
 
 /// What a snapshot is of.
 enum class snapshot_kind : std::uint32_t { codebooks = 1, sequence = 2 };
@@ -37,7 +37,7 @@ struct snapshot_source {
 
 namespace detail {
 
-/// What a section holds. `index` is list | side << 2 | head << 3.
+/// What a section holds. `index` is list | side << 2 | head << 3 | epoch << 16, epochs from the oldest of a file.
 enum class section_type : std::uint32_t {
   config = 1,     ///< snapshot_config
   live = 2,       ///< one 64-bit word per page
@@ -45,14 +45,16 @@ enum class section_type : std::uint32_t {
   weights = 4,    ///< 64 * heads floats per page of the recent window, before training
   codes = 5,      ///< host code blocks, one per page
   rows = 6,       ///< 64 rows of the exact dtype per page
-  book = 7,       ///< the host bank's codebook planes
+  book = 7,       ///< of an epoch: the host bank's codebook planes
   transform = 8,  ///< page_pool::read_transform(): floats
   tails = 9,      ///< 64 rows of key_tail exact channels per page of the body
   queries = 10,   ///< of a head, before training: stride and n positions (64-bit), then n rows of floats
-  rule = 11,      ///< of a head: outlier_rule, three floats
+  rule = 11,      ///< of an epoch and a head, head | epoch << 16: outlier_rule, three floats
   code_live = 12,          ///< of a head: a 64-bit word per page of the body, slots whose codes count
   outlier_positions = 13,  ///< of a head: a 32-bit number per outlier, in the order of their slots
   outlier_rows = 14,       ///< list | side << 2 | head << 3: a row of the exact dtype per outlier
+  epochs = 15,       ///< checksum of all codebooks and transforms (64-bit) of each epoch that a file holds or names
+  page_epochs = 16,  ///< a 32-bit number per page of the body: which of them it belongs to
 };
 
 struct snapshot_header {
@@ -96,7 +98,7 @@ struct snapshot_config {
   std::uint64_t rope_frequencies = 0;  ///< checksum
   std::uint32_t codes_rotated = 0;     ///< keys are coded after RoPE
   std::uint32_t outliers = 0;          ///< since version 3: whether coded tokens may be exact besides
-  std::uint64_t codebooks = 0;         ///< checksum of all codebooks and transforms, 0 when there are none
+  std::uint64_t codebooks = 0;         ///< checksum of all codebooks and transforms of the newest epoch, 0 without any
   // Since version 2; all 0 in version 1.
   std::uint32_t key_tail = 0;
   std::uint32_t values_from_keys = 0;
@@ -166,8 +168,12 @@ class snapshot_checksum {
   return sum.value();
 }
 
-[[nodiscard]] inline std::uint32_t section_index(std::size_t list, kv_side side, std::size_t head) noexcept {
-  return static_cast<std::uint32_t>(list | static_cast<std::size_t>(side) << 2 | head << 3);
+[[nodiscard]] inline std::uint32_t section_index(std::size_t list, kv_side side, std::size_t head,
+                                                 std::size_t epoch = 0) noexcept {
+  return static_cast<std::uint32_t>(list | static_cast<std::size_t>(side) << 2 | head << 3 | epoch << 16);
+}
+[[nodiscard]] inline std::uint32_t rule_index(std::size_t head, std::size_t epoch) noexcept {
+  return static_cast<std::uint32_t>(head | epoch << 16);
 }
 
 /// Lists the sections, then writes them: `produce(type, index, bytes, fill)` is called for each section in both passes,

@@ -52,6 +52,10 @@ class token_list {
   [[nodiscard]] std::size_t pages_for(std::size_t count) const noexcept {
     return blocks_for(slots_ + count) - pages_.size();
   }
+  /// Slots that the last page has left.
+  [[nodiscard]] std::size_t slots_left() const noexcept { return pages_.size() * block_tokens - slots_; }
+  /// Leaves them without tokens: the next slot lies in a new page. Pre: a token follows before anything else.
+  void skip_slots_left() noexcept { slots_ += slots_left(); }
   /// Whether the next slot lies in a page that already holds slots.
   [[nodiscard]] bool ends_inside_page() const noexcept { return slots_ % block_tokens != 0; }
 
