@@ -188,8 +188,8 @@ class sequence {
   /// any portions and with up to `workers` workers, allocate nothing but what training needs, whether the pool is
   /// trained by now or not. It lasts over other edits, until clear(), reserve(0) or a copy of another sequence in this
   /// one's place. Reserves of several sequences add up. What they do not foresee takes from them, and later appends may
-  /// allocate: appends to sequences without a reserve, pages shared by later forks or copied by a shift, and windows
-  /// with tokens removed from their middle. Errors (nothing that can be seen changed): more tokens than there are
+  /// allocate: refreshes, appends to sequences without a reserve, pages shared by later forks or copied by a shift,
+  /// windows with tokens removed from their middle. Errors (nothing that can be seen changed): more tokens than there are
   /// positions, no worker or too many, out of memory.
   status reserve(std::size_t tokens, std::size_t workers = 1) {
     if (tokens > static_cast<std::size_t>(max_position)) {
