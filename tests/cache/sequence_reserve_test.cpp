@@ -93,11 +93,11 @@ TEST_CASE("appends into reserved room allocate nothing, in pools of every shape"
   for (std::size_t s = 0; s < shapes.size(); ++s) {
     const edit_shape& shape = shapes[s];
     const bool wide = shape.key_dim > 100;
-    for (std::uint64_t stream = 0; stream < (wide ? 1U : 6U); ++stream) {
+    for (std::uint64_t stream = 0; stream < (wide ? 1U : 3U); ++stream) {
       reserve_scene scene(shape, 7000 + 100 * s + stream, 4);
       random_data& random = scene.world.random;
       CAPTURE(shape.name, random.seed());
-      for (std::size_t round = 0; round < (wide ? 3U : 12U); ++round) {
+      for (std::size_t round = 0; round < (wide ? 3U : 10U); ++round) {
         CAPTURE(round);
         // Two sequences grow side by side into their reserves; the others are forks that share their pages.
         std::size_t left[2] = {1 + random.below(wide ? 90 : shape.recent > 300 ? 2500 : 300), 1 + random.below(40)};
