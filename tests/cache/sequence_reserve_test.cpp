@@ -158,6 +158,20 @@ TEST_CASE("a reserve lasts over forks whose pages it copies and counts workers",
   }
 }
 
+TEST_CASE("a reserve knows of exact tokens that leave once another sequence has trained the pool", "[cache]") {
+  reserve_scene scene(long_window, 66, 2);
+  CAPTURE(scene.world.random.seed());
+  scene.append(1, long_window.sinks + long_window.train_tokens - 1);
+  scene.append(0, long_window.sinks + long_window.train_tokens);
+  REQUIRE(scene.world.pool.trained());
+  REQUIRE(scene.sequences[1].coded_tokens() == 0);
+  REQUIRE_OK(scene.sequences[1].reserve(5));
+  scene.append_reserved(1, 1);
+  CHECK(scene.sequences[1].coded_tokens() == long_window.train_tokens - long_window.recent);
+  scene.append_reserved(1, 4);
+  scene.check();
+}
+
 TEST_CASE("a reserve ends with what it was for, and its memory is given back", "[cache]") {
   for (const edit_shape& shape : all_shapes()) {
     reserve_scene scene(shape, 62, 3);
