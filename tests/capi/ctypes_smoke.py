@@ -29,7 +29,8 @@ class Config(c.Structure):
                 ("keys_arrive_rotated", c.c_int32), ("code_keys_after_rope", c.c_int32),
                 ("kmeans_iterations", c.c_uint32), ("seed", c.c_uint64), ("preset_bits", c.c_double),
                 ("outlier_share", c.c_float), ("coding_batch", c.c_uint32), ("key_tail", c.c_uint32),
-                ("values_from_keys", c.c_int32)]
+                ("values_from_keys", c.c_int32),
+                ("track_errors", c.c_int32), ("most_epochs", c.c_uint32)]
 
 
 class Entry(c.Structure):
