@@ -777,6 +777,31 @@ TEST_CASE("importance weights are gathered from the queries of appends", "[cache
   }
 }
 
+TEST_CASE("an append of queries without tokens adds no importance", "[cache]") {
+  const memory_resource dirty{[](void*, std::size_t bytes) {
+                                void* memory = memory_resource::allocate_default(nullptr, bytes);
+                                return memory == nullptr ? memory : std::memset(memory, 0x7f, bytes);
+                              },
+                              &memory_resource::deallocate_default, nullptr};
+  sequence_world world(edit_shapes[0], 43, dirty);
+  CAPTURE(world.random.seed());
+  sequence_type tokens(world.pool);
+  world.draw(20);
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows()));
+  world.draw(0);
+  const float nothing = 0.0f;
+  const head_rows queries{view_rows(&nothing, 0, world.shape.key_dim), world.shape.heads * world.shape.group, 0};
+  append_options options;
+  options.queries = &queries;
+  REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
+  REQUIRE(tokens.recent().has_weights());
+  for (std::size_t slot = 0; slot < tokens.recent().slots(); ++slot) {
+    for (std::size_t head = 0; head < world.shape.heads; ++head) {
+      REQUIRE(tokens.recent().weights(slot)[head] == 1.0f);
+    }
+  }
+}
+
 TEST_CASE("odd heads serve all settings, from no token on", "[cache]") {
   const edit_shape odd[] = {
       {.name = "one channel in a metric, turned", .key_dim = 1, .value_dim = 1, .key_subvectors = 1,

@@ -163,6 +163,35 @@ TEST_CASE("codebooks load to the same bits, however far their centroids lie from
   }
 }
 
+TEST_CASE("codebooks do not load over some given one by one, whose rules stay", "[cache]") {
+  edit_shape shape = edit_shapes[0];
+  shape.outlier_share = 0.1f;
+  const snapshot_scene scene(shape, true, 2001);
+  CAPTURE(scene.world.random.seed());
+  const std::vector<std::byte> books = bytes_of(scene.world.pool);
+  snapshot_view view;
+  REQUIRE_OK(snapshot_view::open(books, view));
+  pool_type fresh;
+  f32_bank bank;
+  REQUIRE_OK(pool_type::make(bank, scene.world.config, shape.heads, {}, fresh));
+  std::vector<float> centroids(fresh.side(kv_side::keys).shape.codebook_values());
+  REQUIRE_OK(scene.world.pool.read_codebook(0, kv_side::keys, centroids.data()));
+  for (std::size_t head = 0; head < shape.heads; ++head) {
+    fresh.set_rule(head, {1.0f, 2.0f, 3.0f});
+  }
+  const std::size_t last = shape.heads - 1;
+  REQUIRE_OK(fresh.load_codebook(last, kv_side::keys, centroids.data()));
+  CHECK(load_codebooks(view, fresh).code == status_code::unsupported);
+  CHECK(fresh.rule(last).key_error == 1.0f);
+  CHECK(fresh.rule(last).value_error == 2.0f);
+  CHECK(fresh.rule(last).above == 3.0f);
+  std::vector<float> kept(centroids.size());
+  REQUIRE_OK(fresh.read_codebook(last, kv_side::keys, kept.data()));
+  CHECK(kept == centroids);
+  CHECK(!fresh.read_codebook(last, kv_side::values, centroids.data()));
+  CHECK(!fresh.read_codebook(0, kv_side::keys, centroids.data()));
+}
+
 TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache]") {
   for (std::size_t k = 0; k < 2 * std::size(edit_shapes); ++k) {
     const edit_shape& shape = edit_shapes[k / 2];

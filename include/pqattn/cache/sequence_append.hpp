@@ -350,10 +350,10 @@ class sequence_append {
     buffer staging;
     PQATTN_TRY(buffer::make(pool_->resource(), heads * (rows.recent_slots + tokens) * sizeof(float), rows.mass_memory));
     rows.mass = reinterpret_cast<float*>(rows.mass_memory.data());
+    std::fill_n(rows.mass, heads * (rows.recent_slots + tokens), 0.0f);
     if (tokens == 0) {
       return {};
     }
-    std::fill_n(rows.mass, heads * (rows.recent_slots + tokens), 0.0f);
     mass_scene scene;
     carver counting;
     scene.carve(counting, pages + 1, query_count, tokens, dim);

@@ -354,6 +354,9 @@ inline status copy_floats(const std::byte* data, std::size_t count, const memory
 template <class Bank>
 status load_book(const snapshot_view& view, page_pool<Bank>& pool, std::size_t head, kv_side which, std::size_t epoch,
                  bool loads) {
+  if (!loads && pool.book(head, which).memory != typename Bank::address{}) {  // while nothing is loaded yet
+    return failure(status_code::unsupported, "codebook", "was loaded before; head", 0, head);
+  }
   portable_books<Bank> books(pool);
   const std::uint32_t index = section_index(0, which, head);
   const std::byte* data = nullptr;
