@@ -12,6 +12,7 @@
 
 #include "cache/sequence_model.hpp"
 #include "pqattn/cache/layer_cache.hpp"
+#include "support/patience.hpp"
 
 namespace {
 
@@ -210,20 +211,12 @@ TEST_CASE("a refresh that is cancelled or given bad rows leaves everything as be
       CHECK(world.pool.memory().transforms_bytes == before.transforms_bytes);
       world.check(tokens, model);
     };
-    struct patience {
-      std::size_t left;
-      std::size_t reports = 0;
-    };
     world.draw(40);
     std::size_t cancelled = 0;
     for (std::size_t left = 0;; left += 1 + left / 2) {
-      patience mine{left};
+      pqattn_test::patience mine{left};
       append_options options;
-      options.progress = {[](void* user, std::size_t, std::size_t) {
-                            auto& me = *static_cast<patience*>(user);
-                            return me.reports++ < me.left;
-                          },
-                          &mine};
+      options.progress = mine.hook();
       const status result = tokens.refresh(world.key_rows(), world.value_rows(), options);
       if (result.ok()) {
         break;

@@ -15,6 +15,7 @@
 #include "cache/sequence_model.hpp"
 #include "pqattn/cache/layer_cache.hpp"
 #include "pqattn/cache/snapshot.hpp"
+#include "support/patience.hpp"
 
 // Everything compiles with the least capable bank, whose addresses are not pointers.
 template class pqattn::page_pool<pqattn_test::archetype_bank>;
@@ -314,19 +315,11 @@ TEST_CASE("a training may be cancelled at any report and repeated", "[cache]") {
     append(world, tokens, model, 30);
     const memory_report before = world.pool.memory();
     world.draw(70);
-    struct patience {
-      std::size_t left;
-      std::size_t reports = 0;
-    };
     std::size_t reports = 1;
     for (std::size_t left = 0; left < reports; left += 1 + left / 4) {
-      patience mine{left};
+      pqattn_test::patience mine{left};
       append_options options;
-      options.progress = {[](void* user, std::size_t, std::size_t) {
-                            auto& me = *static_cast<patience*>(user);
-                            return me.reports++ < me.left;
-                          },
-                          &mine};
+      options.progress = mine.hook();
       const status result = tokens.append(world.key_rows(), world.value_rows(), options);
       if (result.ok()) {
         break;

@@ -380,13 +380,19 @@ std::vector<std::byte> file_bytes(const std::string& name, const std::string& ve
   return bytes;
 }
 
-TEST_CASE("snapshots of version 1 load, newer ones than this are refused by version", "[cache]") {
-  cache_config config;  // what the files were written with
+/// What the files of older versions were written with, before what their names say.
+cache_config config_of_files() {
+  cache_config config;
   config.keys.shape = {4, 2, 3, 1};
   config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
   config.sinks = 2;
   config.recent = 2;
   config.train_tokens = 8;
+  return config;
+}
+
+TEST_CASE("snapshots of version 1 load, newer ones than this are refused by version", "[cache]") {
+  cache_config config = config_of_files();
   host_bank<> bank;
   page_pool<host_bank<>> pool;
   REQUIRE_OK(page_pool<host_bank<>>::make(bank, config, 1, {}, pool));
@@ -426,12 +432,7 @@ TEST_CASE("snapshots of version 2 load, into pools that keep outliers, too", "[c
   for (const bool latent : {false, true}) {
     for (const bool outliers : {false, true}) {
       CAPTURE(latent, outliers);
-      cache_config config;  // what the files were written with
-      config.keys.shape = {4, 2, 3, 1};
-      config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
-      config.sinks = 2;
-      config.recent = 2;
-      config.train_tokens = 8;
+      cache_config config = config_of_files();
       config.outlier_share = outliers ? 0.1f : 0.0f;
       if (latent) {
         config.values = config.keys;
@@ -475,12 +476,7 @@ TEST_CASE("snapshots of version 2 load, into pools that keep outliers, too", "[c
 TEST_CASE("snapshots of version 3 load as the only epoch", "[cache]") {
   for (const std::string prefix : {"", "turned_", "latent_", "outliers_"}) {
     CAPTURE(prefix);
-    cache_config config;  // what the files were written with
-    config.keys.shape = {4, 2, 3, 1};
-    config.values = {true, {3, 1, 5, 1}, codebook_storage::f16};
-    config.sinks = 2;
-    config.recent = 2;
-    config.train_tokens = 8;
+    cache_config config = config_of_files();
     if (prefix == "latent_") {
       config.values = config.keys;
       config.key_tail = 2;
