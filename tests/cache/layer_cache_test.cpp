@@ -5,6 +5,7 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 namespace {
 
 using namespace pqattn;
+using pqattn_test::counting_resource;
 using pqattn_test::random_data;
 using bank_type = host_bank<>;
 using layer_type = layer_cache<bank_type>;
@@ -450,9 +452,144 @@ TEST_CASE("a layer shows its heads their queries and metrics, for any number of 
       CHECK(layer.head(head).memory().transforms_bytes != 0);
     }
   }
-  layer_type layer;
-  REQUIRE_OK(layer_type::make(bank, config, kv_heads, {}, {}, layer));
-  CHECK(layer.observe(token_major(queries, 0, 1, 4, key_dim), 0).code == status_code::shape_mismatch);
+}
+
+/// A layer whose keys have a metric and whose values are rotated, so that its heads keep queries and train transforms.
+cache_config taught_config() {
+  cache_config config = layer_config();
+  config.keys.metric = true;
+  config.values.rotated = true;
+  config.query_rows = 32;
+  config.outlier_share = 0.05f;
+  config.kmeans.iterations = 1;
+  return config;
+}
+
+std::vector<float> all_rows(const layer_type& layer) {
+  const std::size_t tokens = layer.size();
+  const std::size_t head_floats = tokens * (key_dim + value_dim);
+  std::vector<float> rows(kv_heads * head_floats);
+  for (std::size_t head = 0; head < kv_heads; ++head) {
+    float* const keys = rows.data() + head * head_floats;
+    REQUIRE_OK(layer.head(head).read(0, ref_rows(keys, tokens, key_dim),
+                                     ref_rows(keys + tokens * key_dim, tokens, value_dim)));
+  }
+  return rows;
+}
+
+TEST_CASE("queries that a layer refuses leave nothing behind", "[cache]") {
+  random_data random(33);
+  CAPTURE(random.seed());
+  bank_type bank;
+  constexpr std::size_t q_heads = 2 * kv_heads;
+  const layer_data data(random, 200);
+  const std::vector<float> good = random.normals(40 * q_heads * key_dim);
+  std::vector<float> bad = random.normals(40 * q_heads * key_dim);
+  bad.back() = std::numeric_limits<float>::quiet_NaN();
+  layer_type layers[2];
+  for (layer_type& layer : layers) {
+    REQUIRE_OK(layer_type::make(bank, taught_config(), kv_heads, {}, {}, layer));
+    if (&layer == layers) {
+      const status refused = layer.observe(token_major(bad, 0, 40, q_heads, key_dim), 0);
+      CHECK(refused.code == status_code::not_finite);
+      CHECK(refused.expected == 39);
+      CHECK(refused.got == key_dim - 1);
+      const status heads = layer.observe(token_major(good, 0, 40, 4, key_dim), 0);
+      CHECK(heads.code == status_code::shape_mismatch);
+      CHECK(heads.got == 4);
+      const status channels = layer.observe(token_major(good, 0, 40, q_heads, key_dim - 1), 0);
+      CHECK(channels.code == status_code::shape_mismatch);
+      CHECK(channels.got == key_dim - 1);
+      for (const std::int64_t first : {std::int64_t{-1}, std::int64_t{0x7fffffff}, std::int64_t{1} << 62}) {
+        CHECK(layer.observe(token_major(good, 0, 40, q_heads, key_dim), first).code == status_code::invalid_argument);
+      }
+    }
+    REQUIRE_OK(layer.observe(token_major(good, 0, 40, q_heads, key_dim), 0));
+    REQUIRE_OK(layer.append(data.key_rows(0, 200), data.value_rows(0, 200)));
+  }
+  CHECK(all_rows(layers[0]) == all_rows(layers[1]));
+}
+
+TEST_CASE("each allocation of a layer may fail in turn", "[cache]") {
+  random_data random(34);
+  CAPTURE(random.seed());
+  constexpr std::size_t q_heads = 2 * kv_heads;
+  const layer_data data(random, 300);
+  const std::vector<float> queries = random.normals(60 * q_heads * key_dim);
+  const std::size_t chunks[] = {60, 90, 1, 149};
+  struct step_result {
+    std::size_t held;
+    std::vector<float> rows;
+    std::vector<float> out;
+  };
+  const auto attend = [&](layer_type& layer, std::vector<float>& out) {
+    out.assign(q_heads * value_dim, 0.0f);
+    layer_attention_params params;
+    params.first_position = static_cast<std::int64_t>(layer.size()) - 1;
+    return layer.attend(token_major(queries, 0, 1, q_heads, key_dim), params,
+                        {ref_rows(out.data(), 1, value_dim, std::ptrdiff_t(q_heads * value_dim)), q_heads,
+                         std::ptrdiff_t(value_dim)},
+                        nullptr);
+  };
+  // What the layer is after each chunk when nothing fails.
+  std::vector<step_result> expected;
+  std::size_t allocations = 0;
+  bool succeeded = false;
+  for (std::size_t fail = 0; !succeeded; ++fail) {
+    REQUIRE(fail < 2000);
+    CAPTURE(fail);
+    counting_resource memory;
+    {
+      bank_type bank(memory.resource());
+      const bool undisturbed = expected.empty();
+      memory.fail_after = undisturbed ? memory.fail_after : fail;
+      layer_type layer;
+      std::size_t failures = 0;
+      /// Runs a call, and once more with all memory there if it fails for want of it.
+      const auto again = [&](const auto& call, const auto& unchanged) {
+        const status first = call();
+        if (!first) {
+          CHECK(first.code == status_code::out_of_memory);
+          ++failures;
+          memory.fail_after = std::numeric_limits<std::size_t>::max();
+          unchanged();
+          REQUIRE_OK(call());
+        }
+      };
+      again([&] { return layer_type::make(bank, taught_config(), kv_heads, {}, memory.resource(), layer); },
+            [&] { CHECK(memory.live_bytes == 0); });
+      again([&] { return layer.observe(token_major(queries, 0, 60, q_heads, key_dim), 0); }, [] {});
+      std::size_t held = 0;
+      for (std::size_t i = 0; i < std::size(chunks); ++i) {
+        again([&] { return layer.append(data.key_rows(held, chunks[i]), data.value_rows(held, chunks[i])); },
+              [&] {
+                CHECK(layer.size() == held);
+                for (std::size_t head = 0; head < kv_heads; ++head) {
+                  CHECK(layer.head(head).size() == held);
+                  CHECK(layer.head(head).trained() == (held >= 150));
+                }
+                CHECK(all_rows(layer) == (i == 0 ? std::vector<float>{} : expected[i - 1].rows));
+              });
+        held += chunks[i];
+        std::vector<float> out;
+        again([&] { return attend(layer, out); }, [&] { CHECK(out == std::vector<float>(q_heads * value_dim)); });
+        if (undisturbed) {
+          expected.push_back({held, all_rows(layer), out});
+        } else {
+          CHECK(all_rows(layer) == expected[i].rows);
+          CHECK(out == expected[i].out);
+        }
+      }
+      REQUIRE(layer.head(0).trained());
+      CHECK(failures == (undisturbed || memory.allocations <= fail ? 0 : 1));
+      succeeded = !undisturbed && failures == 0;
+      fail = undisturbed ? std::numeric_limits<std::size_t>::max() : fail;  // begins at 0
+      allocations = memory.allocations;
+    }
+    CHECK(memory.live_bytes == 0);
+    CHECK(memory.mistakes == 0);
+  }
+  CHECK(allocations > 100);
 }
 
 }  // namespace

@@ -408,7 +408,7 @@ TEST_CASE("sizes near 2^31 tokens are computed in full before memory is asked fo
   // 33 million pages of codes of one head and side.
   const std::size_t page = world.bank.code_block_bytes(world.config.keys.shape);
   CHECK(memory.refused >= most / 64 * page);
-  CHECK(refused.expected >= static_cast<std::int64_t>(most / 64 * page));
+  CHECK(refused.expected >= static_cast<double>(most / 64 * page));
   append(world, tokens, model, 3);
   world.check(tokens, model);
   // Level 0: a segment of 2^31 + 1 tokens needs states for each of its parts.
@@ -760,13 +760,19 @@ TEST_CASE("importance weights are gathered from the queries of appends", "[cache
     }
     CHECK(difference < 1e-3);
     CHECK(effect > 0.05);
-    // Queries and weights, or queries of another size, are refused.
+    // Queries and weights, queries of another size or with an infinity are refused.
     options.queries = &all_queries;
     CHECK(unweighted.append(world.key_rows(), world.value_rows(), options).code == status_code::invalid_argument);
     options.weights = nullptr;
     const head_rows few = slice(all_queries, 0, 3);
     options.queries = &few;
     CHECK(unweighted.append(world.key_rows(), world.value_rows(), options).code == status_code::shape_mismatch);
+    std::vector<float> numbers(all_queries.heads * all_queries.rows.rows * all_queries.rows.cols);
+    numbers.back() = std::numeric_limits<float>::infinity();
+    const head_rows infinite{view_rows(numbers.data(), all_queries.rows.rows, all_queries.rows.cols), all_queries.heads,
+                             static_cast<std::ptrdiff_t>(all_queries.rows.rows * all_queries.rows.cols)};
+    options.queries = &infinite;
+    CHECK(unweighted.append(world.key_rows(), world.value_rows(), options).code == status_code::not_finite);
   }
 }
 

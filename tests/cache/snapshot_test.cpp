@@ -223,7 +223,7 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
       std::vector<segment<std::byte*>> fewer(count - 1);
       const status refused = snapshot_segments(view, scene.world.pool, head, tables.get(), fewer, count);
       CHECK(refused.code == status_code::capacity);
-      CHECK(refused.got == static_cast<std::int64_t>(fewer.size()));
+      CHECK(refused.got == static_cast<double>(fewer.size()));
       for (const auto& one : mapped) {
         const void* codes = one.keys.coded ? one.keys.codes.memory : one.keys.rows.data;
         CHECK((codes >= aligned.data() && codes < aligned.data() + saved.size()));
@@ -741,7 +741,7 @@ TEST_CASE("a snapshot of another configuration is refused by name", "[cache]") {
   const std::vector<std::byte> saved = bytes_of(scene.tokens);
   const std::vector<std::byte> books = bytes_of(scene.world.pool);
   snapshot_view view;
-  const auto refused = [&](auto&& change, std::int64_t expected, std::int64_t got) {
+  const auto refused = [&](auto&& change, double expected, double got) {
     edit_shape shape = edit_shapes[0];
     change(shape);
     sequence_world other(shape, 66);

@@ -52,6 +52,11 @@ TEST_CASE("a failure says what, expected and got", "[core]") {
   CHECK(message_of(failure(status_code::io_error, "keys.npy", "is truncated")) == "keys.npy is truncated (io_error)");
   CHECK(message_of(failure(status_code::shape_mismatch, "keys.cols", "must equal geometry.dim", 128U, -3)) ==
         "keys.cols must equal geometry.dim: expected 128, got -3 (shape_mismatch)");
+  CHECK(message_of(failure(status_code::invalid_argument, "share", "must be 0 to 0.5", 0.5, 0.75f)) ==
+        "share must be 0 to 0.5: expected 0.5, got 0.75 (invalid_argument)");
+  CHECK(message_of(failure(status_code::capacity, "bytes", "are too many", std::size_t{1} << 50,
+                           (std::uint64_t{1} << 53) - 1)) ==
+        "bytes are too many: expected 1125899906842624, got 9007199254740991 (capacity)");
   CHECK_FALSE(failure(status_code::cancelled, "train", "stopped").ok());
 }
 

@@ -98,7 +98,7 @@ TEST_CASE("a channel order is a permutation", "[quant]") {
     const std::uint16_t kept = order[at];
     order[at] = static_cast<std::uint16_t>(dim);  // out of range
     CHECK(check_geometry(shape).code == status_code::invalid_argument);
-    CHECK(check_geometry(shape).expected == static_cast<std::int64_t>(at));
+    CHECK(check_geometry(shape).expected == static_cast<double>(at));
     order[at] = 65535;
     CHECK_FALSE(check_geometry(shape).ok());
     order[at] = kept;
@@ -118,4 +118,29 @@ TEST_CASE("shapes compare by value, orders by address", "[quant]") {
   CHECK(geometry{2, 1, 2} != geometry{2, 1, 3});
   CHECK(geometry{2, 1, 2, 1, order} == geometry{2, 1, 2, 1, order});
   CHECK(geometry{2, 1, 2, 1, order} != geometry{2, 1, 2, 1, same});
+}
+
+TEST_CASE("geometries that must be equal are refused with the first number that differs", "[quant]") {
+  const geometry expected{8, 4, 16, 2};
+  CHECK(check_same_geometry(expected, expected, "codes").ok());
+  struct difference {
+    geometry got;
+    const char* number;
+    std::uint32_t is_expected;
+    std::uint32_t is_given;
+  };
+  const difference differences[] = {{{9, 3, 17, 1}, "dim", 8, 9},
+                                    {{8, 3, 17, 1}, "subvectors", 4, 3},
+                                    {{8, 4, 17, 1}, "centroids", 16, 17},
+                                    {{8, 4, 16, 1}, "stages", 2, 1}};
+  for (const difference& one : differences) {
+    CAPTURE(one.number);
+    const pqattn::status refused = check_same_geometry(expected, one.got, "codes");
+    CHECK(refused.code == status_code::shape_mismatch);
+    CHECK(std::string(refused.problem) == std::string("has another geometry.") + one.number);
+    CHECK(refused.expected == one.is_expected);
+    CHECK(refused.got == one.is_given);
+  }
+  const std::uint16_t order[] = {7, 6, 5, 4, 3, 2, 1, 0};
+  CHECK(check_same_geometry(expected, {8, 4, 16, 2, order}, "codes").code == status_code::shape_mismatch);
 }

@@ -360,9 +360,7 @@ status check_source(const token_source<Address>& source, std::size_t dim, std::s
                                              source.rows.rows);
   }
   PQATTN_TRY(check_geometry(source.book.shape));
-  if (source.codes.shape != source.book.shape) {
-    return failure(status_code::shape_mismatch, subject, "must have the geometry of their codebook");
-  }
+  PQATTN_TRY(check_same_geometry(source.book.shape, source.codes.shape, subject));
   if (end != 0 && (source.codes.memory == Address{} || source.book.memory == Address{})) {
     return failure(status_code::invalid_argument, subject, "are coded but have no codes or no codebook memory");
   }

@@ -18,6 +18,8 @@ inline namespace v0 {
 
 /// Most epochs, codebooks that follow each other, of a cache or a pool.
 inline constexpr std::size_t max_epochs = 64;
+/// Highest position of a token in a sequence: positions are kept in 32 bits.
+inline constexpr std::int64_t max_position = 0x7fffffff;
 
 /// How the keys or the values of one KV head are kept.
 struct side_config {
@@ -167,13 +169,21 @@ inline namespace PQATTN_ISA_UNIT {
                    "does not go with key_tail or values_from_keys: queries look at more than the coded channels, and "
                    "codes serve the values, too");
   }
+  if (config.values_from_keys) {
+    PQATTN_TRY(check_same_geometry(config.keys.shape, config.values.shape, "config.values.shape"));
+  }
   if (config.values_from_keys &&
-      (!config.values.coded || config.values.rotated || config.values.shape != config.keys.shape ||
-       config.values.storage != config.keys.storage || config.values.joint_passes != config.keys.joint_passes ||
+      (!config.values.coded || config.values.rotated || config.values.storage != config.keys.storage || config.values.joint_passes != config.keys.joint_passes ||
        config.values.sweeps != config.keys.sweeps)) {
     return failure(status_code::invalid_argument, "config.values", "must be as config.keys when values come from keys");
   }
   return {};
+}
+
+/// NaN is refused, too.
+[[nodiscard]] constexpr status check_not_negative(float value, const char* subject) noexcept {
+  return value >= 0.0f ? status{}
+                       : failure(status_code::invalid_argument, subject, "must not be negative", 0, value);
 }
 
 /// The switches of one side, and the ones that need it.
@@ -202,13 +212,12 @@ inline namespace PQATTN_ISA_UNIT {
                    config.most_epochs);
   }
   if (!(config.outlier_share >= 0.0f && config.outlier_share <= 0.5f)) {
-    return failure(status_code::invalid_argument, "config.outlier_share", "must be 0 to 0.5");
+    return failure(status_code::invalid_argument, "config.outlier_share", "must be 0 to 0.5", 0.5,
+                   config.outlier_share);
   }
-  if (!(config.refresh_above >= 0.0f && config.metric_ridge >= 0.0f && config.softmax_scale >= 0.0f)) {
-    return failure(status_code::invalid_argument, "config.refresh_above, metric_ridge or softmax_scale",
-                   "must not be negative");
-  }
-  return {};
+  PQATTN_TRY(check_not_negative(config.refresh_above, "config.refresh_above"));
+  PQATTN_TRY(check_not_negative(config.metric_ridge, "config.metric_ridge"));
+  return check_not_negative(config.softmax_scale, "config.softmax_scale");
 }
 
 }  // namespace PQATTN_ISA_UNIT
@@ -232,10 +241,8 @@ inline namespace PQATTN_ISA_UNIT {
                    training, config.max_training_tokens);
   }
   PQATTN_TRY(detail::check_switches(config));
-  if (!(config.weight_exponent >= 0.0f && config.weight_floor >= 0.0f)) {
-    return failure(status_code::invalid_argument, "config.weight_exponent or weight_floor", "must not be negative");
-  }
-  return {};
+  PQATTN_TRY(detail::check_not_negative(config.weight_exponent, "config.weight_exponent"));
+  return detail::check_not_negative(config.weight_floor, "config.weight_floor");
 }
 
 }  // namespace PQATTN_ISA_UNIT

@@ -104,12 +104,13 @@ class layer_cache {
   }
 
   /// Shows the heads query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training
-  /// to come: see head_cache::observe(). Errors: shape mismatch, not finite, out of memory; some heads may then have kept
-  /// the rows.
+  /// to come: see head_cache::observe(). Errors (nothing kept): shape mismatch, positions out of range, not finite, out of
+  /// memory.
   status observe(const head_rows& queries, std::int64_t first_position) {
-    if (queries.heads == 0 || queries.heads % head_count_ != 0) {
-      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", head_count_,
-                     queries.heads);
+    PQATTN_TRY(detail::check_queries(queries, head_count_, heads_[0].config().key_channels()));
+    PQATTN_TRY(detail::check_positions(first_position, queries.rows.rows, "first_position"));
+    for (std::size_t head = 0; head < head_count_; ++head) {
+      PQATTN_TRY(heads_[head].observe(queries.head(0).slice(0, 0), nullptr));  // takes the memory
     }
     const std::size_t group = queries.heads / head_count_;
     for (std::size_t i = 0; i < queries.rows.rows; ++i) {

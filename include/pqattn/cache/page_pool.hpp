@@ -390,7 +390,8 @@ class page_pool {
     return measures() ? rules_[epoch * heads_ + head] : outlier_rule{};
   }
   [[nodiscard]] outlier_rule rule(std::size_t head) const noexcept { return rule(head, newest_); }
-  /// For codebooks that come from elsewhere, before the first token is coded with them: without it no row is an outlier.
+  /// For codebooks that come from elsewhere, after they are loaded and before the first token is coded with them: without
+  /// it no row is an outlier. (Without a codebook a failing training takes the rule back.)
   void set_rule(std::size_t head, const outlier_rule& rule) noexcept {
     if (measures()) {
       rules_[making_ * heads_ + head] = rule;

@@ -338,12 +338,16 @@ inline namespace PQATTN_ISA_UNIT {
 inline status choose_preset(std::uint32_t key_dim, std::uint32_t value_dim, const bit_budget& budget,
                             std::size_t training_rows, void* workspace, std::size_t workspace_bytes,
                             pq_preset& result) noexcept {
-  if (key_dim < 1 || key_dim > max_dim || value_dim < 1 || value_dim > max_dim) {
-    return failure(status_code::invalid_argument, "key_dim", "and value_dim must be 1 to 1024");
+  if (key_dim < 1 || key_dim > max_dim) {
+    return failure(status_code::invalid_argument, "key_dim", "must be 1 to 1024", max_dim, key_dim);
   }
-  if (!(budget.bits > 0.0 && budget.bits <= (budget.tokens == 0 ? 8.0 : 16.0))) {
+  if (value_dim < 1 || value_dim > max_dim) {
+    return failure(status_code::invalid_argument, "value_dim", "must be 1 to 1024", max_dim, value_dim);
+  }
+  const double most_bits = budget.tokens == 0 ? 8.0 : 16.0;
+  if (!(budget.bits > 0.0 && budget.bits <= most_bits)) {
     return failure(status_code::invalid_argument, "budget.bits",
-                   "must be above 0 and at most 8, or 16 when everything counts");
+                   "must be above 0 and at most 8, or 16 when everything counts", most_bits, budget.bits);
   }
   if (training_rows < 2) {
     return failure(status_code::too_few_samples, "training_rows", "must be at least 2", 2, training_rows);

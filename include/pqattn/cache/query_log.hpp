@@ -13,9 +13,45 @@
 #include "../core/growable.hpp"
 #include "../core/memory.hpp"
 #include "../core/view.hpp"
+#include "../encode/encode.hpp"
+#include "cache_config.hpp"
+#include "head_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+
+namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// Whether query rows (q_heads, n, channels) fit `kv_heads` heads and are numbers.
+inline status check_queries(const head_rows& queries, std::size_t kv_heads, std::size_t channels) noexcept {
+  PQATTN_TRY(check_view(queries.rows, "queries"));
+  if (queries.heads == 0 || queries.heads % kv_heads != 0) {
+    return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", kv_heads,
+                   queries.heads);
+  }
+  if (queries.rows.cols != channels) {
+    return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels", channels,
+                   queries.rows.cols);
+  }
+  for (std::size_t head = 0; head < queries.heads; ++head) {
+    PQATTN_TRY(check_finite(queries.head(head), "queries"));
+  }
+  return {};
+}
+
+/// Whether `rows` positions from `first` on exist.
+[[nodiscard]] constexpr status check_positions(std::int64_t first, std::size_t rows, const char* subject) noexcept {
+  if (first < 0 || rows > static_cast<std::size_t>(max_position) ||
+      first > max_position - static_cast<std::int64_t>(rows)) {
+    return failure(status_code::invalid_argument, subject, "and what follows must be 0 to 2^31 - 1", max_position,
+                   first);
+  }
+  return {};
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
 
 /// At most `limit` query rows with their positions, spread evenly: it keeps the rows whose position is a multiple of a
 /// stride, and doubles the stride when it is full. What it holds does not depend on how the rows were cut into calls.

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <new>
 #include <utility>
@@ -153,20 +152,8 @@ class sequence {
   /// (nothing kept): shape mismatch, positions out of range, not finite, out of memory.
   status observe(const head_rows& queries, std::int64_t first_position) {
     const cache_config& config = pool_->config();
-    PQATTN_TRY(check_view(queries.rows, "queries"));
-    if (queries.heads == 0 || queries.heads % pool_->kv_heads() != 0 || queries.rows.cols != config.key_channels()) {
-      return failure(status_code::shape_mismatch, "queries",
-                     "must have a multiple of the KV heads and the keys' channels; heads", pool_->kv_heads(),
-                     queries.heads);
-    }
-    if (first_position < 0 || queries.rows.rows > static_cast<std::size_t>(max_position) ||
-        first_position > max_position - static_cast<std::int64_t>(queries.rows.rows)) {
-      return failure(status_code::invalid_argument, "first_position", "and what follows must be 0 to 2^31 - 1",
-                     max_position, first_position);
-    }
-    for (std::size_t head = 0; head < queries.heads; ++head) {
-      PQATTN_TRY(detail::check_finite(queries.head(head), "queries"));
-    }
+    PQATTN_TRY(detail::check_queries(queries, pool_->kv_heads(), config.key_channels()));
+    PQATTN_TRY(detail::check_positions(first_position, queries.rows.rows, "first_position"));
     if (pool_->trained() || !config.codes_anything() || config.query_rows == 0) {
       return {};
     }
@@ -453,7 +440,6 @@ class sequence {
   template <class>
   friend class sequence_restorer;
 
-  static constexpr std::int64_t max_position = (std::numeric_limits<std::int32_t>::max)();
 
   struct place {
     const token_list* list;

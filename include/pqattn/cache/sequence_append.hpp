@@ -6,7 +6,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 #include "../attend/attend.hpp"
 #include "../attend/attention_mass.hpp"
@@ -107,8 +106,6 @@ class sequence_append {
   }
 
  private:
-  static constexpr std::int64_t most_position = (std::numeric_limits<std::int32_t>::max)();
-
   /// Rows of one append.
   struct arrival {
     const head_rows& keys;
@@ -214,27 +211,24 @@ class sequence_append {
       }
     }
     for (std::size_t i = 0; options.positions != nullptr && i < rows; ++i) {
-      if (options.positions[i] < 0 || options.positions[i] > most_position) {
-        return failure(status_code::invalid_argument, "positions", "must be 0 to 2^31 - 1", most_position,
+      if (options.positions[i] < 0 || options.positions[i] > max_position) {
+        return failure(status_code::invalid_argument, "positions", "must be 0 to 2^31 - 1", max_position,
                        options.positions[i]);
       }
     }
     if (options.queries != nullptr) {
-      const head_rows& queries = *options.queries;
-      PQATTN_TRY(check_view(queries.rows, "queries"));
       if (options.weights != nullptr) {
         return failure(status_code::invalid_argument, "weights", "and queries cannot both say what matters");
       }
-      if (queries.heads == 0 || queries.heads % pool_->kv_heads() != 0 || queries.rows.rows != rows ||
-          queries.rows.cols != pool_->config().key_channels()) {
-        return failure(status_code::shape_mismatch, "queries",
-                       "must have a multiple of the KV heads, a row per key and the keys' channels; rows", rows,
-                       queries.rows.rows);
+      PQATTN_TRY(detail::check_queries(*options.queries, pool_->kv_heads(), pool_->config().key_channels()));
+      if (options.queries->rows.rows != rows) {
+        return failure(status_code::shape_mismatch, "queries.rows", "must be one per key", rows,
+                       options.queries->rows.rows);
       }
     }
     const auto last = self_.next_position() + static_cast<std::int64_t>(rows) - 1;
-    if (options.positions == nullptr && rows != 0 && last > most_position) {
-      return failure(status_code::invalid_argument, "positions", "would pass 2^31 - 1", most_position, last);
+    if (options.positions == nullptr && rows != 0 && last > max_position) {
+      return failure(status_code::invalid_argument, "positions", "would pass 2^31 - 1", max_position, last);
     }
     return {};
   }

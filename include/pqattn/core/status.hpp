@@ -50,8 +50,8 @@ struct [[nodiscard]] status {
   bool has_values = false;        ///< whether `expected` and `got` mean something
   const char* subject = "";       ///< the argument or object at fault, e.g. "keys.cols"
   const char* problem = "";       ///< one sentence fragment, e.g. "must equal geometry.dim"
-  std::int64_t expected = 0;
-  std::int64_t got = 0;
+  double expected = 0.0;          ///< exact for whole numbers up to 2^53
+  double got = 0.0;
 
   [[nodiscard]] constexpr bool ok() const noexcept { return code == status_code::ok; }
   constexpr explicit operator bool() const noexcept { return ok(); }
@@ -64,10 +64,9 @@ struct [[nodiscard]] status {
         ok() ? std::snprintf(text, size, "ok")
         : has_values
             ? std::snprintf(text, size,
-                            code == status_code::not_finite ? "%s %s: row %lld, column %lld (%s)"
-                                                            : "%s %s: expected %lld, got %lld (%s)",
-                            subject, problem, static_cast<long long>(expected), static_cast<long long>(got),
-                            name_of(code))
+                            code == status_code::not_finite ? "%s %s: row %.16g, column %.16g (%s)"
+                                                            : "%s %s: expected %.16g, got %.16g (%s)",
+                            subject, problem, expected, got, name_of(code))
             : std::snprintf(text, size, "%s %s (%s)", subject, problem, name_of(code));
     return length < 0 ? 0 : static_cast<std::size_t>(length);
   }
@@ -75,14 +74,14 @@ struct [[nodiscard]] status {
 
 /// A failure without numbers.
 [[nodiscard]] constexpr status failure(status_code code, const char* subject, const char* problem) noexcept {
-  return {code, false, subject, problem, 0, 0};
+  return {code, false, subject, problem, 0.0, 0.0};
 }
 
-/// A failure that names what was expected and what was given.
+/// A failure that names what was expected and what was given, whole numbers or fractions.
 template <class Expected, class Got>
 [[nodiscard]] constexpr status failure(status_code code, const char* subject, const char* problem, Expected expected,
                                        Got got) noexcept {
-  return {code, true, subject, problem, static_cast<std::int64_t>(expected), static_cast<std::int64_t>(got)};
+  return {code, true, subject, problem, static_cast<double>(expected), static_cast<double>(got)};
 }
 
 }  // namespace v0

@@ -51,9 +51,7 @@ inline status check_rows(const rows_view& rows, const geometry& shape, std::size
 /// Whether codes and codebook belong together and lie somewhere.
 template <class Address>
 status check_codes(const resident_codebook<Address>& book, const code_span<Address>& codes) noexcept {
-  if (codes.shape != book.shape) {
-    return failure(status_code::shape_mismatch, "codes.shape", "must equal the codebook's geometry");
-  }
+  PQATTN_TRY(check_same_geometry(book.shape, codes.shape, "codes.shape"));
   if (codes.memory == Address{} || book.memory == Address{}) {
     return failure(status_code::invalid_argument, "codes", "or their codebook have no memory");
   }

@@ -141,5 +141,27 @@ class group_walk {
   return {};
 }
 
+/// Whether two geometries that belong together are equal. Errors: shape_mismatch with the first number that differs.
+[[nodiscard]] constexpr status check_same_geometry(const geometry& expected, const geometry& got,
+                                                   const char* subject) noexcept {
+  const auto mismatch = [subject](const char* problem, std::uint32_t is_expected, std::uint32_t is_given) {
+    return failure(status_code::shape_mismatch, subject, problem, is_expected, is_given);
+  };
+  if (got.dim != expected.dim) {
+    return mismatch("has another geometry.dim", expected.dim, got.dim);
+  }
+  if (got.subvectors != expected.subvectors) {
+    return mismatch("has another geometry.subvectors", expected.subvectors, got.subvectors);
+  }
+  if (got.centroids != expected.centroids) {
+    return mismatch("has another geometry.centroids", expected.centroids, got.centroids);
+  }
+  if (got.stages != expected.stages) {
+    return mismatch("has another geometry.stages", expected.stages, got.stages);
+  }
+  return got == expected ? status{}
+                         : failure(status_code::shape_mismatch, subject, "has another geometry.channel_order");
+}
+
 }  // namespace v0
 }  // namespace pqattn

@@ -259,13 +259,14 @@ struct head_measurement {
 inline status check_calibration(const calibration_head* heads, std::size_t count,
                                 const suggest_params& params) noexcept {
   if (count == 0) {
-    return failure(status_code::invalid_argument, "heads", "are none");
+    return failure(status_code::invalid_argument, "heads", "are none", 1, 0);
   }
   if ((params.target_bits > 0.0) == (params.target_error > 0.0)) {
     return failure(status_code::invalid_argument, "params", "need a target of bits or of error, not both");
   }
   if (!(params.taught_share > 0.0 && params.taught_share < 1.0)) {
-    return failure(status_code::invalid_argument, "params.taught_share", "must be between 0 and 1");
+    return failure(status_code::invalid_argument, "params.taught_share", "must be between 0 and 1", 1,
+                   params.taught_share);
   }
   for (std::size_t i = 0; i < count; ++i) {
     const calibration_head& head = heads[i];

@@ -43,7 +43,7 @@ inline status smooth_samples(const rows_view& samples, const float* weights, con
     return failure(status_code::too_few_samples, "samples.rows", "must be at least 1", 1, 0);
   }
   if (!(params.spread >= 0.0f && params.spread <= 1.0f)) {
-    return failure(status_code::invalid_argument, "params.spread", "must be 0 to 1");
+    return failure(status_code::invalid_argument, "params.spread", "must be 0 to 1", 1, params.spread);
   }
   const std::size_t dim = samples.cols;
   const std::size_t count = samples.rows;

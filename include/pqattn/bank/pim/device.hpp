@@ -313,11 +313,12 @@ struct range_check {
     }
     if constexpr (std::is_floating_point_v<Number>) {
       if (!(value >= lowest && value <= highest)) {  // NaN fails too
-        result = failure(status_code::invalid_argument, path, "must be a finite energy in range, not negative");
+        result = failure(status_code::invalid_argument, path, "must be a finite energy in range, not negative", highest, value);
       }
     } else if constexpr (std::is_enum_v<Number>) {
       result = value < lowest || value > highest
-                   ? failure(status_code::invalid_argument, path, "must be a policy: 0, 1 or 2")
+                   ? failure(status_code::invalid_argument, path, "must be a policy: 0, 1 or 2",
+                             static_cast<int>(highest), static_cast<int>(value))
                    : status{};
     } else if (value < lowest) {
       result = failure(status_code::invalid_argument, path, "is too small, the least value is", lowest, value);
@@ -332,8 +333,9 @@ struct range_check {
   constexpr void operator()(const char*, const bool&) noexcept {}
 };
 
-[[nodiscard]] constexpr status require(bool condition, const char* subject, const char* problem) noexcept {
-  return condition ? status{} : failure(status_code::invalid_argument, subject, problem);
+[[nodiscard]] constexpr status require(bool condition, const char* subject, const char* problem, std::int64_t expected,
+                                       std::int64_t got) noexcept {
+  return condition ? status{} : failure(status_code::invalid_argument, subject, problem, expected, got);
 }
 
 }  // namespace detail
@@ -360,21 +362,25 @@ struct range_check {
     return failure(status_code::invalid_argument, "organisation.row_bytes",
                    "must be a multiple of organisation.column_bytes", o.column_bytes, o.row_bytes);
   }
-  PQATTN_TRY(detail::require(t.ccd_l >= t.ccd_s, "timing.ccd_l", "must be at least timing.ccd_s"));
-  PQATTN_TRY(detail::require(t.refi == 0 || t.refi > t.rfc + t.rp_ab + t.pre_to_ref + t.rcd_rd + t.act_extra + t.ras,
-                             "timing.refi", "leaves no time between two refreshes"));
-  PQATTN_TRY(detail::require(t.refi == 0 || t.rfc > 0, "timing.rfc", "must be positive when timing.refi is"));
-  PQATTN_TRY(detail::require(!d.pim.present || d.pim.macs_per_column > 0 || d.core.present, "pim.macs_per_column",
-                             "must be positive when pim.present is true"));
+  PQATTN_TRY(detail::require(t.ccd_l >= t.ccd_s, "timing.ccd_l", "must be at least timing.ccd_s",
+                             t.ccd_s, t.ccd_l));
+  const auto refresh = t.rfc + t.rp_ab + t.pre_to_ref + t.rcd_rd + t.act_extra + t.ras;
+  PQATTN_TRY(detail::require(t.refi == 0 || t.refi > refresh, "timing.refi", "leaves no time between two refreshes",
+                             refresh + 1, t.refi));
   PQATTN_TRY(
-      detail::require(banks % d.pim.banks_per_unit == 0, "pim.banks_per_unit", "must divide the banks of a channel"));
+      detail::require(t.refi == 0 || t.rfc > 0, "timing.rfc", "must be positive when timing.refi is", 1, t.rfc));
+  PQATTN_TRY(detail::require(!d.pim.present || d.pim.macs_per_column > 0 || d.core.present, "pim.macs_per_column",
+                             "must be positive when pim.present is true", 1, d.pim.macs_per_column));
+  PQATTN_TRY(detail::require(banks % d.pim.banks_per_unit == 0, "pim.banks_per_unit",
+                             "must divide the banks of a channel", banks, d.pim.banks_per_unit));
   if (d.capacity_bytes > o.total_bytes()) {
     return failure(status_code::invalid_argument, "capacity_bytes", "is more than the organisation holds",
                    o.total_bytes(), d.capacity_bytes);
   }
-  PQATTN_TRY(detail::require(!d.core.present || (d.core.clock_khz > 0 && d.core.tasklets > 0), "core.clock_khz",
-                             "and core.tasklets must be positive when core.present is true"));
-  return {};
+  PQATTN_TRY(detail::require(!d.core.present || d.core.clock_khz > 0, "core.clock_khz",
+                             "must be positive when core.present is true", 1, d.core.clock_khz));
+  return detail::require(!d.core.present || d.core.tasklets > 0, "core.tasklets",
+                         "must be positive when core.present is true", 1, d.core.tasklets);
 }
 
 }  // namespace pim
