@@ -13,7 +13,6 @@
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <vector>
 
 #include "pqattn/bank/host/host_bank.hpp"
@@ -34,7 +33,8 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[half] : 0.5 * (values[half - 1] + values[half]);
 }
 
-/// Keeps every run's time and counters (times, rates and fractions of what was asked for), and hands the run to the raw JSON file.
+/// Keeps every run's time and counters (times, rates and fractions of what was asked for), and hands the run to the raw
+/// JSON file.
 class collector : public benchmark::BenchmarkReporter {
  public:
   explicit collector(std::ostream& raw) {
@@ -241,68 +241,92 @@ class figures {
   const collector& measured_;
 };
 
-/// One line of the table. Aims are for one core of Zen 4 with VBMI.
+/// What a figure should reach on one core of Zen 4 with VBMI; by default nothing.
+struct aim {
+  enum class bound { none, at_least, at_most };
+  bound kind = bound::none;
+  double limit = 0.0;
+
+  [[nodiscard]] bool exists() const { return kind != bound::none; }
+  [[nodiscard]] bool reached_by(double value) const {
+    return kind == bound::none || (kind == bound::at_least ? value >= limit : value <= limit);
+  }
+  [[nodiscard]] std::string text() const {
+    char written[32] = "";
+    if (exists()) {
+      std::snprintf(written, sizeof written, "%s %g", kind == bound::at_least ? ">=" : "<=", limit);
+    }
+    return written;
+  }
+};
+aim at_least(double limit) { return {aim::bound::at_least, limit}; }
+aim at_most(double limit) { return {aim::bound::at_most, limit}; }
+
+/// One line of the table.
 struct figure {
   const char* key;
   const char* meaning;
   double value;
-  std::optional<double> at_least;
-  std::optional<double> at_most;
-
-  [[nodiscard]] bool has_aim() const { return at_least || at_most; }
-  [[nodiscard]] bool reached() const { return (!at_least || value >= *at_least) && (!at_most || value <= *at_most); }
-  [[nodiscard]] std::string aim() const {
-    char text[32] = "";
-    if (has_aim()) {
-      std::snprintf(text, sizeof text, "%s %g", at_least ? ">=" : "<=", at_least ? *at_least : *at_most);
-    }
-    return text;
-  }
+  aim wanted = {};
 };
 
 std::vector<figure> figures_of(const collector& measured) {
   const figures f(measured);
-  const auto tables = [&](std::size_t g, std::size_t m = 32) { return f.ns(coded("decode_tables", m, 8, context, g)); };
-  const auto rotary = [&](std::size_t g, std::size_t m = 32) { return f.ns(coded("decode_rotary", m, 8, context, g)); };
+  const auto decode = [&](const char* family, std::size_t g, std::size_t m = 32) {
+    return f.ns(coded(family, m, 8, context, g));
+  };
+  const auto tables = [&](std::size_t g, std::size_t m = 32) { return decode("decode_tables", g, m); };
+  const auto rotary = [&](std::size_t g) { return decode("decode_rotary", g); };
+  const auto against_f16 = [&](std::size_t g, const std::vector<double>& ns) { return f.ratio(f.f16(context, g), ns); };
+  const auto skipped = [&](const char* family) { return f.value(coded(family, 32, 8, context, 4), "skipped_fraction"); };
+  const auto on_threads = [&](std::size_t threads) {
+    return measured.values(coded("decode_tables", 32, 8, 131072, 4, threads), "wall_ns");
+  };
   const auto int8 = f.ns(scaled("attend_int8", context, 4));
   const auto int4 = f.ns(scaled("attend_int4", context, 4));
-  const auto at_least = [](double x) { return std::optional<double>(x); };
-  const std::optional<double> none;
+  const auto f16_on_avx2 = f.ns(exact_kernels("kernels_f16_avx2", context, 1));
+  const auto coded_on_avx2 = f.ns(coded("decode_tables_avx2", 64, 4, context, 1));
+  const double lloyd_ns = f.value("lloyd_iteration/n:4096/m:32/K:256/real_time", "ns");
+  const double encode_ns = f.value("encode/m:32/bits:8/rows:1/real_time", "ns_per_vector");
   // The best round: what memory can do. Rounds before the system has joined its pages to large ones read half as much.
   const double dram = f.best("dram_read/real_time", "bytes_per_second");
+  const double f16_bytes = 512.0 / median(f.f16(131072, 1)) * 1e9;
   return {
-      {"decode_g1_vs_f16", "decode, 2 bits, 1 query head, against exact f16", f.ratio(f.f16(context, 1), tables(1)), at_least(8), none},
-      {"decode_g4_vs_f16", "4 query heads", f.ratio(f.f16(context, 4), tables(4)), at_least(4), none},
-      {"decode_g8_vs_f16", "8 query heads", f.ratio(f.f16(context, 8), tables(8)), none, none},
-      {"decode4bit_g4_vs_f16", "4 bits, 4 query heads", f.ratio(f.f16(context, 4), tables(4, 64)), at_least(2.7), none},
-      {"decode_g4_vs_int8", "2 bits against an int8 cache", f.ratio(int8, tables(4)), at_least(2), none},
-      {"decode_g4_vs_int4", "2 bits against an int4 cache", f.ratio(int4, tables(4)), at_least(2), none},
-      {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64)), none, none},
-      {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64)), none, none},
-      {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16", f.ratio(f.f16(context, 4), f.ns(coded("decode_sinks", 32, 8, context, 4))), at_least(6), none},
-      {"skipped_fraction", "value blocks left out there, of all", f.value(coded("decode_sinks", 32, 8, context, 4), "skipped_fraction"), none, none},
-      {"skip_speedup_needle_g4", "peaks at random places, the same", f.ratio(f.f16(context, 4), f.ns(coded("decode_needle", 32, 8, context, 4))), none, none},
-      {"skipped_fraction_needle", "value blocks left out there, of all", f.value(coded("decode_needle", 32, 8, context, 4), "skipped_fraction"), none, none},
-      {"ns_per_token_g1", "decode, 2 bits, ns per token", median(tables(1)), none, none},
-      {"ns_per_token_g4", "4 query heads", median(tables(4)), none, at_least(9)},
-      {"score_ns_per_token", "scores alone, 1 query head, in cache", f.per_token(program("score_tables", 1)), none, none},
-      {"value_ns_per_token_g4", "values alone, 4 query heads, in cache", f.per_token(program("values", 4)), none, none},
-      {"rope_ns_per_token_g1", "decode, keys before RoPE, ns per token", median(rotary(1)), none, none},
-      {"rope_ns_per_token_g4", "4 query heads", median(rotary(4)), none, at_least(13)},
-      {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", f.ratio(f.f16(context, 4), rotary(4)), at_least(2.8), none},
-      {"break_even_tokens_g4", "tokens from which codes beat f16, tables built", f.break_even("decode_tables"), none, at_least(512)},
-      {"rope_break_even_tokens_g4", "the same, keys before RoPE", f.break_even("decode_rotary"), none, none},
-      {"train_iteration_ms", "one Lloyd iteration, n 4096, m 32, K 256", f.value("lloyd_iteration/n:4096/m:32/K:256/real_time", "ns") * 1e-6, none, at_least(7)},
-      {"encode_ns_per_vector", "one token row coded", f.value("encode/m:32/bits:8/rows:1/real_time", "ns_per_vector"), none, at_least(1200)},
-      {"threads2_speedup", "2 threads against 1, n 131072", f.ratio(measured.values(coded("decode_tables", 32, 8, 131072, 4, 1), "wall_ns"), measured.values(coded("decode_tables", 32, 8, 131072, 4, 2), "wall_ns")), at_least(1.9), none},
-      {"avx2_decode_g1_vs_f16", "AVX2 programs, 4-bit codes, against f16 on AVX2", f.ratio(f.ns(exact_kernels("kernels_f16_avx2", context, 1)), f.ns(coded("decode_tables_avx2", 64, 4, context, 1))), at_least(2), none},
-      {"f16_ns_per_token_g1", "the f16 baseline, ns per token", median(f.f16(context, 1)), none, none},
-      {"f16_ns_per_token_g4", "4 query heads", median(f.f16(context, 4)), none, none},
-      {"f16_dram_share", "f16 baseline, n 131072, share of DRAM bandwidth", 512.0 / median(f.f16(131072, 1)) * 1e9 / dram, at_least(0.8), none},
-      {"int8_ns_per_token_g4", "the int8 baseline, ns per token", median(int8), none, at_least(37)},
-      {"int4_ns_per_token_g4", "the int4 baseline, ns per token", median(int4), none, at_least(37)},
-      {"dram_gb_per_s", "DRAM read by one thread, best round, GB/s", dram * 1e-9, none, none},
-      {"clock_ghz", "cycles per ns", cycles_per_ns(), none, none},
+      {"decode_g1_vs_f16", "decode, 2 bits, 1 query head, against exact f16", against_f16(1, tables(1)), at_least(8)},
+      {"decode_g4_vs_f16", "4 query heads", against_f16(4, tables(4)), at_least(4)},
+      {"decode_g8_vs_f16", "8 query heads", against_f16(8, tables(8))},
+      {"decode4bit_g4_vs_f16", "4 bits, 4 query heads", against_f16(4, tables(4, 64)), at_least(2.7)},
+      {"decode_g4_vs_int8", "2 bits against an int8 cache", f.ratio(int8, tables(4)), at_least(2)},
+      {"decode_g4_vs_int4", "2 bits against an int4 cache", f.ratio(int4, tables(4)), at_least(2)},
+      {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64))},
+      {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64))},
+      {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16", against_f16(4, decode("decode_sinks", 4)),
+       at_least(6)},
+      {"skipped_fraction", "value blocks left out there, of all", skipped("decode_sinks")},
+      {"skip_speedup_needle_g4", "peaks at random places, the same", against_f16(4, decode("decode_needle", 4))},
+      {"skipped_fraction_needle", "value blocks left out there, of all", skipped("decode_needle")},
+      {"ns_per_token_g1", "decode, 2 bits, ns per token", median(tables(1))},
+      {"ns_per_token_g4", "4 query heads", median(tables(4)), at_most(9)},
+      {"score_ns_per_token", "scores alone, 1 query head, in cache", f.per_token(program("score_tables", 1))},
+      {"value_ns_per_token_g4", "values alone, 4 query heads, in cache", f.per_token(program("values", 4))},
+      {"rope_ns_per_token_g1", "decode, keys before RoPE, ns per token", median(rotary(1))},
+      {"rope_ns_per_token_g4", "4 query heads", median(rotary(4)), at_most(13)},
+      {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", against_f16(4, rotary(4)), at_least(2.8)},
+      {"break_even_tokens_g4", "tokens from which codes beat f16, tables built", f.break_even("decode_tables"),
+       at_most(512)},
+      {"rope_break_even_tokens_g4", "the same, keys before RoPE", f.break_even("decode_rotary")},
+      {"train_iteration_ms", "one Lloyd iteration, n 4096, m 32, K 256", lloyd_ns * 1e-6, at_most(7)},
+      {"encode_ns_per_vector", "one token row coded", encode_ns, at_most(1200)},
+      {"threads2_speedup", "2 threads against 1, n 131072", f.ratio(on_threads(1), on_threads(2)), at_least(1.9)},
+      {"avx2_decode_g1_vs_f16", "AVX2 programs, 4-bit codes, against f16 on AVX2", f.ratio(f16_on_avx2, coded_on_avx2),
+       at_least(2)},
+      {"f16_ns_per_token_g1", "the f16 baseline, ns per token", median(f.f16(context, 1))},
+      {"f16_ns_per_token_g4", "4 query heads", median(f.f16(context, 4))},
+      {"f16_dram_share", "f16 baseline, n 131072, share of DRAM bandwidth", f16_bytes / dram, at_least(0.8)},
+      {"int8_ns_per_token_g4", "the int8 baseline, ns per token", median(int8), at_most(37)},
+      {"int4_ns_per_token_g4", "the int4 baseline, ns per token", median(int4), at_most(37)},
+      {"dram_gb_per_s", "DRAM read by one thread, best round, GB/s", dram * 1e-9},
+      {"clock_ghz", "cycles per ns", cycles_per_ns()},
   };
 }
 
@@ -329,22 +353,22 @@ void write_table(std::ostream& out, const std::vector<figure>& all, bool markdow
     out << "| key | what | measured | aim | reached |\n|---|---|---|---|---|\n";
   }
   for (const figure& one : all) {
-    const std::string verdict = !one.has_aim() ? "" : one.reached() ? "yes" : "no";
+    const std::string verdict = !one.wanted.exists() ? "" : one.wanted.reached_by(one.value) ? "yes" : "no";
     if (markdown) {
-      out << "| `" << one.key << "` | " << one.meaning << " | " << shortly(one.value) << " | " << one.aim() << " | "
-          << verdict << " |\n";
+      out << "| `" << one.key << "` | " << one.meaning << " | " << shortly(one.value) << " | " << one.wanted.text()
+          << " | " << verdict << " |\n";
     } else {
       char line[160];
       std::snprintf(line, sizeof line, "%-27s %-48s %9s  %-8s %s\n", one.key, one.meaning, shortly(one.value).c_str(),
-                    one.aim().c_str(), verdict.c_str());
+                    one.wanted.text().c_str(), verdict.c_str());
       out << line;
     }
   }
 }
 
 void write_csv(std::ostream& out, const collector& measured) {
-  static constexpr const char* counters[] = {"ns", "ns_per_token", "ns_per_vector", "bytes_per_second", "dram_share", "port_share",
-                                           "skipped_fraction"};
+  static constexpr const char* counters[] = {"ns",         "ns_per_token", "ns_per_vector",   "bytes_per_second",
+                                             "dram_share", "port_share",   "skipped_fraction"};
   out << "bench,rounds";
   for (const char* counter : counters) {
     out << ',' << counter;

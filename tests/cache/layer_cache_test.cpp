@@ -256,7 +256,7 @@ TEST_CASE("heads of a layer may be kept each in its own way", "[cache]") {
     config.kmeans.seed = mix_seed(config.kmeans.seed, head);
     head_cache<bank_type> alone;
     REQUIRE_OK(head_cache<bank_type>::make(bank, config, {}, alone));
-    for (const auto& [first, count] : {std::pair{0, 250}, std::pair{250, 50}}) {
+    for (const auto& [first, count] : {std::pair<std::size_t, std::size_t>{0, 250}, {250, 50}}) {
       REQUIRE_OK(alone.append(data.key_rows(first, count).head(head), data.value_rows(first, count).head(head)));
     }
     attend_scratch<bank_type> scratch(bank, {});

@@ -545,7 +545,8 @@ class sequence_world {
     key_order_.resize(shape.key_dim);
     pqattn::bit_budget budget = shape.preset_bits;
     budget.outliers = shape.outlier_share > 0.0f;
-    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation, budget, shape.train_tokens, workspace.data(), workspace.size(), key_order_.data(), config));
+    REQUIRE_OK(pqattn::preset_config(shape.key_dim, shape.value_dim, plain.rotation, budget, shape.train_tokens,
+                                     workspace.data(), workspace.size(), key_order_.data(), config));
     config.sinks = plain.sinks;
     config.recent = plain.recent;
     config.exact_type = plain.exact_type;

@@ -188,8 +188,9 @@ class batch_attention {
     carver placed(made.memory_.data(), made.memory_.size());
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
-      new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource), buffer(),
-                                            growable<segment<address>>(resource), growable<std::int32_t>(resource), {}, {}, 0};
+      new (made.workers_ + i)
+          worker_memory{attend_scratch<Bank>(bank, resource), buffer(), growable<segment<address>>(resource),
+                        growable<std::int32_t>(resource), {}, {}, 0};
     }
     result = std::move(made);
     return {};

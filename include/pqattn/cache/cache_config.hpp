@@ -169,15 +169,14 @@ inline namespace PQATTN_ISA_UNIT {
                    "does not go with key_tail or values_from_keys: queries look at more than the coded channels, and "
                    "codes serve the values, too");
   }
-  if (config.values_from_keys) {
-    PQATTN_TRY(check_same_geometry(config.keys.shape, config.values.shape, "config.values.shape"));
+  if (!config.values_from_keys) {
+    return {};
   }
-  if (config.values_from_keys &&
-      (!config.values.coded || config.values.rotated || config.values.storage != config.keys.storage || config.values.joint_passes != config.keys.joint_passes ||
-       config.values.sweeps != config.keys.sweeps)) {
+  if (!config.values.coded || config.values.rotated || config.values.storage != config.keys.storage ||
+      config.values.joint_passes != config.keys.joint_passes || config.values.sweeps != config.keys.sweeps) {
     return failure(status_code::invalid_argument, "config.values", "must be as config.keys when values come from keys");
   }
-  return {};
+  return check_same_geometry(config.keys.shape, config.values.shape, "config.values.shape");
 }
 
 /// NaN is refused, too.

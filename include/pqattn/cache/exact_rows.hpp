@@ -12,6 +12,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Contiguous rows of one dtype: pushed at the back, dropped at the front.
 class exact_rows {
  public:
@@ -20,7 +22,7 @@ class exact_rows {
       : resource_(resource), type_(type), dim_(dim) {}
 
   /// Makes the buffer large enough for `count` rows in all; on failure nothing changes.
-  PQATTN_UNIT_MEMBER status grow(std::size_t count) {
+  status grow(std::size_t count) {
     const std::size_t doubled = 2 * capacity();
     return count <= capacity() ? status{} : resize(count > doubled ? count : doubled);
   }
@@ -34,7 +36,7 @@ class exact_rows {
   }
 
   /// Reallocates to exactly `capacity` rows (at least size()).
-  PQATTN_UNIT_MEMBER status resize(std::size_t capacity) {
+  status resize(std::size_t capacity) {
     buffer grown;
     PQATTN_TRY(buffer::make(resource_, capacity * row_bytes(), grown));
     if (size_ != 0) {
@@ -46,7 +48,7 @@ class exact_rows {
   }
 
   /// Appends one f32 row, rounded. Pre: grow() and make_room().
-  PQATTN_UNIT_MEMBER void push_back(const float* row) noexcept {
+  void push_back(const float* row) noexcept {
     ++size_;
     store_row(ref(), size_ - 1, row);
   }
@@ -78,6 +80,8 @@ class exact_rows {
   std::size_t first_ = 0;
   std::size_t size_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

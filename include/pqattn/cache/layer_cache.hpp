@@ -41,8 +41,9 @@ struct layer_append_options {
   const float* key_metrics = nullptr;  ///< (kv_heads, d_k, d_k): training_options::key_metric of each head, or null
 };
 
-/// KV cache of one layer: `kv_heads` head caches of one configuration, or each of its own. Query head h reads KV head h / group, for
-/// any whole group size (MHA, GQA, MQA). Move-only; one append() or attend() at a time (the scratch is its own).
+/// KV cache of one layer: `kv_heads` head caches of one configuration, or each of its own. Query head h reads KV
+/// head h / group, for any whole group size (MHA, GQA, MQA). Move-only; one append() or attend() at a time (the scratch
+/// is its own).
 template <class Bank>
 class layer_cache {
  public:
@@ -203,7 +204,8 @@ class layer_cache {
     carver placed(made.memory_.data(), made.memory_.size());
     made.carve(placed, kv_heads);
     for (; made.worker_count_ < made.parts_.workers; ++made.worker_count_) {
-      new (made.workers_ + made.worker_count_) worker_memory{attend_scratch<Bank>(bank, resource), buffer(), coding_scratch(resource)};
+      new (made.workers_ + made.worker_count_)
+          worker_memory{attend_scratch<Bank>(bank, resource), buffer(), coding_scratch(resource)};
     }
     while (made.head_count_ < kv_heads) {
       cache_config seeded = configs[made.head_count_ * step];

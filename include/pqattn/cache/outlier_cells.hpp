@@ -32,6 +32,8 @@ struct outlier_rule {
   }
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Cells of all heads of a pool. Heads share no memory that is written: one thread per head may add and drop. Move-only;
 /// a default-constructed one keeps no cells.
 class outlier_cells {
@@ -53,7 +55,7 @@ class outlier_cells {
   [[nodiscard]] std::size_t heads() const noexcept { return heads_; }
 
   /// Records for `pages` pages; on failure nothing changes.
-  PQATTN_UNIT_MEMBER status reserve_pages(std::size_t pages) {
+  status reserve_pages(std::size_t pages) {
     if (!enabled() || pages <= pages_) {
       return {};
     }
@@ -71,7 +73,7 @@ class outlier_cells {
   }
 
   /// Makes sure that every head has `count` free cells with memory. On failure nothing that can be seen changes.
-  PQATTN_UNIT_MEMBER status reserve(std::size_t count) {
+  status reserve(std::size_t count) {
     if (!enabled() || count == 0) {
       return {};
     }
@@ -97,7 +99,7 @@ class outlier_cells {
   }
 
   /// Gives memory of free cells back; `kept` of each head stay, or a few.
-  PQATTN_UNIT_MEMBER void trim(std::size_t kept) noexcept {
+  void trim(std::size_t kept) noexcept {
     for (std::size_t head = 0; counts_ != nullptr && head < heads_; ++head) {
       while (counts_[head].held > (kept > spare_cells ? kept : spare_cells)) {
         free_memory(cell(head, free_cell(head, counts_[head].held - 1)));
@@ -111,7 +113,7 @@ class outlier_cells {
     return page < pages_ ? record(head, page).mask : 0;
   }
   /// Most outliers that a head has in a page: cells that a copy of the page needs.
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t most_in(std::size_t page) const noexcept {
+  [[nodiscard]] std::size_t most_in(std::size_t page) const noexcept {
     int most = 0;
     for (std::size_t head = 0; head < heads_; ++head) {
       const int here = std::popcount(mask(head, page));
@@ -131,8 +133,7 @@ class outlier_cells {
 
   /// Keeps rows of f32 for a slot; `value` is not looked at when values come from the keys. Pre: a free cell is reserved
   /// and the slot has none.
-  PQATTN_UNIT_MEMBER void add(std::size_t head, std::size_t page, std::size_t slot, const float* key,
-                              const float* value) noexcept {
+  void add(std::size_t head, std::size_t page, std::size_t slot, const float* key, const float* value) noexcept {
     std::byte* memory = take(head, page, slot);
     store_row(row_at(memory, key_dim_), 0, key);
     if (value_dim_ != 0) {
@@ -140,7 +141,7 @@ class outlier_cells {
     }
   }
   /// Gives the cells of slots up whose bits are set in `slots`.
-  PQATTN_UNIT_MEMBER void drop(std::size_t head, std::size_t page, std::uint64_t slots) noexcept {
+  void drop(std::size_t head, std::size_t page, std::uint64_t slots) noexcept {
     if ((mask(head, page) & slots) == 0) {
       return;
     }
@@ -158,13 +159,13 @@ class outlier_cells {
     }
     here.mask &= ~slots;
   }
-  PQATTN_UNIT_MEMBER void drop_page(std::size_t page) noexcept {
+  void drop_page(std::size_t page) noexcept {
     for (std::size_t head = 0; head < heads_; ++head) {
       drop(head, page, ~std::uint64_t{0});
     }
   }
   /// Pre: `copy` has no cells, and as many are free as the page has.
-  PQATTN_UNIT_MEMBER void copy_page(std::size_t page, std::size_t copy) noexcept {
+  void copy_page(std::size_t page, std::size_t copy) noexcept {
     for (std::size_t head = 0; head < heads_; ++head) {
       for (std::uint64_t left = mask(head, page); left != 0; left &= left - 1) {
         const auto slot = static_cast<std::size_t>(std::countr_zero(left));
@@ -175,7 +176,7 @@ class outlier_cells {
   }
 
   /// Bytes of cells that hold memory, and of everything else.
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t held_bytes() const noexcept {
+  [[nodiscard]] std::size_t held_bytes() const noexcept {
     std::size_t cells = 0;
     for (std::size_t head = 0; counts_ != nullptr && head < heads_; ++head) {
       cells += capacity_ - counts_[head].free + counts_[head].held;
@@ -214,7 +215,7 @@ class outlier_cells {
   [[nodiscard]] std::uint32_t free_cell(std::size_t head, std::size_t depth) const noexcept {
     return free_[head * capacity_ + counts_[head].free - 1 - depth];
   }
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t find(std::size_t head, std::size_t page, std::size_t slot) const noexcept {
+  [[nodiscard]] std::size_t find(std::size_t head, std::size_t page, std::size_t slot) const noexcept {
     std::uint32_t index = record(head, page).first;
     while (links_[head * capacity_ + index].slot != slot) {
       index = links_[head * capacity_ + index].next;
@@ -225,7 +226,7 @@ class outlier_cells {
     return {memory, type_, 1, dim, static_cast<std::ptrdiff_t>(dim), 1};
   }
 
-  PQATTN_UNIT_MEMBER std::byte* take(std::size_t head, std::size_t page, std::size_t slot) noexcept {
+  std::byte* take(std::size_t head, std::size_t page, std::size_t slot) noexcept {
     const std::uint32_t index = free_cell(head, 0);
     --counts_[head].free;
     --counts_[head].held;
@@ -256,7 +257,7 @@ class outlier_cells {
           free(memory.take<std::uint32_t>(heads * capacity)),
           links(memory.take<link>(heads * capacity)) {}
   };
-  PQATTN_UNIT_MEMBER status grow(std::size_t capacity) {
+  status grow(std::size_t capacity) {
     carver counting;
     static_cast<void>(lists(counting, heads_, capacity));
     buffer made;
@@ -287,7 +288,7 @@ class outlier_cells {
     return {};
   }
 
-  PQATTN_UNIT_MEMBER void release() noexcept {
+  void release() noexcept {
     for (std::size_t i = 0; i < heads_ * capacity_; ++i) {
       if (cells_[i] != nullptr) {
         free_memory(cells_[i]);
@@ -324,6 +325,8 @@ class outlier_cells {
   link* links_ = nullptr;
   std::size_t capacity_ = 0;  ///< cells of each head
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -16,6 +16,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Exact keys and values of outliers in the order of their tokens, and one bit per slot of the body that says whether
 /// its codes count. At most `share` of the body is kept, at every length.
 class outlier_rows {
@@ -30,7 +32,7 @@ class outlier_rows {
         live_(resource) {}
 
   /// Makes room for what a body of `slots` slots can hold. On failure nothing that can be seen changes.
-  PQATTN_UNIT_MEMBER status reserve(std::size_t slots) {
+  status reserve(std::size_t slots) {
     if (!(share_ > 0.0f)) {
       return {};
     }
@@ -41,7 +43,7 @@ class outlier_rows {
   }
 
   /// The body has one slot more, whose codes count. Pre (also of add()): reserve().
-  PQATTN_UNIT_MEMBER void add_slot() noexcept {
+  void add_slot() noexcept {
     if (slots_ % block_tokens == 0) {
       static_cast<void>(live_.push_back(~std::uint64_t{0}));
     }
@@ -49,9 +51,9 @@ class outlier_rows {
   }
   /// Outliers there is memory for.
   [[nodiscard]] std::size_t room() const noexcept { return positions_.capacity(); }
-  [[nodiscard]] PQATTN_UNIT_MEMBER bool has_room() const noexcept { return positions_.size() < limit(slots_); }
+  [[nodiscard]] bool has_room() const noexcept { return positions_.size() < limit(slots_); }
   /// Keeps rows of f32 in exact form for the token of a slot.
-  PQATTN_UNIT_MEMBER void add(std::size_t token, std::size_t slot, const float* key, const float* value) noexcept {
+  void add(std::size_t token, std::size_t slot, const float* key, const float* value) noexcept {
     keys_.push_back(key);
     values_.push_back(value);
     static_cast<void>(positions_.push_back(static_cast<std::int32_t>(token)));
@@ -60,7 +62,7 @@ class outlier_rows {
 
   [[nodiscard]] std::size_t size() const noexcept { return positions_.size(); }
   /// Index of a token; size() when it is none.
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t find(std::size_t token) const noexcept {
+  [[nodiscard]] std::size_t find(std::size_t token) const noexcept {
     const std::int32_t* end = positions_.data() + positions_.size();
     const std::int32_t* found = std::lower_bound(static_cast<const std::int32_t*>(positions_.data()), end,
                                                  static_cast<std::int32_t>(token));
@@ -82,7 +84,7 @@ class outlier_rows {
   }
 
  private:
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t limit(std::size_t slots) const noexcept {
+  [[nodiscard]] std::size_t limit(std::size_t slots) const noexcept {
     return static_cast<std::size_t>(static_cast<double>(share_) * static_cast<double>(slots));
   }
 
@@ -93,6 +95,8 @@ class outlier_rows {
   growable<std::int32_t> positions_;
   growable<std::uint64_t> live_;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -13,6 +13,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Numbered pages, each used by any number of sequences. Move-only.
 class page_ledger {
  public:
@@ -20,7 +22,7 @@ class page_ledger {
   explicit page_ledger(const memory_resource& resource) noexcept : users_(resource), free_(resource) {}
 
   /// Adds free pages until there are `pages` of them in all; on failure nothing changes.
-  PQATTN_UNIT_MEMBER status grow(std::size_t pages) {
+  status grow(std::size_t pages) {
     PQATTN_TRY(users_.reserve(pages));
     PQATTN_TRY(free_.reserve(pages));
     const std::size_t old = users_.size();
@@ -68,6 +70,8 @@ class page_ledger {
   growable<std::uint32_t> users_;
   growable<std::uint32_t> free_;  ///< a stack: the page used last is taken first
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -184,10 +184,10 @@ class page_pool {
     return books_[at(head, stored(which), newest_)].report;
   }
 
-  /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as read_transform()
-  /// has it: null where the configuration asks for nothing, or where the codebook was trained without. The pool counts as
-  /// trained when all have one. Errors (nothing changed): already trained, shape mismatch, numbers that are not finite,
-  /// out of memory.
+  /// Gives one coded side its codebook, f32 centroids of the configured geometry, and what it is coded in, as
+  /// read_transform() has it: null where the configuration asks for nothing, or where the codebook was trained without.
+  /// The pool counts as trained when all have one. Errors (nothing changed): already trained, shape mismatch, numbers
+  /// that are not finite, out of memory.
   status load_codebook(std::size_t head, kv_side which, const float* centroids, const float* transform = nullptr) {
     if (trained_) {
       return failure(status_code::unsupported, "codebook", "is frozen: the pool is trained");

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 
 #include "../bank/bank.hpp"
 #include "../core/memory.hpp"
@@ -156,7 +155,7 @@ class query_lesson {
   /// Smallest of the importance_positions largest places.
   [[nodiscard]] std::int64_t last_places() const noexcept {
     std::copy_n(places_, query_count_, sorted_);
-    std::sort(sorted_, sorted_ + query_count_, std::greater<std::int64_t>());
+    std::sort(sorted_, sorted_ + query_count_, [](std::int64_t a, std::int64_t b) { return a > b; });
     std::size_t distinct = 0;
     for (std::size_t i = 0; i < query_count_; ++i) {
       distinct += i == 0 || sorted_[i] != sorted_[i - 1] ? 1 : 0;

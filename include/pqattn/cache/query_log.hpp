@@ -53,6 +53,8 @@ inline status check_queries(const head_rows& queries, std::size_t kv_heads, std:
 }  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// At most `limit` query rows with their positions, spread evenly: it keeps the rows whose position is a multiple of a
 /// stride, and doubles the stride when it is full. What it holds does not depend on how the rows were cut into calls.
 class query_log {
@@ -62,7 +64,7 @@ class query_log {
       : limit_(limit), dim_(dim), rows_(resource), positions_(resource) {}
 
   /// Adds rows (n, dim) at `positions` (n). Takes its memory at the first call. Errors: out of memory (nothing added).
-  PQATTN_UNIT_MEMBER status add(const rows_view& queries, const std::int64_t* positions) {
+  status add(const rows_view& queries, const std::int64_t* positions) {
     if (limit_ == 0) {
       return {};
     }
@@ -92,12 +94,12 @@ class query_log {
   }
 
   /// Takes all the memory that add() needs.
-  PQATTN_UNIT_MEMBER status reserve() {
+  status reserve() {
     PQATTN_TRY(rows_.reserve(limit_ * dim_));
     return positions_.reserve(limit_);
   }
   /// Makes `copy` hold the same. On failure `copy` is unchanged.
-  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, query_log& copy) const {
+  status duplicate(const memory_resource& resource, query_log& copy) const {
     query_log made(resource, limit_, dim_);
     PQATTN_TRY(made.reserve());
     made.stride_ = stride_;
@@ -124,7 +126,7 @@ class query_log {
   }
   /// Replaces what the log holds by stored bytes of any origin. Errors (the log may then be empty): sizes that do not fit,
   /// more rows than it has room for, positions or a stride that no log has, numbers that are not finite, out of memory.
-  PQATTN_UNIT_MEMBER status restore(const std::byte* data, std::size_t bytes) {
+  status restore(const std::byte* data, std::size_t bytes) {
     PQATTN_TRY(reserve());
     positions_.truncate(0);
     rows_.truncate(0);
@@ -181,7 +183,7 @@ class query_log {
   static constexpr std::size_t max_row = 1024;
   static constexpr std::int64_t most_stride = std::int64_t{1} << 40;
 
-  PQATTN_UNIT_MEMBER void thin() noexcept {
+  void thin() noexcept {
     std::size_t kept = 0;
     for (std::size_t i = 0; i < positions_.size(); ++i) {
       if (positions_[i] % stride_ == 0) {
@@ -214,8 +216,7 @@ class query_logs {
   ~query_logs() { std::destroy_n(logs_, count_); }
 
   /// Empty logs, all their memory taken. On failure nothing changes.
-  PQATTN_UNIT_MEMBER status open(const memory_resource& resource, std::size_t heads, std::size_t limit,
-                                 std::size_t dim) {
+  status open(const memory_resource& resource, std::size_t heads, std::size_t limit, std::size_t dim) {
     query_logs made;
     PQATTN_TRY(made.make(resource, heads));
     for (std::size_t i = 0; i < heads; ++i) {
@@ -226,7 +227,7 @@ class query_logs {
     return {};
   }
   /// Makes `copy` hold the same. On failure `copy` is unchanged.
-  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, query_logs& copy) const {
+  status duplicate(const memory_resource& resource, query_logs& copy) const {
     query_logs made;
     PQATTN_TRY(made.make(resource, count_));
     for (std::size_t i = 0; i < count_; ++i) {
@@ -248,7 +249,7 @@ class query_logs {
   }
 
  private:
-  PQATTN_UNIT_MEMBER status make(const memory_resource& resource, std::size_t heads) {
+  status make(const memory_resource& resource, std::size_t heads) {
     PQATTN_TRY(buffer::make(resource, heads * sizeof(query_log), memory_));
     logs_ = reinterpret_cast<query_log*>(memory_.data());
     for (; count_ < heads; ++count_) {
@@ -266,6 +267,8 @@ class query_logs {
   query_log* logs_ = nullptr;
   std::size_t count_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -127,11 +127,11 @@ class sequence {
   /// values that come from the keys are {}.
   ///
   /// The first tokens of an empty sequence become sinks. The others enter the recent window; once the pool is trained,
-  /// tokens beyond config.recent leave it, oldest first and config.coding_batch at a time, and are coded. The append that brings an untrained pool's
-  /// sequence to config.training_start() tokens behind the sinks trains the codebooks of all sequences. One long append
-  /// and many short ones hold the same, given the same codebooks.
-  /// Errors (nothing changed): shape mismatch, NaN or infinity with its row and column, bad weights or positions, out of
-  /// memory, cancelled training.
+  /// tokens beyond config.recent leave it, oldest first and config.coding_batch at a time, and are coded. The append
+  /// that brings an untrained pool's sequence to config.training_start() tokens behind the sinks trains the codebooks
+  /// of all sequences. One long append and many short ones hold the same, given the same codebooks. Errors (nothing
+  /// changed): shape mismatch, NaN or infinity with its row and column, bad weights or positions, out of memory,
+  /// cancelled training.
   status append(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
     return sequence_append<Bank>(*this).run(keys, values, options);
   }

@@ -18,6 +18,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Memory that coding needs while a call runs; shared by any number of caches, one call at a time. Grows and is then
 /// reused without allocating. Move-only.
 class coding_scratch {
@@ -35,6 +37,8 @@ class coding_scratch {
   memory_resource resource_;
   buffer memory_;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Where a side_coder puts codes: one epoch of a store.
 template <class Bank>

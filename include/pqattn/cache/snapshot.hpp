@@ -136,6 +136,8 @@ inline status names_of(const snapshot_view& view, std::uint64_t configured, epoc
   return {};
 }
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Which epochs of a pool the pages of a sequence snapshot belong to.
 class mapped_epochs {
  public:
@@ -187,6 +189,8 @@ class mapped_epochs {
   const std::byte* numbers_ = nullptr;
   std::size_t epochs_[max_epochs] = {};
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// All but the checksum of the codebooks.
 template <class Bank>

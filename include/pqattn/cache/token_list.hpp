@@ -16,6 +16,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Pages in order, with what is known about their slots. Move-only; the pages' reference counts are the owner's affair:
 /// whatever gives pages up passes each to a callable.
 class token_list {
@@ -60,7 +62,7 @@ class token_list {
   [[nodiscard]] bool ends_inside_page() const noexcept { return slots_ % block_tokens != 0; }
 
   /// Makes room for `count` more slots; on failure nothing that can be seen changes.
-  PQATTN_UNIT_MEMBER status reserve(std::size_t count) {
+  status reserve(std::size_t count) {
     const std::size_t pages = blocks_for(slots_ + count);
     PQATTN_TRY(pages_.reserve(pages));
     PQATTN_TRY(live_.reserve(pages));
@@ -69,7 +71,7 @@ class token_list {
   }
 
   /// One more page at the end. Pre: reserve().
-  PQATTN_UNIT_MEMBER void push_page(std::uint32_t page) noexcept {
+  void push_page(std::uint32_t page) noexcept {
     static_cast<void>(pages_.push_back(page));
     static_cast<void>(live_.push_back(0));
     for (std::size_t i = 0; i < block_tokens; ++i) {
@@ -80,7 +82,7 @@ class token_list {
     }
   }
   /// One more token in the next slot, which it returns. Pre: the slot's page exists.
-  PQATTN_UNIT_MEMBER std::size_t push(std::int64_t position) noexcept {
+  std::size_t push(std::int64_t position) noexcept {
     const std::size_t slot = slots_++;
     live_[slot / 64] |= std::uint64_t{1} << (slot % 64);
     set_position(slot, position);
@@ -89,7 +91,7 @@ class token_list {
   }
 
   /// Next live slot at or after `slot`; slots() when there is none.
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t next_live(std::size_t slot) const noexcept {
+  [[nodiscard]] std::size_t next_live(std::size_t slot) const noexcept {
     while (slot < slots_) {
       const std::uint64_t word = live_[slot / 64] >> (slot % 64);
       if (word != 0) {
@@ -100,7 +102,7 @@ class token_list {
     return slots_;
   }
   /// Slot of the token with this index, counted over live slots. Pre: index < tokens(). O(pages).
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t slot_of(std::size_t index) const noexcept {
+  [[nodiscard]] std::size_t slot_of(std::size_t index) const noexcept {
     std::size_t block = 0;
     for (std::size_t count = live_in(block); index >= count; count = live_in(++block)) {
       index -= count;
@@ -178,7 +180,7 @@ class token_list {
   }
 
   /// A copy that names the same pages. On failure `copy` is unchanged.
-  PQATTN_UNIT_MEMBER status duplicate(const memory_resource& resource, token_list& copy) const {
+  status duplicate(const memory_resource& resource, token_list& copy) const {
     token_list made(resource, weight_width_);
     PQATTN_TRY(made.reserve(slots_));
     for (std::size_t i = 0; i < pages_.size(); ++i) {
@@ -198,7 +200,7 @@ class token_list {
   }
 
  private:
-  [[nodiscard]] PQATTN_UNIT_MEMBER std::size_t live_in(std::size_t block) const noexcept {
+  [[nodiscard]] std::size_t live_in(std::size_t block) const noexcept {
     return static_cast<std::size_t>(std::popcount(live_[block]));
   }
 
@@ -251,6 +253,8 @@ class token_list {
   std::size_t slots_ = 0;
   std::size_t tokens_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "../config.hpp"
 #include "status.hpp"
 
 namespace pqattn {
@@ -33,6 +34,8 @@ struct executor {
 /// Most workers of an executor: sizes of scratch for all of them stay far from what size_t holds.
 inline constexpr std::size_t max_workers = 4096;
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Whether an executor can run anything.
 [[nodiscard]] constexpr status check_executor(const executor& parts, const char* subject) noexcept {
   if (parts.run == nullptr) {
@@ -45,6 +48,8 @@ inline constexpr std::size_t max_workers = 4096;
              ? status{}
              : failure(status_code::invalid_argument, subject, "has too many workers", max_workers, parts.workers);
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Runs `task(part, worker)` for every part. No allocation: the callable is passed by address.
 template <class Task>

@@ -14,6 +14,8 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Move-only array of trivially copyable elements. Growth doubles, so appending is O(1) amortised.
 template <class T>
 class growable {
@@ -24,7 +26,7 @@ class growable {
   explicit growable(const memory_resource& resource) noexcept : resource_(resource) {}
 
   /// Makes room for `capacity` elements in total; on failure nothing changes.
-  PQATTN_UNIT_MEMBER status reserve(std::size_t capacity) {
+  status reserve(std::size_t capacity) {
     if (capacity <= this->capacity()) {
       return {};
     }
@@ -38,7 +40,7 @@ class growable {
     return {};
   }
 
-  PQATTN_UNIT_MEMBER status push_back(const T& value) {
+  status push_back(const T& value) {
     const T copy = value;  // `value` may live in the memory that reserve() gives back
     PQATTN_TRY(reserve(size_ + 1));
     data()[size_++] = copy;
@@ -65,6 +67,8 @@ class growable {
   buffer memory_;
   std::size_t size_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -7,6 +7,7 @@
 #include <new>
 #include <utility>
 
+#include "../config.hpp"
 #include "status.hpp"
 
 namespace pqattn {
@@ -34,6 +35,8 @@ struct memory_resource {
     ::operator delete(memory, std::align_val_t{memory_alignment});
   }
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Owning, move-only block of raw memory from a memory_resource.
 class buffer {
@@ -80,6 +83,8 @@ class buffer {
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 /// Hands out aligned pieces of one block of memory, in order. With a null block it only counts, so the
 /// same code that carves a workspace also says how large it must be.

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
 
@@ -72,6 +74,8 @@ struct [[nodiscard]] status {
   }
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// A failure without numbers.
 [[nodiscard]] constexpr status failure(status_code code, const char* subject, const char* problem) noexcept {
   return {code, false, subject, problem, 0.0, 0.0};
@@ -83,6 +87,8 @@ template <class Expected, class Got>
                                        Got got) noexcept {
   return {code, true, subject, problem, static_cast<double>(expected), static_cast<double>(got)};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 
 namespace pqattn {
@@ -111,6 +112,8 @@ class group_walk {
   std::size_t plane_ = 0;
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Whether every field is in range and the channel order is a permutation. O(dim).
 [[nodiscard]] constexpr status check_geometry(const geometry& shape) noexcept {
   if (shape.dim < 1 || shape.dim > max_dim) {
@@ -162,6 +165,8 @@ class group_walk {
   return got == expected ? status{}
                          : failure(status_code::shape_mismatch, subject, "has another geometry.channel_order");
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

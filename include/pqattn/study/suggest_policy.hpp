@@ -286,9 +286,9 @@ inline namespace PQATTN_ISA_UNIT {
 /// Finds a policy for `count` heads (all layers that share the budget). `policy` (count) and `reasons` (2 * count:
 /// keys, values of each head) receive it; `summary` says what it should cost and lose. Bits are those of the codes (an
 /// exact side counts 16); codebooks come on top. With a target of bits the policy is never worse on the activations it
-/// was made from than the preset's shapes everywhere, and is those where no split is better. The same activations and seed give the same policy. Errors: two or no
-/// targets, no heads, heads without queries, whatever training reports, out of memory. Cost: ten trainings of each side
-/// of each head, each judged on the queries after the taught tokens.
+/// was made from than the preset's shapes everywhere, and is those where no split is better. The same activations and
+/// seed give the same policy. Errors: two or no targets, no heads, heads without queries, whatever training reports,
+/// out of memory. Cost: ten trainings of each side of each head, each judged on the queries after the taught tokens.
 template <bank_policy Bank>
 status suggest_policy(Bank& bank, const calibration_head* heads, std::size_t count, const suggest_params& params,
                       head_policy* policy, policy_reason* reasons, policy_summary& summary,

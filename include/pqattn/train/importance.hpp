@@ -48,7 +48,8 @@ status attention_importance(Bank& bank, const rows_view& queries, const std::int
   const float factor = scale != 0.0f ? scale : 1.0f / std::sqrt(static_cast<float>(keys.cols));
   for (std::size_t row = 0; row < queries.rows; ++row) {
     const std::int64_t last = query_positions[row];
-    const std::size_t seen = last < 0 ? 0 : static_cast<std::size_t>(last) + 1 < keys.rows ? static_cast<std::size_t>(last) + 1 : keys.rows;
+    const std::size_t before = last < 0 ? 0 : static_cast<std::size_t>(last) + 1;
+    const std::size_t seen = before < keys.rows ? before : keys.rows;
     if (seen == 0) {
       continue;
     }

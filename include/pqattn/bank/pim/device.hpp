@@ -313,7 +313,8 @@ struct range_check {
     }
     if constexpr (std::is_floating_point_v<Number>) {
       if (!(value >= lowest && value <= highest)) {  // NaN fails too
-        result = failure(status_code::invalid_argument, path, "must be a finite energy in range, not negative", highest, value);
+        result = failure(status_code::invalid_argument, path, "must be a finite energy in range, not negative", highest,
+                         value);
       }
     } else if constexpr (std::is_enum_v<Number>) {
       result = value < lowest || value > highest

@@ -211,8 +211,9 @@ PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename 
   }
 }
 
-/// Nearest centroid of one sub-vector in each lane: of the entries whose number modulo `lanes` is the lane's. Four chains of running minima, each over a quarter of the entries, so that of equal
-/// distances in a lane the first chain's is the lower index; no branch depends on the data.
+/// Nearest centroid of one sub-vector in each lane: of the entries whose number modulo `lanes` is the lane's. Four
+/// chains of running minima, each over a quarter of the entries, so that of equal distances in a lane the first chain's
+/// is the lower index; no branch depends on the data.
 template <class Isa, std::size_t Width, class Planes>
 inline void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
                              const float* x, typename Isa::floats& least, typename Isa::ints& least_index) noexcept {

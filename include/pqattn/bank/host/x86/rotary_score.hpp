@@ -282,9 +282,9 @@ template <class Kernel>
 }
 
 /// out(row, slot - run.first) = score of the slot at its position.
-/// `next` is fetched meanwhile. `turns`: the memory of the turn table of offsets 0..63. Blocks whose used slots are not consecutive get a table of
-/// their own, which costs several times what the block's scores do.
-/// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code).
+/// `next` is fetched meanwhile. `turns`: the memory of the turn table of offsets 0..63. Blocks whose used slots are not
+/// consecutive get a table of their own, which costs several times what the block's scores do. Returns false, and does
+/// nothing, when the code width has no look-up in registers (above widest_code).
 template <class Kernel>
 inline bool rotary_score(const rotary_book& book, const rope& rotation, const void* turns,
                          const rotary_queries& queries, const slot_run& run, const slot_positions& positions,
