@@ -135,36 +135,44 @@ bool checkpoint::read(const std::string& path, checkpoint& result, std::string& 
   if (error || !file) {
     return fail(problem, path + " cannot be read");
   }
+  return read(file, bytes, result, problem) || fail(problem, path + " " + problem);
+}
+
+bool checkpoint::read(std::istream& file, std::uintmax_t bytes, checkpoint& result, std::string& problem) {
   std::int32_t header[header_fields];
   if (bytes < header_bytes || !file.read(reinterpret_cast<char*>(header), header_bytes)) {
-    return fail(problem, path + " is too short for a header of 28 bytes: " + std::to_string(bytes));
+    return fail(problem, "is too short for a header of 28 bytes: " + std::to_string(bytes));
   }
   const model_shape shape = shape_of(header);
   if (!check_shape(shape, problem)) {
-    return fail(problem, path + ": " + problem);
+    return fail(problem, "has a bad header: " + problem);
   }
   const auto expected = header_bytes + static_cast<std::uintmax_t>(shape.weight_count()) * sizeof(float);
   if (bytes != expected) {
-    return fail(problem, path + " must have " + std::to_string(expected) + " bytes for its header, got " +
+    return fail(problem, "must have " + std::to_string(expected) + " bytes for its header, got " +
                              std::to_string(bytes));
   }
   std::vector<float> weights(static_cast<std::size_t>(shape.weight_count()));
   if (!file.read(reinterpret_cast<char*>(weights.data()), static_cast<std::streamsize>(expected - header_bytes))) {
-    return fail(problem, path + " ended early");
+    return fail(problem, "ended early");
   }
-  return make(shape, std::move(weights), result, problem) || fail(problem, path + ": " + problem);
+  return make(shape, std::move(weights), result, problem) || fail(problem, "is no model: " + problem);
 }
 
-bool checkpoint::write(const std::string& path, std::string& problem) const {
+void checkpoint::write(std::ostream& file) const {
   const std::int32_t header[header_fields] = {
       shape_.dim,       shape_.hidden_dim, shape_.layers,
       shape_.heads,     shape_.kv_heads,   shape_.shared_classifier ? shape_.vocab_size : -shape_.vocab_size,
       shape_.max_tokens};
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file.write(reinterpret_cast<const char*>(header), header_bytes);
   file.write(reinterpret_cast<const char*>(memory_.data()),
              static_cast<std::streamsize>(memory_.size() * sizeof(float)));
   file.flush();
+}
+
+bool checkpoint::write(const std::string& path, std::string& problem) const {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  write(file);
   return file.good() || fail(problem, path + " cannot be written");
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iosfwd>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,10 +49,12 @@ class checkpoint {
   /// Takes shape and weights; false with a message when they do not fit together.
   static bool make(const model_shape& shape, std::vector<float> weights, checkpoint& result, std::string& problem);
 
-  /// Reads a file. False with a message, `result` as before, for anything that is not a whole checkpoint: nothing is
-  /// allocated before the sizes in the header have been held against the size of the file.
+  /// Reads a file, or `bytes` bytes of a stream. False with a message, `result` as before, for anything that is not a
+  /// whole checkpoint: nothing is allocated before the sizes in the header have been held against the size of the file.
   static bool read(const std::string& path, checkpoint& result, std::string& problem);
+  static bool read(std::istream& file, std::uintmax_t bytes, checkpoint& result, std::string& problem);
   [[nodiscard]] bool write(const std::string& path, std::string& problem) const;
+  void write(std::ostream& file) const;
 
   /// A model with seeded random weights, the same on every machine. Scaled so that attention is neither uniform nor
   /// stuck on one token.

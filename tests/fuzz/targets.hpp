@@ -11,11 +11,13 @@
 #include <cstring>
 #include <iterator>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "bench/pqattn_pim/command_text.hpp"
+#include "examples/llama2c/checkpoint.hpp"
 #include "examples/tiny_lm/model_config.hpp"
 #include "examples/tiny_lm/safetensors.hpp"
 #include "examples/tiny_lm/tokenizer.hpp"
@@ -130,6 +132,21 @@ inline void tokenizer(bytes_view bytes) {
     return;
   }
   promise(words.decode(words.encode(text)) == text, "decoding undoes encoding");
+}
+
+/// llama2.c checkpoint: an accepted one has weights for its header and is written as the bytes it came from.
+inline void checkpoint(bytes_view bytes) {
+  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  std::istringstream file(text);
+  llama2c::checkpoint model;
+  std::string problem;
+  if (!llama2c::checkpoint::read(file, text.size(), model, problem)) {
+    promise(model.shape().dim == 0 && !problem.empty(), "a refused checkpoint gives a reason and changes nothing");
+    return;
+  }
+  std::ostringstream written;
+  model.write(written);
+  promise(written.str() == text, "an accepted checkpoint is written as it was read");
 }
 
 /// Command text of `pqattn-pim trace`.
@@ -297,6 +314,7 @@ inline constexpr target targets[] = {
     {"policy_json", &policy_json},
     {"model_config", &model_config},
     {"tokenizer", &tokenizer},
+    {"checkpoint", &checkpoint},
     {"command_text", &command_text},
     {"snapshot", &snapshot},
 };

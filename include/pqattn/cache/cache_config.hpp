@@ -128,7 +128,7 @@ struct cache_config {
     return refresh_tokens != 0 ? refresh_tokens : 4 * most_centroids();
   }
   /// Whether coding measures what it loses.
-  [[nodiscard]] constexpr bool measures_errors() const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER constexpr bool measures_errors() const noexcept {
     return track_errors || refresh_above > 0.0f || outlier_share > 0.0f;
   }
 };

@@ -84,8 +84,6 @@ class buffer {
   std::size_t size_ = 0;
 };
 
-}  // namespace PQATTN_ISA_UNIT
-
 /// Hands out aligned pieces of one block of memory, in order. With a null block it only counts, so the
 /// same code that carves a workspace also says how large it must be.
 class carver {
@@ -120,6 +118,8 @@ class carver {
   std::size_t size_ = 0;
   std::size_t used_ = 0;
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 
+#include "../config.hpp"
 #include "status.hpp"
 
 namespace pqattn {
@@ -16,6 +17,8 @@ struct progress_hook {
   bool (*report)(void* user, std::size_t done, std::size_t total) = nullptr;
   void* user = nullptr;
 };
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Counts the finished steps of one piece of work over all its parts.
 class progress_counter {
@@ -40,6 +43,8 @@ class progress_counter {
   std::atomic<std::size_t> done_{0};
   std::atomic<bool> stopped_{false};
 };
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

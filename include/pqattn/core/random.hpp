@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
 
@@ -24,10 +26,10 @@ class random_source {
   constexpr std::uint64_t next() noexcept { return mix_seed(state_, counter_++); }
 
   /// Uniform in [0, 1) with 53 random bits.
-  constexpr double uniform() noexcept { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
+  PQATTN_UNIT_MEMBER constexpr double uniform() noexcept { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
 
   /// Uniform in [0, bound); the bias is below bound / 2^64. Pre: bound > 0.
-  constexpr std::size_t below(std::size_t bound) noexcept {
+  PQATTN_UNIT_MEMBER constexpr std::size_t below(std::size_t bound) noexcept {
     const auto index = static_cast<std::size_t>(uniform() * static_cast<double>(bound));
     return index < bound ? index : bound - 1;
   }

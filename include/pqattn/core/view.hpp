@@ -57,7 +57,7 @@ struct rows_view {
   }
 
   /// Rows [first, first + count).
-  [[nodiscard]] rows_view slice(std::size_t first, std::size_t count) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER rows_view slice(std::size_t first, std::size_t count) const noexcept {
     rows_view part = *this;
     part.data = at(first);
     part.rows = count;
@@ -78,7 +78,7 @@ struct rows_ref {
     return const_cast<void*>(view().at(row, col));
   }
   [[nodiscard]] rows_view view() const noexcept { return {data, type, rows, cols, row_stride, col_stride}; }
-  [[nodiscard]] rows_ref slice(std::size_t first, std::size_t count) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER rows_ref slice(std::size_t first, std::size_t count) const noexcept {
     return {at(first), type, count, cols, row_stride, col_stride};
   }
 };

@@ -71,7 +71,7 @@ struct channel_scale {
   float scale = 0.0f;
   float offset = 0.0f;
 
-  [[nodiscard]] std::int8_t quantize(float value) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER std::int8_t quantize(float value) const noexcept {
     if (scale == 0.0f) {
       return 0;
     }
@@ -79,7 +79,7 @@ struct channel_scale {
     const float level = (value - offset) / scale;
     return static_cast<std::int8_t>(std::lrintf(level > 127.0f ? 127.0f : level < -127.0f ? -127.0f : level));
   }
-  [[nodiscard]] float restore(std::int8_t level) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER float restore(std::int8_t level) const noexcept {
     return std::fma(scale, static_cast<float>(level), offset);
   }
 };

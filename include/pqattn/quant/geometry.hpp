@@ -79,7 +79,7 @@ struct geometry {
   }
 
   /// Same cut and code width (the channel order is compared by address).
-  friend constexpr bool operator==(const geometry&, const geometry&) noexcept = default;
+  PQATTN_UNIT_MEMBER friend constexpr bool operator==(const geometry&, const geometry&) noexcept = default;
 };
 
 /// Walks through the groups of a geometry in order, without the divisions that first_channel() and width() take.

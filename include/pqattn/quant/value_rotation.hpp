@@ -25,7 +25,7 @@ struct value_rotation {
 
   [[nodiscard]] constexpr bool enabled() const noexcept { return dim != 0; }
   /// Whether both are the same numbers in memory.
-  friend constexpr bool operator==(const value_rotation&, const value_rotation&) noexcept = default;
+  PQATTN_UNIT_MEMBER friend constexpr bool operator==(const value_rotation&, const value_rotation&) noexcept = default;
 };
 
 namespace detail {
