@@ -20,7 +20,7 @@ foreach(kind shared static)
   endif()
   target_link_libraries(${program} PRIVATE m)
   add_test(NAME c_api.${kind} COMMAND ${program})
-  set_tests_properties(c_api.${kind} PROPERTIES LABELS c_api TIMEOUT 60)
+  set_tests_properties(c_api.${kind} PROPERTIES LABELS c_api TIMEOUT 400)
 endforeach()
 
 if(NOT PQATTN_SANITIZE)

@@ -323,6 +323,10 @@ status attend_layer(pq_cache* cache, const pq_const_rows* queries, const pq_atte
     return failure(status_code::shape_mismatch, "out.cols", "must equal the values' dim", cache->value_dim,
                    out_heads.rows.cols);
   }
+  if (query_heads.rows.rows > pqattn::max_segment_slots) {
+    return failure(status_code::invalid_argument, "queries.rows", "are more than memory can hold",
+                   pqattn::max_segment_slots, query_heads.rows.rows);
+  }
   pq_attend_params params;
   PQATTN_TRY(read_params(given, &pq_attend_params_default, "params", params));
   pqattn::layer_attention_params converted;
@@ -808,6 +812,7 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
     PQATTN_TRY(convert_source(segments[i].keys, "segment.keys", next.keys));
     PQATTN_TRY(convert_source(segments[i].values, "segment.values", next.values));
     next.slots = {segments[i].first_slot, segments[i].tokens};
+    PQATTN_TRY(pqattn::check_reach(segments[i].first_position, "segment.first_position"));
     // Positions count from slot 0 of the storage.
     next.positions = {segments[i].first_position - static_cast<std::int64_t>(segments[i].first_slot), nullptr};
     next.tables = layout.tables;

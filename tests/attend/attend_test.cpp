@@ -795,6 +795,27 @@ TEST_CASE("what does not fit together is refused and the output left alone", "[a
   segments[1].keys.rows.cols = plan.key_dim + 1;
   CHECK(refusal() == status_code::shape_mismatch);
 
+  // Positions and columns whose differences would overflow.
+  for (const std::int64_t far : {std::numeric_limits<std::int64_t>::max(), -(std::int64_t{1} << 61) - 1}) {
+    segments[0].positions.base = far;
+    CHECK(refusal() == status_code::invalid_argument);
+    segments[0].columns.base = far;
+    CHECK(refusal() == status_code::invalid_argument);
+    const std::vector<std::int64_t> positions(plan.rows, far);
+    params.modifiers.query_positions = positions.data();
+    CHECK(refusal() == status_code::invalid_argument);
+  }
+  // Lists are not read while a number beside them is wrong.
+  const auto* nowhere = reinterpret_cast<const std::uint32_t*>(std::uintptr_t{64});
+  segments[0].key_tail = pqattn::view_rows(scene.queries.data(), 64, 1);
+  segments[0].tail_pages = nowhere;
+  segments[0].values.rows = {};
+  segments[0].values.coded = false;
+  CHECK(refusal() == status_code::shape_mismatch);
+  params.modifiers.query_positions = reinterpret_cast<const std::int64_t*>(nowhere);
+  bytes = 0;
+  CHECK(refusal() == status_code::capacity);
+
   params.modifiers.causal = true;
   CHECK(refusal() == status_code::invalid_argument);
   params.modifiers.window = -1;

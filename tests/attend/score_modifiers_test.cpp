@@ -15,22 +15,22 @@ using pqattn::score_modifiers;
 
 TEST_CASE("what needs query positions says so", "[attend]") {
   score_modifiers modifiers;
-  CHECK(check_modifiers(modifiers).ok());
+  CHECK(check_modifiers(modifiers, 1).ok());
   modifiers.causal = true;
-  CHECK(check_modifiers(modifiers).code == pqattn::status_code::invalid_argument);
+  CHECK(check_modifiers(modifiers, 1).code == pqattn::status_code::invalid_argument);
   const std::int64_t position = 0;
   modifiers.query_positions = &position;
-  CHECK(check_modifiers(modifiers).ok());
+  CHECK(check_modifiers(modifiers, 1).ok());
   modifiers = {};
   modifiers.window = 1;
-  CHECK_FALSE(check_modifiers(modifiers).ok());
+  CHECK_FALSE(check_modifiers(modifiers, 1).ok());
   modifiers.window = -1;
   modifiers.query_positions = &position;
-  CHECK(std::string(check_modifiers(modifiers).subject) == "modifiers.window");
+  CHECK(std::string(check_modifiers(modifiers, 1).subject) == "modifiers.window");
   modifiers = {};
   const float slope = 0.5f;
   modifiers.alibi_slopes = &slope;
-  CHECK_FALSE(check_modifiers(modifiers).ok());
+  CHECK_FALSE(check_modifiers(modifiers, 1).ok());
 }
 
 TEST_CASE("a default object changes nothing", "[attend]") {

@@ -422,6 +422,25 @@ TEST_CASE("entries that cannot be served are refused", "[cache]") {
   entry = scene.entries[1];
   entry.new_keys = &keys;
   CHECK(scene.run(&entry, 1, {}, out, lse).code == status_code::invalid_argument);
+  // One entry that cannot be served keeps the others from being written.
+  const float zero = 0.0f;
+  const auto broadcast = [&](std::size_t dim) {
+    return head_rows{{&zero, dtype::f32, max_segment_slots + 1, dim, 0, 0}, scene.world.shape.heads, 0};
+  };
+  const head_rows many_keys = broadcast(scene.world.shape.key_dim);
+  const head_rows many_values = broadcast(scene.world.shape.value_dim);
+  std::vector<batch_entry<f32_bank>> two(scene.entries.begin(), scene.entries.begin() + 2);
+  two[1].new_keys = &many_keys;
+  two[1].new_values = &many_values;
+  out.clear();
+  CHECK(scene.run(two.data(), 2, {}, out, lse).code == status_code::invalid_argument);
+  const std::vector<float> untouched = out;
+  CHECK(std::adjacent_find(untouched.begin(), untouched.end(), std::not_equal_to<>()) == untouched.end());
+  for (const std::int64_t far : {std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::min()}) {
+    entry = scene.entries[1];
+    entry.first_position = far;
+    CHECK(scene.run(&entry, 1, {}, out, lse).code == status_code::invalid_argument);
+  }
   scene.heads = 3;
   CHECK(scene.run(scene.entries.data(), 1, {}, out, lse).code == status_code::shape_mismatch);
 }

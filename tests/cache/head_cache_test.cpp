@@ -473,6 +473,55 @@ TEST_CASE("errors leave a cache as it was", "[cache]") {
     CHECK(cache.append(tokens.key_rows(100, 200), tokens.value_rows(100, 200), nullptr, options).code ==
           status_code::cancelled);
   }
+  SECTION("training cancelled at each step, that of the values included") {
+    std::size_t last = 0;
+    for (bool finished = false; !finished; ++last) {
+      CAPTURE(last);
+      REQUIRE(last < 200);
+      cache_type other;
+      REQUIRE_OK(cache_type::make(bank, small_config(), {}, other));
+      training_options options;
+      options.progress = {[](void* limit, std::size_t done, std::size_t) {
+                            return done <= *static_cast<const std::size_t*>(limit);
+                          },
+                          &last};
+      const status result = other.append(tokens.key_rows(0, 300), tokens.value_rows(0, 300), nullptr, options);
+      finished = result.ok();
+      CHECK(other.trained() == finished);
+      CHECK((other.key_training().objective > 0.0) == finished);
+      CHECK((other.value_training().objective > 0.0) == finished);
+      CHECK((finished || result.code == status_code::cancelled));
+    }
+    CHECK(last > 10);
+  }
+  SECTION("numbers that the exact dtype does not hold") {
+    std::vector<float> large(3 * 32, 1.0f);
+    float& largest = large[2 * 32 + 5];
+    const rows_view good = tokens.value_rows(100, 3);
+    const rows_view bad = view_rows(large.data(), 3, 32);
+    const rope_memory turning(32);
+    for (const dtype type : {dtype::f16, dtype::bf16}) {
+      for (const bool turned : {false, true}) {
+        CAPTURE(turned);
+        cache_config narrow = small_config();
+        narrow.exact_type = type;
+        narrow.rotation = turned ? turning.rotation : rope{};
+        cache_type other;
+        REQUIRE_OK(cache_type::make(bank, narrow, {}, other));
+        largest = 1.01f * largest_of(type) < largest_of(dtype::f32) ? 1.01f * largest_of(type) : largest_of(dtype::f32);
+        const status refused = other.append(good, bad);
+        CHECK(refused.code == status_code::not_finite);
+        CHECK(std::string(refused.subject) == "values");
+        CHECK(refused.expected == 2);
+        CHECK(refused.got == 5);
+        CHECK(other.append(bad, good).code == status_code::not_finite);
+        CHECK(other.size() == 0);
+        largest = 0.9f * largest_of(type);  // as a key it may be turned to 1.27 of the dtype's largest
+        CHECK(other.append(bad, good).ok() == !turned);
+        CHECK(other.append(good, bad).ok());
+      }
+    }
+  }
   unchanged();
 }
 

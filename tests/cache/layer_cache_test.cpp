@@ -204,6 +204,21 @@ TEST_CASE("masks, windows, ALiBi and sinks of query heads hold for all tokens of
       bias.heads = heads + 1;
       CHECK(attend().code == status_code::shape_mismatch);
       CHECK(out == before);
+      // Views of absurd widths that step nowhere are told by their width, before anything is copied.
+      head_rows wide = token_major(queries, 0, 1, heads, key_dim);
+      wide.rows = {queries.data(), dtype::f32, 1, std::size_t{1} << 62, 0, 0};
+      wide.head_stride = 0;
+      head_rows_ref wide_out{{out.data(), dtype::f32, 1, std::size_t{1} << 62, 0, 0}, heads, 0};
+      const head_rows_ref good_out{ref_rows(out.data(), 1, value_dim, std::ptrdiff_t(heads * value_dim)), heads,
+                                   std::ptrdiff_t(value_dim)};
+      CHECK(layer.attend(wide, {}, good_out, nullptr).code == status_code::shape_mismatch);
+      CHECK(layer.attend(token_major(queries, 0, 1, heads, key_dim), {}, wide_out, nullptr).code ==
+            status_code::shape_mismatch);
+      layer_attention_params far;
+      far.first_position = std::numeric_limits<std::int64_t>::max();
+      CHECK(layer.attend(token_major(queries, 0, 1, heads, key_dim), far, good_out, nullptr).code ==
+            status_code::invalid_argument);
+      CHECK(out == before);
     }
   }
 }

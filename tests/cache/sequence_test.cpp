@@ -937,8 +937,11 @@ TEST_CASE("what pages do not serve is refused", "[cache]") {
   CHECK(head_cache<f32_bank>::make(bank, config, {}, cache).code == status_code::unsupported);
   pool_type pool;
   cache_config other = config;
-  other.values.shape.subvectors = 2;
-  CHECK(pool_type::make(bank, other, 1, {}, pool).code == status_code::invalid_argument);
+  other.values.shape.subvectors = config.keys.shape.subvectors + 1;
+  const status uneven = pool_type::make(bank, other, 1, {}, pool);
+  CHECK(uneven.code == status_code::shape_mismatch);
+  CHECK(uneven.expected == config.keys.shape.subvectors);
+  CHECK(uneven.got == config.keys.shape.subvectors + 1);
   other = config;
   other.key_tail = 1020;
   CHECK(pool_type::make(bank, other, 1, {}, pool).code == status_code::invalid_argument);

@@ -736,6 +736,27 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
   }
 }
 
+TEST_CASE("a snapshot of more sections than can be read is not written", "[cache]") {
+  std::size_t written = 0;
+  const snapshot_sink sink{[](void* user, const void*, std::size_t bytes) {
+                             *static_cast<std::size_t*>(user) += bytes;
+                             return true;
+                           },
+                           &written};
+  for (const std::uint32_t sections : {detail::most_sections, detail::most_sections + 1}) {
+    written = 0;
+    detail::snapshot_writer writer(sink, {});
+    const status result = writer.write(snapshot_kind::codebooks, [&](auto&& section) {
+      for (std::uint32_t i = 0; i < sections; ++i) {
+        section(section_type::config, i, 0, [](auto&&) {});
+      }
+    });
+    CHECK(result.ok() == (sections == detail::most_sections));
+    CHECK((written == 0) == !result.ok());
+    CHECK((result.ok() || result.code == status_code::capacity));
+  }
+}
+
 TEST_CASE("a snapshot of another configuration is refused by name", "[cache]") {
   snapshot_scene scene(edit_shapes[0], true, 65);
   const std::vector<std::byte> saved = bytes_of(scene.tokens);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cstddef>
+#include <limits>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -66,6 +68,22 @@ TEST_CASE("view_rows packs rows densely unless told otherwise", "[core]") {
   const pqattn::rows_ref backwards = pqattn::ref_rows(numbers + 8, 3, 4, -4);
   CHECK(*static_cast<const float*>(backwards.at(2, 3)) == 3.0f);
   CHECK(*static_cast<const float*>(backwards.slice(1, 2).at(0)) == 4.0f);
+}
+
+TEST_CASE("no address is made of a row that is not there", "[core]") {
+  const float number = 1.0f;
+  const auto far = std::numeric_limits<std::ptrdiff_t>::max();
+  CHECK(pqattn::rows_view{&number, dtype::f32, 1, 1, far, far}.slice(1, 0).data == &number);
+  float written = 2.0f;
+  CHECK(pqattn::rows_ref{&written, dtype::f32, 1, 1, far, far}.slice(1, 0).data == &written);
+}
+
+TEST_CASE("the largest number of a dtype is finite, and nothing above it", "[core]") {
+  CHECK(std::isfinite(to_float(pqattn::to_half(largest_of(dtype::f16)))));
+  CHECK(std::isinf(to_float(pqattn::to_half(65520.0f))));
+  CHECK(std::isfinite(to_float(pqattn::to_bfloat16(largest_of(dtype::bf16)))));
+  CHECK(std::isinf(to_float(pqattn::to_bfloat16(0x1.ffp127f))));
+  CHECK(largest_of(dtype::f32) == std::numeric_limits<float>::max());
 }
 
 TEST_CASE("a view with rows needs memory", "[core]") {

@@ -3,6 +3,10 @@
 // made for its own instruction set could replace main's.
 #include "isa_unit.hpp"
 
+#include <cstring>
+#include <span>
+
+#include "pqattn/cache/apply_policy.hpp"
 #include "pqattn/pqattn.hpp"
 
 namespace {
@@ -72,6 +76,68 @@ pqattn::status attend_cache(bank_type& bank, const unit_task& task, unit_result&
                       pqattn::ref_rows(result.cached_out.data(), unit_task::rows, unit_task::dim), nullptr);
 }
 
+/// Bytes that a snapshot is written to: counted first, then kept.
+struct snapshot_bytes {
+  pqattn::buffer memory;
+  std::size_t used = 0;
+
+  static bool add(void* user, const void* data, std::size_t bytes) {
+    auto& self = *static_cast<snapshot_bytes*>(user);
+    if (self.memory.data() != nullptr) {
+      std::memcpy(self.memory.data() + self.used, data, bytes);
+    }
+    self.used += bytes;
+    return true;
+  }
+  template <class Write>
+  pqattn::status fill(const Write& write) {
+    PQATTN_TRY(write(pqattn::snapshot_sink{&add, this}));
+    PQATTN_TRY(pqattn::buffer::make({}, used, memory));
+    used = 0;
+    return write(pqattn::snapshot_sink{&add, this});
+  }
+  [[nodiscard]] std::span<const std::byte> bytes() const { return {memory.data(), used}; }
+};
+
+/// A sequence, saved and loaded into another pool, gives back its rows.
+pqattn::status save_and_load(bank_type& bank, const unit_task& task, unit_result& result) {
+  pqattn::cache_config config;
+  pqattn::head_policy policy;
+  policy.keys = policy.values = {false, unit_task::subvectors, 5, 1, pqattn::codebook_storage::i8, 0.05f};
+  config.keys.shape.dim = config.values.shape.dim = unit_task::dim;
+  PQATTN_TRY(pqattn::apply_policy(policy, config));
+  pqattn::page_pool<bank_type> pools[2];
+  for (pqattn::page_pool<bank_type>& pool : pools) {
+    PQATTN_TRY(pool.make(bank, config, 1, {}, pool));
+  }
+  pqattn::sequence<bank_type> saved(pools[0]);
+  const pqattn::head_rows keys{pqattn::view_rows(task.keys.data(), unit_task::tokens, unit_task::dim), 1, 0};
+  const pqattn::head_rows values{pqattn::view_rows(task.values.data(), unit_task::tokens, unit_task::dim), 1, 0};
+  PQATTN_TRY(saved.append(keys, values));
+  snapshot_bytes books;
+  snapshot_bytes tokens;
+  PQATTN_TRY(books.fill([&](const auto& sink) { return pqattn::write_codebooks(pools[0], sink); }));
+  PQATTN_TRY(tokens.fill([&](const auto& sink) { return pqattn::write_sequence(saved, sink); }));
+  pqattn::snapshot_view view;
+  PQATTN_TRY(pqattn::snapshot_view::open(books.bytes(), view));
+  PQATTN_TRY(pqattn::load_codebooks(view, pools[1]));
+  pqattn::sequence<bank_type> loaded(pools[1]);
+  PQATTN_TRY(pqattn::snapshot_view::open(tokens.bytes(), view));
+  PQATTN_TRY(pqattn::load_sequence(view, loaded));
+  for (const pqattn::sequence<bank_type>* one : {&saved, &loaded}) {
+    std::vector<float>& rows = one == &saved ? result.saved_rows : result.loaded_rows;
+    PQATTN_TRY(one->read(0, 0, pqattn::ref_rows(rows.data(), unit_task::tokens, unit_task::dim),
+                         pqattn::ref_rows(rows.data() + unit_task::tokens * unit_task::dim, unit_task::tokens,
+                                          unit_task::dim)));
+  }
+  // What is refused says so, in numbers.
+  const pqattn::head_policy same = policy;
+  policy.values.outlier_share = 0.75f;
+  pqattn::apply_policy(policy, config).format(result.message, sizeof result.message);
+  return same == policy ? pqattn::failure(pqattn::status_code::corrupt_data, "policies", "that differ are equal")
+                        : pqattn::status{};
+}
+
 }  // namespace
 
 void RUN(const unit_task& task, unit_result& result) {
@@ -80,6 +146,9 @@ void RUN(const unit_task& task, unit_result& result) {
   pqattn::status done = attend_codes(bank, task, result);
   if (done) {
     done = attend_cache(bank, task, result);
+  }
+  if (done) {
+    done = save_and_load(bank, task, result);
   }
   if (!done) {
     result.failure = done.problem;

@@ -25,6 +25,9 @@ struct unit_result {
   std::vector<float> decoded_values;  ///< (tokens, dim)
   std::vector<float> out;             ///< (rows, dim), attention over the codes
   std::vector<float> cached_out;      ///< (rows, dim), the same tokens through head_cache
+  std::vector<float> saved_rows;      ///< (2, tokens, dim), of a sequence: keys and values
+  std::vector<float> loaded_rows;     ///< the same, saved and loaded
+  char message[160] = "";             ///< of a refused policy
 };
 
 void run_baseline(const unit_task& task, unit_result& result);

@@ -95,6 +95,11 @@ void check(const unit_task& task, const unit_result& result) {
   expect(rounding < 5e-4, result.arch, "error against attention over the decoded rows", rounding);
   const double cached = relative_error(result.cached_out, attention(task, task.keys, task.values));
   expect(cached < 0.5, result.arch, "error of the cache against exact attention", cached);
+  expect(!result.saved_rows.empty() && result.saved_rows == result.loaded_rows, result.arch,
+         "a saved sequence, loaded, is another", 0.0);
+  expect(std::string(result.message) ==
+             "policy.outlier_share must be 0 to 0.5: expected 0.5, got 0.75 (invalid_argument)",
+         result.arch, result.message, 0.0);
   std::printf("%-12s coding error %.4f, attention error %.2e, cache error %.4f\n", result.arch, coding, rounding, cached);
 }
 
@@ -108,6 +113,8 @@ unit_result run(unit_function unit, const unit_task& task) {
   result.decoded_values.resize(task.values.size());
   result.out.resize(task.queries.size());
   result.cached_out.resize(task.queries.size());
+  result.saved_rows.resize(2 * task.keys.size());
+  result.loaded_rows.resize(2 * task.keys.size());
   unit(task, result);
   return result;
 }

@@ -390,15 +390,23 @@ status check_tail(const segment<Address>& tokens, std::size_t key_dim, std::size
                    key_dim, tail.cols);
   }
   PQATTN_TRY(check_view(tail, "segment.key_tail"));
-  for (std::size_t block = 0; tokens.tail_pages != nullptr && block < blocks_for(end); ++block) {
-    if (tokens.tail_pages[block] >= tail.rows / block_tokens) {
-      return failure(status_code::shape_mismatch, "segment.tail_pages", "must lie within key_tail; blocks",
-                     tail.rows / block_tokens, tokens.tail_pages[block]);
-    }
-  }
   return tokens.tail_pages != nullptr || tail.rows >= end ? status{}
                           : failure(status_code::shape_mismatch, "segment.key_tail", "must cover the slots", end,
                                     tail.rows);
+}
+
+/// The blocks of an exact tail lie within it.
+template <class Address>
+status check_tail_pages(const segment<Address>& tokens) noexcept {
+  const std::size_t blocks = tokens.slots.count == 0 ? 0 : blocks_for(tokens.slots.first + tokens.slots.count);
+  const std::size_t held = tokens.key_tail.rows / block_tokens;
+  for (std::size_t block = 0; tokens.key_tail.cols != 0 && tokens.tail_pages != nullptr && block < blocks; ++block) {
+    if (tokens.tail_pages[block] >= held) {
+      return failure(status_code::shape_mismatch, "segment.tail_pages", "must lie within key_tail; blocks", held,
+                     tokens.tail_pages[block]);
+    }
+  }
+  return {};
 }
 
 /// Whether some segment has exact channels behind its coded keys.
@@ -422,6 +430,12 @@ status check_segment(const segment<Address>& tokens, std::size_t key_dim, std::s
   PQATTN_TRY(check_tail(tokens, key_dim, used));
   PQATTN_TRY(check_source(tokens.keys, key_dim - tokens.key_tail.cols, used, "segment.keys"));
   PQATTN_TRY(check_source(tokens.values, value_dim, used, "segment.values"));
+  if (tokens.positions.list == nullptr) {
+    PQATTN_TRY(check_reach(tokens.positions.base, "segment.positions"));
+  }
+  if (tokens.columns.base != slot_columns::by_slot) {
+    PQATTN_TRY(check_reach(tokens.columns.base, "segment.columns"));
+  }
   if (tokens.turned_values.enabled() && tokens.turned_values.dim != value_dim) {
     return failure(status_code::shape_mismatch, "segment.turned_values", "must have the output's channels", value_dim,
                    tokens.turned_values.dim);
@@ -508,6 +522,18 @@ status check_bias(const score_modifiers& modifiers, std::size_t rows, const segm
   return {};
 }
 
+/// What the caller's lists say. They are read only after everything else has been checked: a wrong number beside them
+/// must not send the look beyond their ends.
+template <class Address>
+status check_lists(const score_modifiers& modifiers, std::size_t rows, const segment<Address>* segments,
+                   std::size_t segment_count) noexcept {
+  PQATTN_TRY(check_modifiers(modifiers, rows));
+  for (std::size_t i = 0; i < segment_count; ++i) {
+    PQATTN_TRY(check_tail_pages(segments[i]));
+  }
+  return check_bias(modifiers, rows, segments, segment_count);
+}
+
 }  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
 
@@ -531,16 +557,16 @@ template <class Address>
 /// Attention of all query rows of one KV head over the union of disjoint segments.
 ///
 /// `queries` (rows, d_k): the query heads of the group times the query tokens, in any order, rotated as the model
-/// rotates them. `out` (rows, d_v) in any dtype; `lse_e` (rows, natural logarithm) may be null. A row with every
-/// slot masked gives 0 and -infinity (or its sink logit). Nothing is allocated; results do not depend on the executor.
-/// Errors (out untouched): shape mismatches, missing memory, a bias that lacks columns, workspace too small.
+/// rotates them; scores must be finite in f32, and one at or below masked_score counts as masked. `out` (rows, d_v) in
+/// any dtype; `lse_e` (rows, natural logarithm) may be null. A row with every slot masked gives 0 and -infinity (or its
+/// sink logit). Nothing is allocated; results do not depend on the executor. Errors (out untouched): shape mismatches,
+/// missing memory, a bias that lacks columns, workspace too small.
 template <bank_policy Bank>
 status attend(Bank& bank, const rows_view& queries, const segment<typename Bank::address>* segments,
               std::size_t segment_count, const attention_params& params, void* workspace, std::size_t workspace_bytes,
               const rows_ref& out, float* lse_e) {
   PQATTN_TRY(check_view(queries, "queries"));
   PQATTN_TRY(check_view(out.view(), "out"));
-  PQATTN_TRY(check_modifiers(params.modifiers));
   if (out.rows != queries.rows) {
     return failure(status_code::shape_mismatch, "out.rows", "must equal queries.rows", queries.rows, out.rows);
   }
@@ -556,7 +582,6 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
     PQATTN_TRY(detail::check_segment(segments[i], queries.cols, out.cols));
     parts += detail::parts_of(segments[i]);
   }
-  PQATTN_TRY(detail::check_bias(params.modifiers, queries.rows, segments, segment_count));
   PQATTN_TRY(check_executor(params.parts, "params.parts"));
   const executor runner = Bank::concurrent ? params.parts : executor{};
   carver pieces(workspace, workspace_bytes);
@@ -566,6 +591,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
   if (workspace == nullptr || !pieces.fits()) {
     return failure(status_code::capacity, "workspace", "is too small for attention", pieces.used(), workspace_bytes);
   }
+  PQATTN_TRY(detail::check_lists(params.modifiers, queries.rows, segments, segment_count));
 
   const float scale = params.scale != 0.0f ? params.scale : 1.0f / std::sqrt(static_cast<float>(queries.cols));
   for (std::size_t row = 0; row < queries.rows; ++row) {

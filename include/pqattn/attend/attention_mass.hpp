@@ -73,7 +73,6 @@ status attention_mass(Bank& bank, const rows_view& queries, const segment<typena
                       std::size_t segment_count, const attention_params& params, void* workspace,
                       std::size_t workspace_bytes, float* const* mass) {
   PQATTN_TRY(check_view(queries, "queries"));
-  PQATTN_TRY(check_modifiers(params.modifiers));
   if (queries.cols < 1 || queries.cols > max_dim) {
     return failure(status_code::invalid_argument, "queries.cols", "must be 1 to 1024", max_dim, queries.cols);
   }
@@ -83,7 +82,6 @@ status attention_mass(Bank& bank, const rows_view& queries, const segment<typena
     keys_only.turned_values = {};
     PQATTN_TRY(detail::check_segment(keys_only, queries.cols, keys_only.keys.dim()));
   }
-  PQATTN_TRY(detail::check_bias(params.modifiers, queries.rows, segments, segment_count));
   carver pieces(workspace, workspace_bytes);
   detail::mass_memory memory;
   memory.carve(pieces, queries.rows, queries.cols, detail::has_tails(segments, segment_count));
@@ -91,6 +89,7 @@ status attention_mass(Bank& bank, const rows_view& queries, const segment<typena
     return failure(status_code::capacity, "workspace", "is too small for attention mass", pieces.used(),
                    workspace_bytes);
   }
+  PQATTN_TRY(detail::check_lists(params.modifiers, queries.rows, segments, segment_count));
   const float scale = params.scale != 0.0f ? params.scale : 1.0f / std::sqrt(static_cast<float>(queries.cols));
   float* largest = memory.totals;
   float* sum = memory.totals + queries.rows;

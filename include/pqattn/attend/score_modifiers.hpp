@@ -4,6 +4,7 @@
 // Masking comes after the soft-cap, so that a cap can never bring a masked slot back.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -54,8 +55,8 @@ struct score_modifiers {
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Whether any modifier needs query positions that are not given.
-[[nodiscard]] inline status check_modifiers(const score_modifiers& modifiers) noexcept {
+/// Whether any modifier needs query positions, one for each of `rows`, that are not given or out of reach.
+[[nodiscard]] inline status check_modifiers(const score_modifiers& modifiers, std::size_t rows) noexcept {
   if ((modifiers.causal || modifiers.window > 0 || modifiers.alibi_slopes != nullptr) &&
       modifiers.query_positions == nullptr) {
     return failure(status_code::invalid_argument, "modifiers.query_positions",
@@ -63,6 +64,9 @@ inline namespace PQATTN_ISA_UNIT {
   }
   if (modifiers.window < 0) {
     return failure(status_code::invalid_argument, "modifiers.window", "must not be negative", 0, modifiers.window);
+  }
+  for (std::size_t row = 0; modifiers.query_positions != nullptr && row < rows; ++row) {
+    PQATTN_TRY(check_reach(modifiers.query_positions[row], "modifiers.query_positions"));
   }
   return {};
 }
@@ -126,6 +130,7 @@ inline void modify_slots(const score_modifiers& modifiers, std::size_t row, slot
     }
   }
   const bool by_position = modifiers.causal || modifiers.window > 0;
+  const std::int64_t window = (std::min)(modifiers.window, 2 * farthest_position);  // none is wider than all positions
   if (!by_position && live == nullptr && bias == nullptr && slots.first >= first_live) {
     return;
   }
@@ -135,7 +140,7 @@ inline void modify_slots(const score_modifiers& modifiers, std::size_t row, slot
     if (by_position) {
       const std::int64_t key = positions.at(slot);
       masked = masked || (modifiers.causal && key > query) ||
-               (modifiers.window > 0 && key <= query - modifiers.window);
+               (modifiers.window > 0 && key <= query - window);
     }
     masked = masked || (bias != nullptr && excludes(bias[i]));
     if (masked) {

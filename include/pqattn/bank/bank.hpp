@@ -42,7 +42,7 @@ inline constexpr std::size_t max_tile_blocks = 64;
 
 /// Blocks that cover `tokens` slots.
 [[nodiscard]] constexpr std::size_t blocks_for(std::size_t tokens) noexcept {
-  return (tokens + block_tokens - 1) / block_tokens;
+  return tokens / block_tokens + (tokens % block_tokens != 0 ? 1 : 0);
 }
 
 /// A codebook in a bank's memory.
@@ -69,6 +69,19 @@ struct code_span {
     return pages == nullptr ? block : pages[block];
   }
 };
+
+/// Positions and mask columns of attention calls lie within this on either side of 0, so that no difference of two
+/// overflows.
+inline constexpr std::int64_t farthest_position = std::int64_t{1} << 61;
+
+inline namespace PQATTN_ISA_UNIT {
+/// Whether a position lies there.
+[[nodiscard]] constexpr status check_reach(std::int64_t position, const char* subject) noexcept {
+  return position >= -farthest_position && position <= farthest_position
+             ? status{}
+             : failure(status_code::invalid_argument, subject, "must be within 2^61 of 0", farthest_position, position);
+}
+}  // namespace PQATTN_ISA_UNIT
 
 /// Position of each slot of a span: list[s], or base + s when there is no list.
 struct slot_positions {

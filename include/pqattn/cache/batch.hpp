@@ -204,6 +204,9 @@ class batch_attention {
                 const head_rows& queries, const batch_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
     PQATTN_TRY(check_batch(pool, queries, out));
+    for (std::size_t i = 0; params.positions != nullptr && i < queries.rows.rows; ++i) {
+      PQATTN_TRY(check_reach(params.positions[i], "params.positions"));
+    }
     for (std::size_t i = 0; i < count; ++i) {
       PQATTN_TRY(check_entry(pool, entries[i], queries.rows.rows));
       if (entries[i].bias != nullptr) {
@@ -275,8 +278,9 @@ class batch_attention {
   status check_entry(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t tokens) const noexcept {
     if (entry.first_query > tokens || entry.queries > tokens - entry.first_query) {
       return failure(status_code::invalid_argument, "entry.first_query + queries", "must be within the batch", tokens,
-                     entry.first_query + entry.queries);
+                     static_cast<double>(entry.first_query) + static_cast<double>(entry.queries));
     }
+    PQATTN_TRY(check_reach(entry.first_position, "entry.first_position"));
     for (std::size_t i = 0; i < entry.sequence_count; ++i) {
       if (&entry.sequences[i]->pool() != &pool) {
         return failure(status_code::invalid_argument, "entry.sequences", "belong to another pool; index", 0, i);
@@ -301,6 +305,11 @@ class batch_attention {
                      pool.row_dim(kv_side::keys), entry.new_keys->rows.cols);
     }
     PQATTN_TRY(check_view(entry.new_keys->rows, "entry.new_keys"));
+    PQATTN_TRY(check_reach(entry.new_position, "entry.new_position"));
+    if (entry.new_keys->rows.rows > max_segment_slots) {
+      return failure(status_code::invalid_argument, "entry.new_keys", "has more rows than memory can hold",
+                     max_segment_slots, entry.new_keys->rows.rows);
+    }
     if (!stores_values) {
       return {};
     }

@@ -105,6 +105,12 @@ struct cache_config {
   float weight_floor = 0.05f;
 
   [[nodiscard]] constexpr bool codes_anything() const noexcept { return keys.coded || values.coded; }
+  /// Largest magnitude of an arriving component whose exact form is finite: keys may be turned by any angle.
+  [[nodiscard]] PQATTN_UNIT_MEMBER constexpr float largest_value() const noexcept { return largest_of(exact_type); }
+  [[nodiscard]] PQATTN_UNIT_MEMBER constexpr float largest_key() const noexcept {
+    return rotation.enabled() ? 0.7071f * largest_of(exact_type) : largest_of(exact_type);
+  }
+
   [[nodiscard]] constexpr bool rotates_codes() const noexcept {
     return rotation.enabled() && keys.coded && !code_keys_after_rope && key_tail == 0;
   }
@@ -233,7 +239,7 @@ inline namespace PQATTN_ISA_UNIT {
   PQATTN_TRY(check_rope(config.rotation, config.key_tail != 0 ? config.key_tail : config.keys.shape.dim));
   if (config.codes_anything() && training <= config.recent) {
     return failure(status_code::invalid_argument, "config.train_tokens", "must be above the recent window",
-                   config.recent + 1, training);
+                   std::size_t{config.recent} + 1, training);
   }
   if (config.codes_anything() && config.max_training_tokens < training) {
     return failure(status_code::invalid_argument, "config.max_training_tokens", "must be at least train_tokens",

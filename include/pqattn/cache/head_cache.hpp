@@ -93,8 +93,8 @@ class head_cache {
   /// `scratch` replaces the cache's own; finish_append() may be given another that is as large.
   status begin_append(const rows_view& keys, const rows_view& values, const float* weights,
                       const training_options& options, coding_scratch* scratch = nullptr) {
-    PQATTN_TRY(check_arrival(keys, config_.keys, values.rows, "keys"));
-    PQATTN_TRY(check_arrival(values, config_.values, keys.rows, "values"));
+    PQATTN_TRY(check_arrival(keys, config_.keys, values.rows, config_.largest_key(), "keys"));
+    PQATTN_TRY(check_arrival(values, config_.values, keys.rows, config_.largest_value(), "values"));
     PQATTN_TRY(check_new_weights(weights, keys.rows));
     PQATTN_TRY(check_lesson(options));
     if constexpr (bank_homes<Bank>) {
@@ -215,7 +215,7 @@ class head_cache {
     }
     if (first > size_ || keys.rows > size_ - first) {
       return failure(status_code::invalid_argument, "first + rows", "must be within the cache", size_,
-                     first + keys.rows);
+                     static_cast<double>(first) + static_cast<double>(keys.rows));
     }
     float row[max_dim];
     for (std::size_t i = 0; i < keys.rows; ++i) {
@@ -297,6 +297,8 @@ class head_cache {
     std::size_t new_epochs = 0;  ///< trained before that
     bool coding = false;         ///< codebooks exist afterwards
     bool new_metric = false;
+    training_report key_report;
+    training_report value_report;
   };
   /// The arriving rows behind the sinks.
   struct arriving_rows {
@@ -311,7 +313,7 @@ class head_cache {
         : keys(memory, config.keys, config.measures_errors()), values(memory, config.values, config.measures_errors()) {}
   };
 
-  static status check_arrival(const rows_view& rows, const side_config& side, std::size_t other_rows,
+  static status check_arrival(const rows_view& rows, const side_config& side, std::size_t other_rows, float largest,
                               const char* subject) noexcept {
     PQATTN_TRY(check_view(rows, subject));
     if (rows.cols != side.shape.dim) {
@@ -322,7 +324,7 @@ class head_cache {
       return failure(status_code::shape_mismatch, subject, "must have as many rows as the other side", other_rows,
                      rows.rows);
     }
-    return detail::check_finite(rows, subject);
+    return detail::check_finite(rows, subject, largest);
   }
 
   static status check_new_weights(const float* weights, std::size_t count) noexcept {
@@ -477,11 +479,11 @@ class head_cache {
     float* value_errors = key_errors == nullptr ? nullptr : key_errors + samples;
     if (config_.keys.coded) {
       lesson.added = added.keys;
-      PQATTN_TRY(key_trainer.run(lesson, options, key_report_, key_errors));
+      PQATTN_TRY(key_trainer.run(lesson, options, plan_.key_report, key_errors));
     }
     if (config_.values.coded) {
       lesson.added = added.values;
-      PQATTN_TRY(value_trainer.run(lesson, options, value_report_, value_errors));
+      PQATTN_TRY(value_trainer.run(lesson, options, plan_.value_report, value_errors));
     }
     if (key_errors != nullptr) {
       judge_training(lesson, samples, key_errors, value_errors, epoch);
@@ -509,6 +511,12 @@ class head_cache {
     // A comparison of its own keeps the algorithm's code apart from that of units with other instruction sets.
     std::nth_element(key_errors, key_errors + kept, key_errors + samples, [](float a, float b) { return a < b; });
     epoch.outlier_above = key_errors[kept];
+    if (!is_finite(epoch.key_error) || !is_finite(epoch.value_error) || !is_finite(epoch.outlier_above)) {
+      const coding_epoch untaught;  // rows whose errors overflow teach nothing
+      epoch.key_error = untaught.key_error;
+      epoch.value_error = untaught.value_error;
+      epoch.outlier_above = untaught.outlier_above;
+    }
   }
 
   /// How much a token loses by being coded, relative to the mean training row of weight 1.
@@ -529,6 +537,8 @@ class head_cache {
     }
     trained_ = true;
     gathering_ = false;
+    key_report_ = plan_.key_report;
+    value_report_ = plan_.value_report;
     known_epochs_ = epochs_.size();
     importance_ = {};
     old_metric_ = {};

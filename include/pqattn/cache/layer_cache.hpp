@@ -146,6 +146,16 @@ class layer_cache {
       return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
                      queries.heads * tokens, out.heads * out.rows.rows);
     }
+    const cache_config& config = heads_[0].config();
+    if (queries.rows.cols != config.keys.shape.dim) {
+      return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
+                     config.keys.shape.dim, queries.rows.cols);
+    }
+    if (out.rows.cols != config.values.shape.dim) {
+      return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels",
+                     config.values.shape.dim, out.rows.cols);
+    }
+    PQATTN_TRY(check_reach(params.first_position, "params.first_position"));
     if (params.bias != nullptr) {
       PQATTN_TRY(detail::check_mask(*params.bias, queries.heads, tokens, size()));
     }

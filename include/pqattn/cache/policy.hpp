@@ -27,7 +27,7 @@ struct side_policy {
   [[nodiscard]] constexpr geometry shape(std::uint32_t dim) const noexcept {
     return {dim, subvectors, bits < 1 || bits > 16 ? 0 : std::uint32_t{1} << bits, stages, nullptr};
   }
-  friend constexpr bool operator==(const side_policy&, const side_policy&) noexcept = default;
+  PQATTN_UNIT_MEMBER friend constexpr bool operator==(const side_policy&, const side_policy&) noexcept = default;
 };
 
 /// How one KV head of one layer is kept.
@@ -40,7 +40,7 @@ struct head_policy {
   side_policy keys;
   side_policy values;
 
-  friend constexpr bool operator==(const head_policy&, const head_policy&) noexcept = default;
+  PQATTN_UNIT_MEMBER friend constexpr bool operator==(const head_policy&, const head_policy&) noexcept = default;
 };
 
 /// What a preset may cost: `bits` per element, the mean over K and V. A plain number means bits of codes and outliers;
@@ -77,10 +77,14 @@ struct pq_preset {
 /// no codebook serves (heavy tails, contents that training has not seen) cost little else and would dominate errors.
 inline constexpr double preset_outliers_per_bit = 0.0025;
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Bits per element that outliers cost: 16 an element and 32 for the position of each row, keys and values apart.
 [[nodiscard]] constexpr double outlier_bits(double share, double key_dim, double value_dim) noexcept {
   return share * (16.0 + 64.0 / (key_dim + value_dim));
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {

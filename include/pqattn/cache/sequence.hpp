@@ -25,6 +25,11 @@
 namespace pqattn {
 inline namespace v0 {
 
+inline namespace PQATTN_ISA_UNIT {
+template <class>
+class sequence_restorer;
+}  // namespace PQATTN_ISA_UNIT
+
 /// What a position shift costs.
 enum class shift_cost : std::uint8_t {
   exact,    ///< codes stay as they are; exact keys under RoPE are turned and rounded once more to their dtype
@@ -451,7 +456,7 @@ class sequence {
     return first <= size() && count <= size() - first
                ? status{}
                : failure(status_code::invalid_argument, "first + count", "must be within the sequence", size(),
-                         first + count);
+                         static_cast<double>(first) + static_cast<double>(count));
   }
   status check_positions(std::size_t first, std::size_t count, std::int64_t delta) const noexcept {
     status outcome;

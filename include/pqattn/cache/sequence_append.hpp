@@ -192,8 +192,10 @@ class sequence_append {
       return failure(status_code::shape_mismatch, subject, "must have as many rows as the other side", other_rows,
                      rows.rows.rows);
     }
+    const cache_config& config = pool_->config();
+    const float largest = which == kv_side::keys ? config.largest_key() : config.largest_value();
     for (std::size_t head = 0; head < rows.heads; ++head) {
-      PQATTN_TRY(detail::check_finite(rows.head(head), subject));
+      PQATTN_TRY(detail::check_finite(rows.head(head), subject, largest));
     }
     return {};
   }

@@ -22,8 +22,8 @@
 
 namespace pqattn {
 inline namespace v0 {
-
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Codebook planes of a pool as the host bank lays them out, whatever the pool's bank.
 template <class Bank>
@@ -136,8 +136,6 @@ inline status names_of(const snapshot_view& view, std::uint64_t configured, epoc
   return {};
 }
 
-inline namespace PQATTN_ISA_UNIT {
-
 /// Which epochs of a pool the pages of a sequence snapshot belong to.
 class mapped_epochs {
  public:
@@ -189,8 +187,6 @@ class mapped_epochs {
   const std::byte* numbers_ = nullptr;
   std::size_t epochs_[max_epochs] = {};
 };
-
-}  // namespace PQATTN_ISA_UNIT
 
 /// All but the checksum of the codebooks.
 template <class Bank>
@@ -280,7 +276,10 @@ inline status compare_config(const snapshot_view& view, const snapshot_config& m
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Writes the codebooks of a trained pool, of all epochs that it has. Errors: not trained, io_error, out of memory.
 template <class Bank>
@@ -338,7 +337,10 @@ status write_codebooks(const page_pool<Bank>& pool, const snapshot_sink& sink) {
   return outcome ? written : outcome;
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Floats of a section, at any address, copied where they can be read; all of them finite.
 inline status copy_floats(const std::byte* data, std::size_t count, const memory_resource& resource, buffer& copy,
@@ -406,10 +408,6 @@ status load_rule(const snapshot_view& view, page_pool<Bank>& pool, std::size_t h
   return {};
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// Checksum of the codebooks and transforms of an epoch that a snapshot holds, which load_book() has checked:
 /// books_checksum() of the pool that wrote them.
 template <class Bank>
@@ -436,10 +434,6 @@ status stored_checksum(const snapshot_view& view, const page_pool<Bank>& pool, s
   return {};
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// Checks the codebooks of one epoch of a snapshot and gives them to the pool when `loads`.
 template <class Bank>
 status load_epoch(const snapshot_view& view, page_pool<Bank>& pool, std::size_t epoch, bool loads) {
@@ -457,7 +451,10 @@ status load_epoch(const snapshot_view& view, page_pool<Bank>& pool, std::size_t 
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Gives an untrained pool the codebooks of a snapshot, of all its epochs. Tokens are coded in the newest; the older ones
 /// are held until page_pool::release_epoch(). Errors (nothing changed): already trained, another configuration, more
@@ -499,7 +496,10 @@ status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Codes of one page in the host bank's layout, dead slots 0.
 template <class Bank>
@@ -604,10 +604,6 @@ void write_outliers(const sequence<Bank>& tokens, std::size_t head, Section&& se
   }
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// Sections with the epochs that the pages of a body belong to, of which the pool's have these names.
 template <class Bank, class Section>
 void write_epochs(const page_pool<Bank>& pool, const epoch_names& known, const token_list& body, Section&& section) {
@@ -632,7 +628,10 @@ void write_epochs(const page_pool<Bank>& pool, const epoch_names& known, const t
   });
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Writes the tokens of a sequence: codes, exact rows, positions. Dead slots are written as zeros. Errors: io_error, out
 /// of memory.
@@ -997,7 +996,10 @@ status load_sequence(const snapshot_view& view, sequence<Bank>& tokens) {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// A section of rows where it lies.
 template <class Bank>
@@ -1042,7 +1044,10 @@ status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, s
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
 /// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
@@ -1139,5 +1144,6 @@ status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool,
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -200,6 +200,9 @@ class snapshot_writer {
       }
     });
     PQATTN_TRY(outcome);
+    if (entries_.size() > most_sections) {
+      return failure(status_code::capacity, "snapshot.sections", "are more than fit", most_sections, entries_.size());
+    }
     const std::uint64_t first = align_up(sizeof(snapshot_header) + entries_.size() * sizeof(section_entry));
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       entries_[i].offset += first;
@@ -238,6 +241,8 @@ class snapshot_writer {
 
 }  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// A checked snapshot in memory that the caller keeps (read or mapped, aligned to 64 bytes for views). Header, table and
 /// every section's checksum have been verified; sizes against a pool are verified when something is made of it.
@@ -382,6 +387,8 @@ inline status read_snapshot(const snapshot_source& source, std::size_t limit, co
   size = got;
   return {};
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 }  // namespace v0
 }  // namespace pqattn

@@ -61,7 +61,7 @@ struct [[nodiscard]] status {
   /// Writes "subject problem: expected E, got G (code)" into `text` (always terminated when size > 0); for
   /// not_finite the two numbers are a position, "subject problem: row E, column G (code)".
   /// Returns the length the full message needs, without the terminator.
-  std::size_t format(char* text, std::size_t size) const noexcept {
+  PQATTN_UNIT_MEMBER std::size_t format(char* text, std::size_t size) const noexcept {
     const int length =
         ok() ? std::snprintf(text, size, "ok")
         : has_values

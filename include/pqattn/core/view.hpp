@@ -19,6 +19,10 @@ enum class dtype : std::uint8_t { f32, f16, bf16 };
 
 [[nodiscard]] constexpr std::size_t size_of(dtype type) noexcept { return type == dtype::f32 ? 4 : 2; }
 
+/// Largest finite number of a dtype.
+[[nodiscard]] constexpr float largest_of(dtype type) noexcept {
+  return type == dtype::f16 ? 65504.0f : type == dtype::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+}
 [[nodiscard]] constexpr const char* name_of(dtype type) noexcept {
   return type == dtype::f32 ? "f32" : type == dtype::f16 ? "f16" : "bf16";
 }
@@ -56,10 +60,10 @@ struct rows_view {
     return static_cast<const std::byte*>(data) + offset * static_cast<std::ptrdiff_t>(size_of(type));
   }
 
-  /// Rows [first, first + count).
+  /// Rows [first, first + count). Of no rows the address is not computed: row `first` need not exist.
   [[nodiscard]] PQATTN_UNIT_MEMBER rows_view slice(std::size_t first, std::size_t count) const noexcept {
     rows_view part = *this;
-    part.data = at(first);
+    part.data = count == 0 ? data : at(first);
     part.rows = count;
     return part;
   }
@@ -79,7 +83,7 @@ struct rows_ref {
   }
   [[nodiscard]] rows_view view() const noexcept { return {data, type, rows, cols, row_stride, col_stride}; }
   [[nodiscard]] PQATTN_UNIT_MEMBER rows_ref slice(std::size_t first, std::size_t count) const noexcept {
-    return {at(first), type, count, cols, row_stride, col_stride};
+    return {count == 0 ? data : at(first), type, count, cols, row_stride, col_stride};
   }
 };
 

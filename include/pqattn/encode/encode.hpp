@@ -17,18 +17,22 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// First NaN or infinity of a view, as a status.
-inline status check_finite(const rows_view& rows, const char* subject) noexcept {
+/// First NaN or infinity of a view, or number above `largest` in magnitude, as a status.
+inline status check_finite(const rows_view& rows, const char* subject,
+                           float largest = largest_of(dtype::f32)) noexcept {
   float row[max_dim];
   for (std::size_t i = 0; i < rows.rows; ++i) {
     load_row(rows, i, row);
-    bool finite = true;  // of all channels, without leaving the loop early: compilers vectorise it
+    bool good = true;  // of all channels, without leaving the loop early: compilers vectorise it
     for (std::size_t c = 0; c < rows.cols; ++c) {
-      finite &= is_finite(row[c]);
+      good &= is_finite(row[c]) & (row[c] <= largest) & (row[c] >= -largest);
     }
-    for (std::size_t c = 0; !finite && c < rows.cols; ++c) {
+    for (std::size_t c = 0; !good && c < rows.cols; ++c) {
       if (!is_finite(row[c])) {
         return failure(status_code::not_finite, subject, "has a NaN or infinity", i, c);
+      }
+      if (row[c] > largest || row[c] < -largest) {
+        return failure(status_code::not_finite, subject, "has a number that config.exact_type does not hold", i, c);
       }
     }
   }

@@ -8,13 +8,19 @@
 
 #include "block_formats.hpp"
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Elements that share one scale and one zero point in KIVI.
 inline constexpr std::size_t kivi_group = 32;
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Codes `count` elements `stride` apart. Scale and minimum are rounded to f16 before they are used, as KIVI's f16
 /// tensors do; ties in the code go to even.
@@ -33,7 +39,10 @@ inline void code_asymmetric_group(float* x, std::size_t count, std::size_t strid
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Replaces rows (count, dim) by what KIVI's key cache reads back at `bits` bits: each channel coded over groups of 32
 /// consecutive tokens, the last group as long as it comes. Returns the bits spent, scales and minima (16 + 16 per
@@ -65,5 +74,6 @@ inline std::size_t code_kivi_values(float* rows, std::size_t count, std::size_t 
   return spent;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

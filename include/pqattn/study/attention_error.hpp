@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/status.hpp"
 #include "../core/view.hpp"
@@ -16,6 +17,7 @@
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Which tokens a cache keeps exact, and which queries are judged.
 struct attention_window {
@@ -73,7 +75,10 @@ struct reconstructed_head {
   rows_view reconstructed_values;  ///< same shape as values
 };
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 using study_matrix = Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
 
@@ -255,7 +260,10 @@ inline void judge_block(const rows_view& queries, const attention_window& window
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Adds to `sum` the error of one query head's attention. `queries` is (tokens, d_k), row t at position t, causal:
 /// the query at t sees keys [0, t]. Scores are scale * <q, k>. Works in double precision throughout.
@@ -284,5 +292,6 @@ inline void judge_block(const rows_view& queries, const attention_window& window
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 #include "asymmetric_groups.hpp"
 #include "block_formats.hpp"
@@ -14,6 +15,7 @@
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Cache formats without codebooks of their own.
 enum class baseline_format : std::uint8_t {
@@ -89,5 +91,6 @@ inline constexpr baseline_name baseline_names[] = {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

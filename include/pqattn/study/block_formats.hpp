@@ -6,16 +6,21 @@
 #include <cmath>
 #include <cstddef>
 
+#include "../config.hpp"
 #include "../core/half.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Elements of one ggml block. ggml refuses rows that 32 does not divide; here the last block of a row may be shorter
 /// and still pays for its own scale.
 inline constexpr std::size_t ggml_block = 32;
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// What a scale reads back as after it was stored in binary16. Saturates, where ggml would store infinity.
 [[nodiscard]] inline float through_half(float value) noexcept {
@@ -67,7 +72,10 @@ std::size_t code_blocks(float* rows, std::size_t count, std::size_t dim, std::si
   return spent;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Replaces rows (count, dim) by what q8_0 reads back: per block of 32 an f16 scale max|x| / 127, codes rounded half
 /// away from zero. Returns the bits spent, scales included (8.5 per element when 32 divides dim).
@@ -80,5 +88,6 @@ inline std::size_t code_q4_0(float* rows, std::size_t count, std::size_t dim) no
   return detail::code_blocks(rows, count, dim, 4, &detail::code_q4_0_block);
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

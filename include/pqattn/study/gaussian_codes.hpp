@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/status.hpp"
 #include "block_formats.hpp"
@@ -17,6 +18,7 @@
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Most levels of a scalar codebook here (4 bits).
 inline constexpr std::size_t max_gaussian_levels = 16;
@@ -111,5 +113,6 @@ struct gaussian_codebook {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -6,8 +6,11 @@
 #include <cstddef>
 #include <limits>
 
+#include "../config.hpp"
+
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// sum |exact - approximate|^2 and sum |exact|^2, kept apart so that parts of a study can be added up.
 struct squared_error {
@@ -81,5 +84,6 @@ template <class Real>
   return count == 0 ? 0.0 : std::sqrt(sum.error / static_cast<double>(count));
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -9,12 +9,14 @@
 #include <limits>
 #include <span>
 
+#include "../config.hpp"
 #include "../core/half.hpp"
 #include "../core/status.hpp"
 #include "../core/view.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Element types the reader accepts, all little endian: '<f2', '<f4', '<i4', '<i8', '<u2'.
 enum class npy_type : std::uint8_t { f16, f32, i32, i64, u16 };
@@ -86,7 +88,10 @@ struct npy_array_view {
   }
 };
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Cursor over the header text, a Python dictionary literal.
 class npy_header_scanner {
@@ -280,7 +285,10 @@ class npy_header_scanner {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Parses one whole .npy file. On success `array` points into `bytes`; on failure it is unchanged.
 /// corrupt_data: not a .npy file, truncated, bytes left over, a shape that overflows. unsupported: another element
@@ -342,5 +350,6 @@ class npy_header_scanner {
   return index;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

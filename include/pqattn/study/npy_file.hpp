@@ -10,12 +10,14 @@
 #include <span>
 #include <utility>
 
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/status.hpp"
 #include "npy.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// The bytes of one .npy file and the array in them.
 struct npy_file {
@@ -23,7 +25,10 @@ struct npy_file {
   npy_array_view array;
 };
 
+}  // namespace PQATTN_ISA_UNIT
+
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Closes on every path out of read_file.
 class file_handle {
@@ -69,7 +74,10 @@ class file_handle {
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// Reads and parses the file at `path`. Fails with io_error when it cannot be opened or read, out_of_memory when it has
 /// more than `limit_bytes` bytes or the resource refuses, and as parse_npy does. `loaded` is unchanged on failure.
@@ -88,5 +96,6 @@ class file_handle {
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -8,13 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "../config.hpp"
 #include "../cache/policy.hpp"
 #include "../core/status.hpp"
 
 namespace pqattn {
 inline namespace v0 {
-
 namespace detail {
+inline namespace PQATTN_ISA_UNIT {
 
 inline nlohmann::ordered_json side_to_json(const side_policy& side) {
   if (side.exact) {
@@ -71,7 +72,10 @@ inline bool side_from_json(const nlohmann::json& json, side_policy& side) {
          read_number(json, "outlier_share", 0, 1, side.outlier_share) && (side.exact || side.subvectors != 0);
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
 
 /// {"version": 1, "heads": [{"layer", "kv_head", "sinks", "recent", "window_tokens", "keys", "values"}, ...]}; a side is
 /// {"exact": true} or {"subvectors", "bits", "stages", "codebooks": "i8", "outlier_share"}.
@@ -118,5 +122,6 @@ inline status policy_from_json(const std::string& text, std::vector<head_policy>
   return {};
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

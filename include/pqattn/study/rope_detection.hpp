@@ -14,12 +14,14 @@
 #include <limits>
 #include <vector>
 
+#include "../config.hpp"
 #include "../core/status.hpp"
 #include "../core/view.hpp"
 #include "../quant/rope.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Negative log-likelihood (nats, without the constant) of each row of the last third of `keys` (tokens, dim) under a
 /// Gaussian fitted to the first two thirds, after undoing `rotation` (row r at position first_position + r), added to
@@ -95,5 +97,6 @@ inline double clear_gain(const std::vector<double>& plain, const std::vector<dou
   return mean > 0.02 * static_cast<double>(dim) && mean > chance ? mean : 0.0;
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

@@ -9,10 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../config.hpp"
 #include "../core/random.hpp"
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Largest power of two that divides `dim` (1 for odd or zero): the Hadamard block a row can be rotated by.
 [[nodiscard]] constexpr std::size_t hadamard_block(std::size_t dim) noexcept {
@@ -67,5 +69,6 @@ inline void fill_random_rotation(double* matrix, std::size_t dim, std::uint64_t 
   }
 }
 
+}  // namespace PQATTN_ISA_UNIT
 }  // namespace v0
 }  // namespace pqattn

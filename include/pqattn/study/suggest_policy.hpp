@@ -20,6 +20,7 @@
 
 namespace pqattn {
 inline namespace v0 {
+inline namespace PQATTN_ISA_UNIT {
 
 /// Activations of one KV head for calibration. Positions start at 0.
 struct calibration_head {
@@ -145,6 +146,8 @@ inline void allocate_bits(const rate_curve* curves, std::size_t count, double bi
     ++steps[best];
   }
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
@@ -374,6 +377,5 @@ status suggest_policy(Bank& bank, const calibration_head* heads, std::size_t cou
 }
 
 }  // namespace PQATTN_ISA_UNIT
-
 }  // namespace v0
 }  // namespace pqattn

@@ -26,10 +26,14 @@ struct smoothing_params {
   std::uint64_t seed = 1;
 };
 
+inline namespace PQATTN_ISA_UNIT {
+
 /// Rows smooth_samples writes for `count` samples.
 [[nodiscard]] constexpr std::size_t smoothed_rows(std::size_t count, const smoothing_params& params) noexcept {
   return count < params.rows ? params.rows : count;
 }
+
+}  // namespace PQATTN_ISA_UNIT
 
 inline namespace PQATTN_ISA_UNIT {
 
