@@ -748,7 +748,7 @@ TEST_CASE("a snapshot of more sections than can be read is not written", "[cache
     detail::snapshot_writer writer(sink, {});
     const status result = writer.write(snapshot_kind::codebooks, [&](auto&& section) {
       for (std::uint32_t i = 0; i < sections; ++i) {
-        section(section_type::config, i, 0, [](auto&&) {});
+        section(detail::section_type::config, i, 0, [](auto&&) {});
       }
     });
     CHECK(result.ok() == (sections == detail::most_sections));
