@@ -203,7 +203,8 @@ class batch_attention {
   status attend(const page_pool<Bank>& pool, const batch_entry<Bank>* entries, std::size_t count,
                 const head_rows& queries, const batch_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
-    PQATTN_TRY(check_batch(pool, queries, out));
+    PQATTN_TRY(detail::check_call(queries, out, pool.kv_heads(), pool.row_dim(kv_side::keys),
+                                  pool.config().values.shape.dim));
     for (std::size_t i = 0; params.positions != nullptr && i < queries.rows.rows; ++i) {
       PQATTN_TRY(check_reach(params.positions[i], "params.positions"));
     }
@@ -254,27 +255,6 @@ class batch_attention {
   };
   using staged_rows = detail::staged_rows;
 
-  status check_batch(const page_pool<Bank>& pool, const head_rows& queries, const head_rows_ref& out) const noexcept {
-    PQATTN_TRY(check_view(queries.rows, "queries"));
-    PQATTN_TRY(check_view(out.rows.view(), "out"));
-    if (queries.heads == 0 || queries.heads % pool.kv_heads() != 0) {
-      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads",
-                     pool.kv_heads(), queries.heads);
-    }
-    if (out.heads != queries.heads || out.rows.rows != queries.rows.rows) {
-      return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
-                     queries.heads * queries.rows.rows, out.heads * out.rows.rows);
-    }
-    if (queries.rows.cols != pool.row_dim(kv_side::keys)) {
-      return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
-                     pool.row_dim(kv_side::keys), queries.rows.cols);
-    }
-    if (out.rows.cols != pool.config().values.shape.dim) {
-      return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels",
-                     pool.config().values.shape.dim, out.rows.cols);
-    }
-    return {};
-  }
   status check_entry(const page_pool<Bank>& pool, const batch_entry<Bank>& entry, std::size_t tokens) const noexcept {
     if (entry.first_query > tokens || entry.queries > tokens - entry.first_query) {
       return failure(status_code::invalid_argument, "entry.first_query + queries", "must be within the batch", tokens,

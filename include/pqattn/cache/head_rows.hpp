@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "../config.hpp"
+#include "../core/status.hpp"
 #include "../core/view.hpp"
 
 namespace pqattn {
@@ -37,6 +39,27 @@ struct head_rows_ref {
     return one;
   }
 };
+
+namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// Whether query rows (q_heads, n, channels) fit `kv_heads` KV heads whose keys have `channels` channels.
+[[nodiscard]] inline status check_query_shape(const head_rows& queries, std::size_t kv_heads,
+                                              std::size_t channels) noexcept {
+  PQATTN_TRY(check_view(queries.rows, "queries"));
+  if (queries.heads == 0 || queries.heads % kv_heads != 0) {
+    return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", kv_heads,
+                   queries.heads);
+  }
+  if (queries.rows.cols != channels) {
+    return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels", channels,
+                   queries.rows.cols);
+  }
+  return {};
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
 
 }  // namespace v0
 }  // namespace pqattn

@@ -136,25 +136,8 @@ class layer_cache {
   status attend(const head_rows& queries, const layer_attention_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
     const std::size_t tokens = queries.rows.rows;
-    PQATTN_TRY(check_view(queries.rows, "queries"));
-    PQATTN_TRY(check_view(out.rows.view(), "out"));
-    if (queries.heads == 0 || queries.heads % head_count_ != 0) {
-      return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", head_count_,
-                     queries.heads);
-    }
-    if (out.heads != queries.heads || out.rows.rows != tokens) {
-      return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
-                     queries.heads * tokens, out.heads * out.rows.rows);
-    }
     const cache_config& config = heads_[0].config();
-    if (queries.rows.cols != config.keys.shape.dim) {
-      return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels",
-                     config.keys.shape.dim, queries.rows.cols);
-    }
-    if (out.rows.cols != config.values.shape.dim) {
-      return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels",
-                     config.values.shape.dim, out.rows.cols);
-    }
+    PQATTN_TRY(detail::check_call(queries, out, head_count_, config.keys.shape.dim, config.values.shape.dim));
     PQATTN_TRY(check_reach(params.first_position, "params.first_position"));
     if (params.bias != nullptr) {
       PQATTN_TRY(detail::check_mask(*params.bias, queries.heads, tokens, size()));

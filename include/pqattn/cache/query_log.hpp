@@ -25,15 +25,7 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// Whether query rows (q_heads, n, channels) fit `kv_heads` heads and are numbers.
 inline status check_queries(const head_rows& queries, std::size_t kv_heads, std::size_t channels) noexcept {
-  PQATTN_TRY(check_view(queries.rows, "queries"));
-  if (queries.heads == 0 || queries.heads % kv_heads != 0) {
-    return failure(status_code::shape_mismatch, "queries.heads", "must be a multiple of the KV heads", kv_heads,
-                   queries.heads);
-  }
-  if (queries.rows.cols != channels) {
-    return failure(status_code::shape_mismatch, "queries.cols", "must equal the keys' channels", channels,
-                   queries.rows.cols);
-  }
+  PQATTN_TRY(check_query_shape(queries, kv_heads, channels));
   for (std::size_t head = 0; head < queries.heads; ++head) {
     PQATTN_TRY(check_finite(queries.head(head), "queries"));
   }

@@ -32,6 +32,22 @@ inline status check_mask(const head_rows& bias, std::size_t heads, std::size_t t
   return {};
 }
 
+/// Whether the rows of a call, (q_heads, tokens, d), fit each other and the caches' KV heads and channels.
+[[nodiscard]] inline status check_call(const head_rows& queries, const head_rows_ref& out, std::size_t kv_heads,
+                                       std::size_t key_dim, std::size_t value_dim) noexcept {
+  PQATTN_TRY(check_query_shape(queries, kv_heads, key_dim));
+  PQATTN_TRY(check_view(out.rows.view(), "out"));
+  if (out.heads != queries.heads || out.rows.rows != queries.rows.rows) {
+    return failure(status_code::shape_mismatch, "out", "must have the queries' heads and tokens; rows in all",
+                   queries.heads * queries.rows.rows, out.heads * out.rows.rows);
+  }
+  if (out.rows.cols != value_dim) {
+    return failure(status_code::shape_mismatch, "out.cols", "must equal the values' channels", value_dim,
+                   out.rows.cols);
+  }
+  return {};
+}
+
 /// A call's rows: (q_heads, tokens, d).
 struct staged_call {
   const head_rows& queries;
