@@ -20,6 +20,7 @@
 #include "pqattn/bank/host/x86/softmax.hpp"
 #include "pqattn/bank/host/x86/table_score.hpp"
 #include "pqattn/bank/host/x86/value_sum.hpp"
+#include "support/coded_heads.hpp"
 
 #if PQATTN_X86_AVX2
 namespace {
@@ -140,11 +141,8 @@ template <class Kernel>
 void rotary_score(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
-  std::vector<float> frequencies(64);
-  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
-  pqattn::rope rotation;
-  rotation.pairs = 64;
-  rotation.frequencies = frequencies.data();
+  const bench::rotation_of turning(128);
+  const pqattn::rope& rotation = turning.get();
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
   pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
   if (Kernel::raised_tables) {
@@ -229,13 +227,27 @@ void prepare_rotary(benchmark::State& state) {
   state.SetLabel(native::name);
 }
 
-void value_sum(benchmark::State& state) {
+/// Probabilities of one row after the other: those of a softmax of normal scores, or the worst there are, as many equal ones
+/// as can lie above the largest byte, at random places, and nothing else.
+std::vector<float> probabilities_of(std::size_t rows, std::size_t tokens, bool worst) {
+  std::vector<float> result = normals(rows * tokens);
+  for (float& p : result) {
+    p = worst ? 0.0f : std::exp(p);
+  }
+  std::mt19937 random(5);
+  const float room = native::byte_limit - 1.0f;
+  const float share = room * room * 6.0f * pqattn::x86::value_noise;
+  const auto peaks = static_cast<std::size_t>(static_cast<float>(tokens) / share);
+  for (std::size_t i = 0; worst && i < rows * peaks; ++i) {
+    result[i % rows * tokens + random() % tokens] = 1.0f;
+  }
+  return result;
+}
+
+void value_sum(benchmark::State& state, bool worst) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
-  std::vector<float> probabilities = normals(rows * head.tokens);
-  for (float& p : probabilities) {
-    p = std::exp(p);
-  }
+  const std::vector<float> probabilities = probabilities_of(rows, head.tokens, worst);
   const aligned_block scratch(pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
   std::vector<float> out(rows * 128);
   std::size_t skipped = 0;
@@ -255,14 +267,8 @@ void decode(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
   const auto precision = pqattn::x86::table_precision::bytes;
-  std::vector<float> frequencies(64);
-  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
-  std::vector<float> angles(pqattn::rope_floats(64));
-  pqattn::rope rotation;
-  if (!pqattn::build_rope(frequencies.data(), 64, pqattn::rope_pairing::half_split, angles.data(), rotation)) {
-    state.SkipWithError("no rotation");
-    return;
-  }
+  const bench::rotation_of turning(128);
+  const pqattn::rope& rotation = turning.get();
   const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
   const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(),
                                               rotary_kernel::raised_tables ? nullptr : head.book().bytes);
@@ -537,7 +543,8 @@ BENCHMARK(rotary_score<rotary_kernel>)->Name("rotary_score/bytes")->Apply(coded_
 BENCHMARK(rotary_score<pqattn::x86::rotary_words<native>>)->Name("rotary_score/words")->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
-BENCHMARK(value_sum)->Apply(coded_arguments);
+BENCHMARK_CAPTURE(value_sum, softmax, false)->Apply(coded_arguments);
+BENCHMARK_CAPTURE(value_sum, worst, true)->Apply(coded_arguments);
 BENCHMARK(decode<false>)->Name("decode_tables")->Apply(decode_arguments);
 BENCHMARK(decode<true>)->Name("decode_rotary")->Apply(decode_arguments);
 BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});

@@ -14,12 +14,15 @@
 #endif
 #endif
 
+// PQATTN_NOINLINE: loops of kernels that need all registers. Inlined into longer functions, GCC 12 spills them.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define PQATTN_RESTRICT __restrict
 #define PQATTN_ALWAYS_INLINE __forceinline
+#define PQATTN_NOINLINE __declspec(noinline) inline
 #else
 #define PQATTN_RESTRICT __restrict__
 #define PQATTN_ALWAYS_INLINE inline __attribute__((always_inline))
+#define PQATTN_NOINLINE inline __attribute__((noinline))
 #endif
 
 // The instruction set this translation unit is compiled for, as a name. Whatever computes lives in an inline namespace of

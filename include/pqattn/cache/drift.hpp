@@ -14,7 +14,9 @@ struct drift_report {
   float key_ratio = 1.0f;    ///< running error of keys over their training error
   float value_ratio = 1.0f;
   std::size_t rows = 0;      ///< coded since the training
-  [[nodiscard]] PQATTN_UNIT_MEMBER float largest() const noexcept { return key_ratio > value_ratio ? key_ratio : value_ratio; }
+  [[nodiscard]] PQATTN_UNIT_MEMBER float largest() const noexcept {
+    return key_ratio > value_ratio ? key_ratio : value_ratio;
+  }
 };
 
 /// Running mean of the errors (side_coder::measure) of one head's newly coded rows: of the first ones the plain mean,

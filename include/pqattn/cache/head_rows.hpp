@@ -18,7 +18,7 @@ struct head_rows {
   std::size_t heads = 0;
   std::ptrdiff_t head_stride = 0;
 
-  [[nodiscard]] rows_view head(std::size_t index) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER rows_view head(std::size_t index) const noexcept {
     rows_view one = rows;
     one.data = static_cast<const std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
                                                                static_cast<std::ptrdiff_t>(size_of(rows.type));
@@ -32,7 +32,7 @@ struct head_rows_ref {
   std::size_t heads = 0;
   std::ptrdiff_t head_stride = 0;
 
-  [[nodiscard]] rows_ref head(std::size_t index) const noexcept {
+  [[nodiscard]] PQATTN_UNIT_MEMBER rows_ref head(std::size_t index) const noexcept {
     rows_ref one = rows;
     one.data = static_cast<std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
                                                          static_cast<std::ptrdiff_t>(size_of(rows.type));

@@ -123,6 +123,30 @@ struct coded_head {
   }
 };
 
+#if PQATTN_X86_AVX2
+TEST_CASE("scratch of the fast programs fits their stack at every size they are for", "[bank]") {
+  using programs = detail::x86_programs<isa::native>;
+  for (const std::uint32_t dim : {64u, 80u, 96u, 128u, 192u, 256u, 576u, 1024u}) {
+    for (const std::uint32_t stages : {1u, 2u, 8u}) {
+      const geometry shape{dim, dim / 4, 256, stages, nullptr};
+      CAPTURE(dim, stages);
+      CHECK(x86::value_scratch_bytes<x86::native>(shape, 1) <= programs::stack_bytes);
+      if (dim > 256) {
+        continue;
+      }
+      std::vector<float> frequencies(dim / 2);
+      fill_rope_frequencies(frequencies.data(), dim, 10000.0);
+      std::vector<float> angles(rope_floats(dim / 2));
+      rope rotation;
+      REQUIRE_OK(build_rope(frequencies.data(), dim / 2, rope_pairing::half_split, angles.data(), rotation));
+      for (const auto precision : {score_precision::bytes, score_precision::words}) {
+        CHECK(programs::serves_scores(shape, codebook_storage::i8, rotation, precision));
+      }
+    }
+  }
+}
+#endif
+
 TEST_CASE("what the host bank fetches ahead changes no bit", "[bank]") {
   random_data random(53);
   CAPTURE(random.seed());

@@ -28,7 +28,8 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// Writes one code. Reads and writes only bits of this slot's bytes: appending costs O(1) a group.
 template <class Isa>
-void put_code(std::byte* group, std::uint32_t code_bits, std::size_t slot, std::uint32_t code) noexcept {
+PQATTN_ALWAYS_INLINE void put_code(std::byte* group, std::uint32_t code_bits, std::size_t slot,
+                                   std::uint32_t code) noexcept {
   auto* bytes = reinterpret_cast<std::uint8_t*>(group);
   std::uint32_t bits = code_bits;
   for (; bits >= 8; bits -= 8, code >>= 8, bytes += 64) {

@@ -285,9 +285,11 @@ class host_bank {
     return {reinterpret_cast<const float*>(points), detail::point_stride(count)};
   }
   static void put_slot(const code_span<address>& codes, std::size_t slot, const std::uint16_t* row) noexcept {
-    for (std::uint32_t group = 0; group < codes.shape.groups(); ++group) {
-      detail::put_code<Isa>(detail::group_codes(codes, slot / block_tokens, group), codes.shape.code_bits(),
-                            slot % block_tokens, row[group]);
+    const std::uint32_t bits = codes.shape.code_bits();
+    const std::size_t group_bytes = detail::group_bytes(bits);
+    std::byte* at = detail::group_codes(codes, slot / block_tokens, 0);
+    for (std::uint32_t group = 0; group < codes.shape.groups(); ++group, at += group_bytes) {
+      detail::put_code<Isa>(at, bits, slot % block_tokens, row[group]);
     }
   }
   static void get_slot(const code_span<address>& codes, std::size_t slot, std::uint16_t* row) noexcept {

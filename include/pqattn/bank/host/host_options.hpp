@@ -19,7 +19,7 @@ enum class score_precision : std::uint8_t {
 /// What a host bank is made with.
 struct host_options {
   score_precision scores = score_precision::bytes;
-  /// Rounded probabilities in value sums: noise of at most 3e-4 of the squared output (bank/host/x86/value_sum.hpp).
+  /// Rounded probabilities in value sums: noise of about 3e-4 of the squared output (bank/host/x86/value_sum.hpp).
   /// False sums in f32.
   bool rounded_values = true;
 };

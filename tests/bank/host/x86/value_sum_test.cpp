@@ -108,6 +108,75 @@ TEMPLATE_TEST_CASE("value sums are right to the documented noise", "[x86]", PQAT
   check<TestType>({64, 16, 256, 1}, 3, 0, 2100, 2.0);  // more than one batch
 }
 
+TEMPLATE_TEST_CASE("the noise of rounded probabilities stays below its bound", "[x86]", PQATTN_TEST_X86_ISAS) {
+  constexpr std::size_t count = 3000;
+  pqattn_test::random_data random(11);
+  const coded_data data(random, 64, 16, 256, 1, count);
+  // Flat, as softmax gives, a few large ones among many small ones, one above all: some have an excess, some are
+  // merged.
+  for (const double spread : {0.0, 0.5, 1.0, 2.0, 4.0, 8.0}) {
+    double noise = 0.0;
+    double bound = 0.0;
+    for (int turn = 0; turn < 8; ++turn) {
+      weights p(1, count);
+      double energy = 0.0;
+      double mass = 0.0;
+      for (std::size_t i = 0; i < count; ++i) {
+        p.at(0, i) = std::exp(static_cast<float>(spread) * (random.normal() - 3.0f));
+        energy += std::pow(static_cast<double>(p.at(0, i)), 2.0);
+        mass += static_cast<double>(p.at(0, i));
+      }
+      std::vector<float> out(65, 0.0f);
+      std::size_t skipped = 0;
+      REQUIRE(sum_values<TestType>(data, 0, count, p, 1, nullptr, out, skipped));
+      for (std::uint32_t channel = 0; channel < 64; ++channel) {
+        double want = 0.0;
+        double mean = 0.0;
+        double square = 0.0;
+        for (std::size_t i = 0; i < count; ++i) {
+          const double value = data.value(i, channel);
+          want += static_cast<double>(p.at(0, i)) * value;
+          mean += value / count;
+          square += value * value / count;
+        }
+        noise += std::pow(static_cast<double>(out[channel]) - want, 2.0);
+        bound += static_cast<double>(pqattn::x86::value_noise) * energy * (square - mean * mean) + 1e-12 * mass * mass;
+      }
+    }
+    INFO(TestType::name << ", spread " << spread << ", noise over its bound " << noise / bound << ", seed "
+                        << random.seed());
+    CHECK(noise <= 1.2 * bound);  // of 512 sums
+  }
+}
+
+TEMPLATE_TEST_CASE("a flat tail below a large probability keeps its mass", "[x86]", PQATTN_TEST_X86_ISAS) {
+  pqattn_test::random_data random(12);
+  for (const std::size_t count : {std::size_t{64}, std::size_t{128}, std::size_t{300}, std::size_t{1024}}) {
+    coded_data data(random, 16, 4, 256, 1, count);
+    std::memset(data.tables.data(), 100, 16 * data.entries);  // every value the same: what is lost of the mass shows
+    for (std::uint32_t channel = 0; channel < 16; ++channel) {
+      data.scale[channel] = 0.01f;
+      data.offset[channel] = 0.0f;
+    }
+    for (const float part : {0.02f, 0.1f, 0.25f, 0.45f, 0.5f, 0.7f, 1.0f, 1.3f}) {
+      weights p(1, count);
+      double mass = 0.0;
+      double energy = 0.0;
+      for (std::size_t i = 0; i < count; ++i) {
+        p.at(0, i) = i == 7 ? 1.0f : part / TestType::byte_limit;
+        mass += static_cast<double>(p.at(0, i));
+        energy += std::pow(static_cast<double>(p.at(0, i)), 2.0);
+      }
+      std::vector<float> out(17, 0.0f);
+      std::size_t skipped = 0;
+      REQUIRE(sum_values<TestType>(data, 0, count, p, 1, nullptr, out, skipped));
+      INFO(TestType::name << ", " << count << " slots, tail of " << part << " steps, got " << out[0] << " want " << mass);
+      CHECK(std::pow(static_cast<double>(out[0]) - mass, 2.0) <=
+            static_cast<double>(pqattn::x86::value_noise) * energy);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a single probability returns its value", "[x86]", PQATTN_TEST_X86_ISAS) {
   pqattn_test::random_data random(3);
   for (const auto& shape : pqattn_test::coded_cases) {

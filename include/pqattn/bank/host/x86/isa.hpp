@@ -132,6 +132,13 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
   }
+  /// Four sums of one register of signed bytes with four of unsigned ones.
+  static PQATTN_ALWAYS_INLINE void dot_four(ints (&sum)[4], const ints (&u)[4], ints s) noexcept {
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = dot_bytes(sum[i], u[i], s);
+    }
+  }
   /// sum + two neighbouring products of signed 16-bit numbers.
   static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
@@ -377,6 +384,12 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
   }
+  static PQATTN_ALWAYS_INLINE void dot_four(ints (&sum)[4], const ints (&u)[4], ints s) noexcept {
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = dot_bytes(sum[i], u[i], s);
+    }
+  }
   static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
     return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
   }
@@ -549,6 +562,16 @@ struct avx512vbmi : avx512bw {
   static PQATTN_ALWAYS_INLINE ints dot_bytes(ints sum, ints u, ints s) noexcept {
     __asm__("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(sum) : "v"(u), "v"(s));
     return sum;
+  }
+  // In one piece, because the copies come back where a loop holds eight sums.
+  static PQATTN_ALWAYS_INLINE void dot_four(ints (&sum)[4], const ints (&u)[4], ints s) noexcept {
+    __asm__(
+        "vpdpbusd {%8, %4, %0|%0, %4, %8}\n\t"
+        "vpdpbusd {%8, %5, %1|%1, %5, %8}\n\t"
+        "vpdpbusd {%8, %6, %2|%2, %6, %8}\n\t"
+        "vpdpbusd {%8, %7, %3|%3, %7, %8}"
+        : "+&v"(sum[0]), "+&v"(sum[1]), "+&v"(sum[2]), "+&v"(sum[3])
+        : "v"(u[0]), "v"(u[1]), "v"(u[2]), "v"(u[3]), "v"(s));
   }
   static PQATTN_ALWAYS_INLINE ints dot_words(ints sum, ints a, ints b) noexcept {
     __asm__("vpdpwssd {%2, %1, %0|%0, %1, %2}" : "+v"(sum) : "v"(a), "v"(b));

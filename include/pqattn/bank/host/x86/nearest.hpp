@@ -215,8 +215,9 @@ PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename 
 /// chains of running minima, each over a quarter of the entries, so that of equal distances in a lane the first chain's
 /// is the lower index; no branch depends on the data.
 template <class Isa, std::size_t Width, class Planes>
-inline void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                             const float* x, typename Isa::floats& least, typename Isa::ints& least_index) noexcept {
+PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
+                                      const float* x, typename Isa::floats& least,
+                                      typename Isa::ints& least_index) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
   constexpr std::size_t chains = 4;

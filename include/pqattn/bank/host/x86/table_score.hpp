@@ -25,8 +25,8 @@ namespace detail {
 /// Adds Groups groups to the 16-bit sums of Rows rows over `blocks` blocks. Sums of a block: for byte tables words of
 /// both bytes and words of the high bytes; for 16-bit tables slots in the order of low8 and high8.
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Groups, std::size_t Rows>
-inline void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const std::uint8_t* const* block,
-                       std::size_t blocks, std::size_t code_at, std::byte* sums, bool first) noexcept {
+PQATTN_NOINLINE void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const std::uint8_t* const* block,
+                                std::size_t blocks, std::size_t code_at, std::byte* sums, bool first) noexcept {
   using look = lookup<Isa, Bits, (Rows > 1)>;
   using ints = typename Isa::ints;
   typename look::table table[Rows][Groups * Planes];
@@ -126,8 +126,8 @@ inline void add_table_block(const std::byte* sums, float step, std::ptrdiff_t of
 }
 
 template <class Isa, unsigned Bits, std::size_t Planes>
-inline void table_score(const geometry& shape, const score_tables& tables, const slot_run& run, float* out,
-                        std::size_t stride, std::byte* sums, fetch_queue next) noexcept {
+PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tables, const slot_run& run, float* out,
+                                 std::size_t stride, std::byte* sums, fetch_queue next) noexcept {
   constexpr std::size_t at_once = (Bits >= 9 ? 2 : 4) / Planes;
   const std::size_t groups = shape.groups();
   const std::size_t row_bytes = row_table_bytes(shape, tables.precision);
@@ -146,8 +146,11 @@ inline void table_score(const geometry& shape, const score_tables& tables, const
       for (std::size_t group = first; group < last;) {
         const std::size_t count = last - group >= at_once ? at_once : 1;
         const std::size_t code_at = group * 8 * Bits;
-        for (std::size_t b = 0; b < ahead; ++b) {
-          fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b) + code_at, count * 8 * Bits);
+        // What is read after these groups: a whole batch ahead would push out what is in use.
+        const std::size_t after = group + count;
+        for (std::size_t b = 0; b < (after < last ? blocks : ahead); ++b) {
+          const std::uint8_t* at = after < last ? codes[b] : run.block(block + blocks + b);
+          fetch_lines<_MM_HINT_T0>(at + (after < last ? after : first) * 8 * Bits, at_once * 8 * Bits);
         }
         next.fetch_share();
         const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: MIT
 // Weighted sums of coded values: out(row, channel) += sum over slots of probability(row, slot) * value(slot, channel).
 //
-// Per component: 64 bytes are looked up once, in registers for up to four rows, into memory for more, and multiplied with
-// probabilities rounded to bytes, four slots at a time. Sums of a set of blocks are exact integers, then scaled to f32.
+// Per component: 64 bytes are looked up once, in registers for up to four rows, into memory for more, and multiplied
+// with probabilities rounded to bytes, four slots at a time. Sums of a batch of blocks are exact integers.
 //
-// Rounding of probabilities: each row has one step per set of blocks, their largest probability divided by byte_limit,
-// and what rounding leaves over is carried to the slot one block further, so that small probabilities are merged with
-// others instead of lost. That noise has a variance of at most step^2 / 6 per slot. Sets have 16 blocks, or 8 or 4 where
-// a row's noise over the whole call would exceed value_noise times its energy (sum of p^2). Where it still does, the sets
-// with more than an even share of that bound get 16-bit probabilities (14 bits without VNNI), as a second set of low
-// digits: few sets when attention is peaked, none when it is flat. So the noise stays below value_noise of the energy,
-// which is its share of the squared output when values are independent with mean 0, and less when they have something in
-// common. The constant parts of the codebook (its offsets) use exact sums.
+// Rounding of probabilities: each row has one step for the whole call, and what rounding leaves over is carried to the
+// slot one block further, so that small probabilities are merged with others instead of lost; what the 64 slots of a
+// block start with is spread evenly, so that equal ones are not rounded alike. That noise has a variance of step^2 / 6
+// per slot where remainders are spread evenly, as softmax's are, and of step^2 where they conspire. The step is such
+// that step^2 / 6 stays below value_noise of the row's energy (sum of p^2) per slot, which is the noise's share of the
+// squared output when values are independent with mean 0, and less when they have something in common; or the largest
+// probability over `byte_room` where that is finer. What a probability has above byte_room steps is its excess: its
+// value is looked up by itself and added in f32. At most one slot in byte_room^2 * 6 * value_noise has any (116, or 28
+// without VNNI), whatever the probabilities. The constant parts of the codebook (its offsets) use exact sums.
 #pragma once
+
+#include <bit>
 
 #include "../../../core/memory.hpp"
 #include "../../../quant/geometry.hpp"
+#include "../code_block.hpp"
 #include "blocks.hpp"
 #include "byte_codebook.hpp"
 
@@ -26,8 +30,7 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-/// Blocks that share a step of the probabilities, and blocks handled together so that tables are loaded once.
-inline constexpr std::size_t value_set = 4;
+/// Blocks handled together, so that tables are loaded once.
 inline constexpr std::size_t value_batch = 16;
 
 /// Bound on the noise of rounded probabilities, see above.
@@ -37,46 +40,48 @@ namespace detail {
 
 /// Workspace of value_sum.
 struct value_scratch {
-  float* sums;           // (stages * dim, rows)
+  float* sums;           // (stages * dim, rows): of bytes times steps
   float* mass;           // (rows): sums of the probabilities used
-  float* noise;          // (rows): what one set may add, huge when bytes will do everywhere
+  float* steps;          // (rows): of the rounded probabilities
+  float* limits;         // (rows): what is above is excess; huge where there is none
   float* left;           // (2, rows): mass that may still be skipped; of one block
-  float* energies;       // (rows): sums of the squared probabilities
-  float* steps;          // (sets of a batch, rows)
-  std::uint8_t* bytes;   // (2 * batch, rows, 64)
+  float* carried;        // (rows, 64): what rounding left over, in steps
+  float* excess;         // (rows, planes): sums of excess * byte; planes is stages * dim rounded up to 16
+  std::int8_t* slot;     // (planes): bytes of one slot
+  std::uint64_t* over;   // (rows): slots of a block with excess
+  std::size_t planes;
+  std::uint8_t* bytes;   // (batch, rows, 64)
   std::int8_t* decoded;  // (batch, value_decoded, 64): components of a group, when many rows share them
   std::size_t size;
-  std::size_t set = value_set;  // blocks that share a step
 };
 
 /// Query rows that share a look-up.
 inline constexpr std::size_t most_value_rows = 4;
-/// Components that are decoded together where more rows than that share them: looked up once into memory, multiplied from
-/// there. Look-ups and dot products compete for the same ports, so that four rows at a time cost little less each than
-/// one pass of dot products alone; see docs/performance.md for the crossing.
+/// Components that are decoded together where more rows than that share them: looked up once into memory, multiplied
+/// from there. Look-ups and dot products compete for the same ports, so that four rows at a time cost little less each
+/// than one pass of dot products alone; see docs/performance.md for the crossing.
 inline constexpr std::size_t value_decoded = 4;
 
-template <class Isa>
 inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows, void* memory) noexcept {
-  const std::size_t sums = std::size_t{shape.stages} * shape.dim * rows * sizeof(float);
-  const std::size_t mass = align_up(rows * sizeof(float));
-  const std::size_t noise = align_up(rows * sizeof(float));
-  const std::size_t steps = align_up(2 * value_batch / value_set * rows * sizeof(float));
   auto* base = static_cast<std::byte*>(memory);
   value_scratch out{};
-  const std::size_t bytes = 2 * value_batch * rows * slots;
-  out.size = align_up(sums) + mass + 4 * noise + steps + bytes + value_batch * value_decoded * slots;
-  if (base != nullptr) {
-    out.sums = reinterpret_cast<float*>(base);
-    base += align_up(sums);
-    out.mass = reinterpret_cast<float*>(base);
-    out.noise = reinterpret_cast<float*>(base + mass);
-    out.left = reinterpret_cast<float*>(base + mass + noise);
-    out.energies = reinterpret_cast<float*>(base + mass + 3 * noise);
-    out.steps = reinterpret_cast<float*>(base + mass + 4 * noise);
-    out.bytes = reinterpret_cast<std::uint8_t*>(base + mass + 4 * noise + steps);
-    out.decoded = reinterpret_cast<std::int8_t*>(out.bytes + bytes);
-  }
+  const auto carve = [&](auto*& part, std::size_t count) noexcept {
+    using number = std::remove_reference_t<decltype(*part)>;
+    part = base == nullptr ? nullptr : reinterpret_cast<number*>(base + out.size);
+    out.size += align_up(count * sizeof(number));
+  };
+  out.planes = align_up(std::size_t{shape.stages} * shape.dim, 16);
+  carve(out.sums, out.planes * rows);
+  carve(out.mass, rows);
+  carve(out.steps, rows);
+  carve(out.limits, rows);
+  carve(out.left, 2 * rows);
+  carve(out.carried, rows * slots);
+  carve(out.excess, rows * out.planes);
+  carve(out.slot, out.planes);
+  carve(out.over, rows);
+  carve(out.bytes, value_batch * rows * slots);
+  carve(out.decoded, value_batch * value_decoded * slots);
   return out;
 }
 
@@ -84,14 +89,6 @@ inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows
 struct value_blocks {
   std::size_t index[value_batch];
   const std::uint8_t* codes[value_batch];
-  std::size_t count = 0;
-};
-
-/// What the kernel runs over: set s is blocks [end[s], end[s + 1]) with bytes of probabilities.
-struct value_sets {
-  const std::uint8_t* codes[2 * value_batch];
-  std::uint8_t block[2 * value_batch];  ///< its number in the batch
-  std::size_t end[2 * value_batch / value_set + 1] = {};
   std::size_t count = 0;
 };
 
@@ -127,7 +124,19 @@ PQATTN_ALWAYS_INLINE float sum_registers(const typename Isa::floats* v) noexcept
   return Isa::sum(total);
 }
 
-/// Whether the block's mass is at most left[row] in every row; if so it is taken from there. `masses` has a float per row.
+/// Largest of the numbers of a block's registers.
+template <class Isa>
+PQATTN_ALWAYS_INLINE float largest_of_registers(const typename Isa::floats* v) noexcept {
+  typename Isa::floats largest = v[0];
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 1; i < slots / Isa::lanes; ++i) {
+    largest = Isa::maxf(largest, v[i]);
+  }
+  return Isa::largest(largest);
+}
+
+/// Whether the block's mass is at most left[row] in every row; if so it is taken from there. `masses` has a float per
+/// row.
 template <class Isa>
 inline bool negligible(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
                        std::size_t block, float* left, float* masses) noexcept {
@@ -145,157 +154,170 @@ inline bool negligible(const float* probabilities, std::size_t stride, std::size
   return true;
 }
 
-/// Largest probability of one row in a set. With Sums: adds its sums to `mass`, its squares to `energy`, in chains of their
-/// own for each register of a block.
-template <class Isa, bool Sums>
-PQATTN_ALWAYS_INLINE float set_peak(const float* row, const slot_run& run, const std::size_t* blocks, std::size_t count,
-                                    typename Isa::floats* mass, typename Isa::floats* energy) noexcept {
+/// Adds the mass and the energy of one row of a batch and keeps its largest probability.
+template <class Isa>
+inline void measure(const float* row, const slot_run& run, const value_blocks& blocks, float& mass, float& energy,
+                    float& peak) noexcept {
   using floats = typename Isa::floats;
   constexpr std::size_t registers = slots / Isa::lanes;
+  floats sums[registers];  // chains of their own, to hide latencies
+  floats squares[registers];
   floats largest[registers];
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < registers; ++i) {
-    largest[i] = Isa::setf(0.0f);
+    sums[i] = squares[i] = largest[i] = Isa::setf(0.0f);
   }
-  for (std::size_t b = 0; b < count; ++b) {
+  for (std::size_t b = 0; b < blocks.count; ++b) {
     floats p[registers];
-    load_probabilities<Isa>(row, run, blocks[b], p);
+    load_probabilities<Isa>(row, run, blocks.index[b], p);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
+      sums[i] = Isa::addf(sums[i], p[i]);
+      squares[i] = Isa::fma(p[i], p[i], squares[i]);
       largest[i] = Isa::maxf(largest[i], p[i]);
-      if constexpr (Sums) {
-        mass[i] = Isa::addf(mass[i], p[i]);
-        energy[i] = Isa::fma(p[i], p[i], energy[i]);
-      }
     }
   }
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 1; i < registers; ++i) {
-    largest[0] = Isa::maxf(largest[0], largest[i]);
-  }
-  return Isa::largest(largest[0]);
+  mass += sum_registers<Isa>(sums);
+  energy += sum_registers<Isa>(squares);
+  const float most = largest_of_registers<Isa>(largest);
+  peak = peak < most ? most : peak;
 }
 
-/// Variance that rounding to bytes adds to a set of `blocks` blocks, over the variance of one value.
+/// Steps of the largest rounded probability: leaves room for what is carried over, and is whole, so that what has an
+/// excess is not rounded at all.
 template <class Isa>
-PQATTN_ALWAYS_INLINE float set_noise(float peak, std::size_t blocks) noexcept {
-  const float step = peak / (Isa::byte_limit - 0.5f);
-  return step * step * static_cast<float>(blocks * slots) / 6.0f;
+inline constexpr float byte_room = Isa::byte_limit - 1.0f;
+
+/// The limit of a row without excess.
+inline constexpr float no_limit = 3.0e38f;
+
+/// A step so small that its inverse overflows contributes nothing.
+PQATTN_ALWAYS_INLINE float inverse_step(float step) noexcept {
+  return step > 1e-36f ? 1.0f / step : 0.0f;
 }
 
-/// Rounds the probabilities of Rows rows of a set to multiples of 1 / inverse[row]. With Two: to two digits of
-/// byte_limit + 1 each, the low ones into `low`; else to bytes.
-template <class Isa, std::size_t Rows, bool Two>
-inline void round_set(const float* probabilities, std::size_t stride, const slot_run& run, const std::size_t* blocks,
-                      std::size_t count, const float* inverse, std::uint8_t* bytes, std::uint8_t* low,
-                      std::size_t byte_stride) noexcept {
+/// What a call starts from. Carried remainders are in (-1/2, 1/2), apart from each other in neighbouring slots, and add
+/// up to 0.
+inline void clear_sums(const value_scratch& scratch, std::size_t rows) noexcept {
+  std::memset(scratch.sums, 0, scratch.planes * rows * sizeof(float));
+  std::memset(scratch.excess, 0, scratch.planes * rows * sizeof(float));
+  std::memset(scratch.slot, 0, scratch.planes);
+  for (std::size_t i = 0; i < rows * slots; ++i) {
+    scratch.carried[i] = (static_cast<float>(i * 39 % slots) + 0.5f) / static_cast<float>(slots) - 0.5f;
+  }
+}
+
+/// Rounds the probabilities of Rows rows of a batch to multiples of their steps, at most byte_limit of them.
+template <class Isa, std::size_t Rows>
+PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks, const float* probabilities,
+                                std::size_t stride, const float* steps, float* carried_over, std::uint8_t* bytes,
+                                std::size_t byte_stride) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
   constexpr std::size_t registers = slots / Isa::lanes;
-  constexpr int digit = Isa::byte_limit > 128.0f ? 8 : 7;
+  floats inverse[Rows];
+  floats most[Rows];
   floats carried[Rows][registers];  // chains of their own, to hide the latency of four operations
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
+    inverse[row] = Isa::setf(inverse_step(steps[row]));
+    most[row] = Isa::setf(byte_room<Isa> * steps[row]);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
-      carried[row][i] = Isa::setf(0.0f);
+      carried[row][i] = Isa::loadf(carried_over + row * slots + i * Isa::lanes);
     }
   }
-  for (std::size_t b = 0; b < count; ++b) {
+  for (std::size_t b = 0; b < blocks.count; ++b, bytes += byte_stride) {
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
       floats p[registers];
       ints rounded[registers];
-      load_probabilities<Isa>(probabilities + row * stride, run, blocks[b], p);
+      load_probabilities<Isa>(probabilities + row * stride, run, blocks.index[b], p);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < registers; ++i) {
-        const floats wanted = Isa::fma(p[i], Isa::setf(inverse[row]), carried[row][i]);
+        const floats wanted = Isa::fma(Isa::minf(p[i], most[row]), inverse[row], carried[row][i]);
         rounded[i] = Isa::to_ints(wanted);
         carried[row][i] = Isa::subf(wanted, Isa::to_floats(rounded[i]));
       }
-      const std::size_t at = b * byte_stride + row * slots;
-      if constexpr (Two) {
-        ints digits[registers];
-        PQATTN_X86_UNROLL
-        for (std::size_t i = 0; i < registers; ++i) {
-          digits[i] = Isa::and_(rounded[i], Isa::set32((1 << digit) - 1));
-          rounded[i] = Isa::template right16<digit>(rounded[i]);  // below 2^16, so the upper half is 0
-        }
-        PQATTN_X86_UNROLL
-        for (std::size_t i = 0; i < registers; i += 4) {
-          Isa::store_bytes(low + at + i * Isa::lanes, digits[i], digits[i + 1], digits[i + 2], digits[i + 3]);
-        }
-      }
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < registers; i += 4) {
-        Isa::store_bytes(bytes + at + i * Isa::lanes, rounded[i], rounded[i + 1], rounded[i + 2], rounded[i + 3]);
+        Isa::store_bytes(bytes + row * slots + i * Isa::lanes, rounded[i], rounded[i + 1], rounded[i + 2],
+                         rounded[i + 3]);
       }
+    }
+  }
+  PQATTN_X86_UNROLL
+  for (std::size_t row = 0; row < Rows; ++row) {
+    PQATTN_X86_UNROLL
+    for (std::size_t i = 0; i < registers; ++i) {
+      Isa::storef(carried_over + row * slots + i * Isa::lanes, carried[row][i]);
     }
   }
 }
 
-/// Appends blocks [first, first + count) of a batch as one set; as a second one with low digits if any row needs them.
+/// Bytes that the codes of one slot stand for.
+template <unsigned Bits>
+inline void look_up_slot(const geometry& shape, const byte_codebook& book, const std::uint8_t* codes, std::size_t slot,
+                         std::int8_t* out) noexcept {
+  for (group_walk group(shape); !group.done(); group.next(), codes += 8 * Bits) {
+    const std::size_t code = pqattn::detail::get_code(reinterpret_cast<const std::byte*>(codes), Bits, slot);
+    const std::int8_t* value = book.bytes + group.plane() * table_bytes(Bits) + code;
+    for (std::size_t i = 0; i < group.width(); ++i) {
+      out[group.plane() + i] = value[i * table_bytes(Bits)];
+    }
+  }
+}
+
+/// Slots of a block, a bit each, whose probability in one row is above `limit`.
 template <class Isa>
-inline void append_set(const slot_run& run, const value_blocks& blocks, std::size_t first, std::size_t count,
-                       const float* probabilities, std::size_t stride, std::size_t rows, const value_scratch& scratch,
-                       value_sets& sets) noexcept {
-  constexpr float limit = Isa::byte_limit - 0.5f;  // room for what is carried over
-  constexpr float radix = Isa::byte_limit + 1.0f;
-  float* high_steps = scratch.steps + sets.count * rows;
-  float* low_steps = high_steps + rows;
-  bool any_low = false;
+inline std::uint64_t slots_above(const float* row, const slot_run& run, std::size_t block, float limit) noexcept {
+  typename Isa::floats p[slots / Isa::lanes];
+  load_probabilities<Isa>(row, run, block, p);
+  if (!(largest_of_registers<Isa>(p) > limit)) {
+    return 0;
+  }
+  std::uint64_t above = 0;
+  const float* at = row + run.offset_of(block);
+  for (std::ptrdiff_t slot = run.begin_in(block); slot < run.end_in(block); ++slot) {
+    above |= static_cast<std::uint64_t>(at[slot] > limit) << slot;
+  }
+  return above;
+}
+
+/// Adds what probabilities of one block have above their rows' limits. A slot is looked up once for all rows.
+template <class Isa, unsigned Bits>
+inline void add_excess(const geometry& shape, const byte_codebook& book, const slot_run& run, std::size_t block,
+                       const std::uint8_t* codes, const float* probabilities, std::size_t stride, std::size_t rows,
+                       const value_scratch& scratch) noexcept {
+  std::uint64_t any = 0;
   for (std::size_t row = 0; row < rows; ++row) {
-    const float peak = set_peak<Isa, false>(probabilities + row * stride, run, blocks.index + first, count, nullptr, nullptr);
-    const bool fine = set_noise<Isa>(peak, count) <= scratch.noise[row];
-    high_steps[row] = peak / limit;
-    low_steps[row] = fine ? 0.0f : peak / (limit * radix);
-    any_low = any_low || !fine;
+    const float limit = scratch.limits[row];
+    scratch.over[row] = limit < no_limit ? slots_above<Isa>(probabilities + row * stride, run, block, limit) : 0;
+    any |= scratch.over[row];
   }
-  std::uint8_t* bytes = scratch.bytes + sets.end[sets.count] * rows * slots;
-  std::uint8_t* low = bytes + count * rows * slots;
-  // A step so small that its inverse overflows contributes nothing.
-  const auto inverse_of = [](float step) { return step > 1e-36f ? 1.0f / step : 0.0f; };
-  if (!any_low) {
-    for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
-      float inverse[Rows];
-      for (std::size_t i = 0; i < Rows; ++i) {
-        inverse[i] = inverse_of(high_steps[row + i]);
+  for (; any != 0; any &= any - 1) {
+    const int slot = std::countr_zero(any);
+    look_up_slot<Bits>(shape, book, codes, static_cast<std::size_t>(slot), scratch.slot);
+    for (std::size_t row = 0; row < rows; ++row) {
+      if ((scratch.over[row] >> slot & 1u) == 0) {
+        continue;
       }
-      round_set<Isa, Rows, false>(probabilities + row * stride, stride, run, blocks.index + first, count, inverse,
-                                  bytes + row * slots, nullptr, rows * slots);
-    });
-  }
-  for (std::size_t row = 0; any_low && row < rows; ++row) {
-    const bool two = low_steps[row] != 0.0f;
-    const float inverse = inverse_of(two ? low_steps[row] : high_steps[row]);
-    const auto round = [&]<bool Two>() noexcept {
-      round_set<Isa, 1, Two>(probabilities + row * stride, stride, run, blocks.index + first, count, &inverse,
-                             bytes + row * slots, low + row * slots, rows * slots);
-    };
-    if (two) {
-      high_steps[row] = low_steps[row] * radix;
-      round.template operator()<true>();
-    } else {
-      for (std::size_t b = 0; b < count; ++b) {
-        std::memset(low + (b * rows + row) * slots, 0, slots);
+      const float* at = probabilities + row * stride + run.offset_of(block);
+      const typename Isa::floats excess = Isa::setf(at[slot] - scratch.limits[row]);
+      float* sums = scratch.excess + row * scratch.planes;
+      for (std::size_t i = 0; i < scratch.planes; i += Isa::lanes) {
+        const auto bytes = Isa::to_floats(Isa::widen_signed_bytes(scratch.slot + i));
+        Isa::storef(sums + i, Isa::fma(bytes, excess, Isa::loadf(sums + i)));
       }
-      round.template operator()<false>();
     }
-  }
-  for (std::size_t copy = 0; copy < (any_low ? 2u : 1u); ++copy) {
-    const std::size_t at = sets.end[sets.count];
-    for (std::size_t b = 0; b < count; ++b) {
-      sets.codes[at + b] = blocks.codes[first + b];
-      sets.block[at + b] = static_cast<std::uint8_t>(first + b);
-    }
-    sets.end[++sets.count] = at + count;
   }
 }
 
-/// Adds the integer sums of one set to the f32 sums of Count components and Rows rows; `sums` has `rows` for a component.
+/// Adds the integer sums of a batch to the f32 sums of Count components and Rows rows; `sums` has `rows` for a
+/// component.
 template <class Isa, std::size_t Count, std::size_t Rows>
-PQATTN_ALWAYS_INLINE void add_set(const typename Isa::ints (&sum)[Count][Rows], std::size_t rows, const float* steps,
-                                  float* sums) noexcept {
+PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows], std::size_t rows,
+                                    float* sums) noexcept {
   static_assert(Rows <= 4);
   constexpr std::size_t together = 4 / Rows;  // components that fill four lanes
   const auto register_of = [&](std::size_t number) PQATTN_X86_INLINE_LAMBDA {
@@ -307,64 +329,73 @@ PQATTN_ALWAYS_INLINE void add_set(const typename Isa::ints (&sum)[Count][Rows], 
     const __m128 total = _mm_cvtepi32_ps(Isa::sums_of_four(register_of(first), register_of(first + 1),
                                                            register_of(first + 2), register_of(first + 3)));
     float* at = sums + i * rows;
-    if (Rows == 4 || (Rows == 1 && rows == 1 && Count % 4 == 0)) {  // four sums side by side
-      const __m128 step = Rows == 4 ? _mm_loadu_ps(steps) : _mm_set1_ps(steps[0]);
-      _mm_storeu_ps(at, _mm_fmadd_ps(total, step, _mm_loadu_ps(at)));
+    if (Count * Rows % 4 == 0 && (Rows == 4 || Rows == rows)) {  // four sums side by side
+      _mm_storeu_ps(at, _mm_add_ps(total, _mm_loadu_ps(at)));
     } else {
       alignas(16) float totals[4];
       _mm_store_ps(totals, total);
       PQATTN_X86_UNROLL
       for (std::size_t j = 0; j < 4; ++j) {
         if (first + j < Count * Rows) {
-          float& place = at[j / Rows * rows + j % Rows];
-          place = __builtin_fmaf(totals[j], steps[j % Rows], place);
+          at[j / Rows * rows + j % Rows] += totals[j];
         }
       }
     }
   }
 }
 
-/// Sums of Count components of one group for Rows rows over the sets of a batch. `load(block, part, value)` gives the
-/// components of a part of a block: numbered as in `sets`.
+/// Sums of Count components of one group for Rows rows over `blocks` blocks. `load(block, part, use)` gives the
+/// components of a part of a block.
 template <class Isa, std::size_t Count, std::size_t Rows, class Load>
-PQATTN_ALWAYS_INLINE void sum_sets(const value_sets& sets, const std::uint8_t* bytes, std::size_t rows,
-                                   const float* steps, float* sums, const Load& load) noexcept {
+PQATTN_ALWAYS_INLINE void sum_blocks(std::size_t blocks, const std::uint8_t* bytes, std::size_t rows, float* sums,
+                                     const Load& load) noexcept {
   using ints = typename Isa::ints;
-  for (std::size_t set = 0; set < sets.count; ++set, steps += rows) {
-    ints sum[Count][Rows];
+  ints sum[Count][Rows];
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < Count; ++i) {
     PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < Count; ++i) {
+    for (std::size_t row = 0; row < Rows; ++row) {
+      sum[i][row] = Isa::zero();
+    }
+  }
+  for (std::size_t block = 0; block < blocks; ++block, bytes += rows * slots) {
+    PQATTN_X86_UNROLL
+    for (std::size_t part = 0; part < parts<Isa>; ++part) {
+      ints weight[Rows];
       PQATTN_X86_UNROLL
       for (std::size_t row = 0; row < Rows; ++row) {
-        sum[i][row] = Isa::zero();
+        weight[row] = Isa::load(bytes + row * slots + part * Isa::bytes);
+        keep_in_register(weight[row]);
       }
-    }
-    for (std::size_t block = sets.end[set]; block < sets.end[set + 1]; ++block) {
-      PQATTN_X86_UNROLL
-      for (std::size_t part = 0; part < parts<Isa>; ++part) {
-        const std::uint8_t* weights = bytes + block * rows * slots + part * Isa::bytes;
-        ints weight[Rows];
-        PQATTN_X86_UNROLL
-        for (std::size_t row = 0; row < Rows; ++row) {
-          weight[row] = Isa::load(weights + row * slots);
-          keep_in_register(weight[row]);
-        }
-        load(block, part, [&](std::size_t i, ints value) PQATTN_X86_INLINE_LAMBDA {
+      load(block, part, [&](std::size_t i, ints value) PQATTN_X86_INLINE_LAMBDA {
+        if constexpr (Rows == 4) {
+          Isa::dot_four(sum[i], weight, value);
+        } else {
           PQATTN_X86_UNROLL
           for (std::size_t row = 0; row < Rows; ++row) {
             sum[i][row] = Isa::dot_bytes(sum[i][row], weight[row], value);
           }
-        });
-      }
+        }
+      });
     }
-    add_set<Isa, Count, Rows>(sum, rows, steps, sums);
   }
+  add_batch<Isa, Count, Rows>(sum, rows, sums);
+}
+
+/// The codes of a group and part of a block. Those of the next group are fetched into the first-level cache meanwhile:
+/// a whole batch would push out what is in use.
+template <class Look, unsigned Bits>
+PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, std::size_t part) noexcept {
+  if (part == 0) {
+    fetch_lines<_MM_HINT_T0>(group + 8 * Bits, 8 * Bits);
+  }
+  return Look::load_codes(group, part);
 }
 
 /// By look-ups.
 template <class Isa, unsigned Bits, std::size_t Count, std::size_t Rows>
-inline void sum_components(const std::int8_t* tables, const value_sets& sets, std::size_t code_at,
-                           const std::uint8_t* bytes, std::size_t rows, const float* steps, float* sums) noexcept {
+PQATTN_NOINLINE void sum_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
+                                    const std::uint8_t* bytes, std::size_t rows, float* sums) noexcept {
   using look = lookup<Isa, Bits>;
   typename look::table table[Count];
   PQATTN_X86_UNROLL
@@ -372,28 +403,28 @@ inline void sum_components(const std::int8_t* tables, const value_sets& sets, st
     table[i] = look::load_table(tables + i * table_bytes(Bits));
   }
   const auto load = [&](std::size_t block, std::size_t part, const auto& use) PQATTN_X86_INLINE_LAMBDA {
-    const auto codes = look::load_codes(sets.codes[block] + code_at, part);
+    const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
     const std::int8_t* here = look::in_memory ? not_hoisted(tables) : tables;
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < Count; ++i) {
       use(i, look::look(look::in_memory ? look::load_table(here + i * table_bytes(Bits)) : table[i], codes));
     }
   };
-  sum_sets<Isa, Count, Rows>(sets, bytes, rows, steps, sums, load);
+  sum_blocks<Isa, Count, Rows>(blocks.count, bytes, rows, sums, load);
 }
 
 /// From decoded components.
 template <class Isa, std::size_t Count, std::size_t Rows>
-inline void sum_decoded(const std::int8_t* decoded, const value_sets& sets, const std::uint8_t* bytes,
-                        std::size_t rows, const float* steps, float* sums) noexcept {
+PQATTN_NOINLINE void sum_decoded(const std::int8_t* decoded, std::size_t blocks, const std::uint8_t* bytes,
+                                 std::size_t rows, float* sums) noexcept {
   const auto load = [&](std::size_t block, std::size_t part, const auto& use) PQATTN_X86_INLINE_LAMBDA {
-    const std::int8_t* at = decoded + sets.block[block] * value_decoded * slots + part * Isa::bytes;
+    const std::int8_t* at = decoded + block * value_decoded * slots + part * Isa::bytes;
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < Count; ++i) {
       use(i, Isa::load(at + i * slots));
     }
   };
-  sum_sets<Isa, Count, Rows>(sets, bytes, rows, steps, sums, load);
+  sum_blocks<Isa, Count, Rows>(blocks, bytes, rows, sums, load);
 }
 
 /// Components of one group that share a look at its codes: as many as registers hold sums for.
@@ -403,8 +434,8 @@ inline constexpr std::size_t components_at_once =
 
 /// Looks up Count components of all blocks of a batch.
 template <class Isa, unsigned Bits, std::size_t Count>
-inline void decode_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
-                              std::int8_t* decoded) noexcept {
+PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
+                                       std::int8_t* decoded) noexcept {
   using look = lookup<Isa, Bits>;
   typename look::table table[Count];
   PQATTN_X86_UNROLL
@@ -414,7 +445,7 @@ inline void decode_components(const std::int8_t* tables, const value_blocks& blo
   for (std::size_t block = 0; block < blocks.count; ++block, decoded += value_decoded * slots) {
     PQATTN_X86_UNROLL
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
-      const auto codes = look::load_codes(blocks.codes[block] + code_at, part);
+      const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < Count; ++i) {
         Isa::store(decoded + i * slots + part * Isa::bytes, look::look(table[i], codes));
@@ -425,15 +456,15 @@ inline void decode_components(const std::int8_t* tables, const value_blocks& blo
 
 /// All components of one group for all rows.
 template <class Isa, unsigned Bits>
-inline void sum_group(const std::int8_t* tables, std::size_t width, const value_blocks& blocks, const value_sets& sets,
-                      std::size_t code_at, std::size_t rows, const value_scratch& scratch, float* sums) noexcept {
+inline void sum_group(const std::int8_t* tables, std::size_t width, const value_blocks& blocks, std::size_t code_at,
+                      std::size_t rows, const value_scratch& scratch, float* sums) noexcept {
   const auto tables_of = [&](std::size_t i) noexcept { return tables + i * table_bytes(Bits); };
   const auto sums_of = [&](std::size_t i, std::size_t row) noexcept { return sums + i * rows + row; };
   if (rows <= most_value_rows) {
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
       for_rows<components_at_once<Isa, Bits, Rows>>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
-        sum_components<Isa, Bits, Count, Rows>(tables_of(i), sets, code_at, scratch.bytes + row * slots, rows,
-                                               scratch.steps + row, sums_of(i, row));
+        sum_components<Isa, Bits, Count, Rows>(tables_of(i), blocks, code_at, scratch.bytes + row * slots, rows,
+                                               sums_of(i, row));
       });
     });
     return;
@@ -442,37 +473,33 @@ inline void sum_group(const std::int8_t* tables, std::size_t width, const value_
   for_rows<at_once>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
     decode_components<Isa, Bits, Count>(tables_of(i), blocks, code_at, scratch.decoded);
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
-      sum_decoded<Isa, Count, Rows>(scratch.decoded, sets, scratch.bytes + row * slots, rows, scratch.steps + row,
-                                    sums_of(i, row));
+      sum_decoded<Isa, Count, Rows>(scratch.decoded, blocks.count, scratch.bytes + row * slots, rows, sums_of(i, row));
     });
   });
 }
 
-/// Adds a batch of blocks to the sums. Meanwhile `next`, the blocks of the batch that follows, and then a share of `later`
-/// for each group are fetched.
+/// Adds a batch of blocks to the sums. Meanwhile `next`, the blocks of the batch that follows, and then a share of
+/// `later` for each group are fetched.
 template <class Isa, unsigned Bits>
 inline void sum_batch(const geometry& shape, const byte_codebook& book, const value_blocks& blocks,
                       const value_blocks& next, fetch_queue& later, const slot_run& run, const float* probabilities,
                       std::size_t stride, std::size_t rows, const value_scratch& scratch) noexcept {
-  value_sets sets;
-  const std::size_t step = scratch.set;
-  for (std::size_t first = 0; first < blocks.count; first += step) {
-    append_set<Isa>(run, blocks, first, blocks.count - first < step ? blocks.count - first : step, probabilities,
-                    stride, rows, scratch, sets);
+  for_rows<Isa::bytes == 64 ? 4 : 1>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
+    round_rows<Isa, Rows>(run, blocks, probabilities + row * stride, stride, scratch.steps + row,
+                          scratch.carried + row * slots, scratch.bytes + row * slots, rows * slots);
+  });
+  for (std::size_t i = 0; i < blocks.count; ++i) {
+    add_excess<Isa, Bits>(shape, book, run, blocks.index[i], blocks.codes[i], probabilities, stride, rows, scratch);
   }
   for (group_walk group(shape); !group.done(); group.next()) {
     const std::size_t code_at = std::size_t{group.group()} * 8 * Bits;
-    // From memory a batch ahead, into the first-level cache a group ahead: a whole batch would push out what is in use.
     for (std::size_t i = 0; i < next.count; ++i) {
       fetch_lines<_MM_HINT_T1>(next.codes[i] + code_at, 8 * Bits);
     }
     later.fetch_share();
-    for (std::size_t i = 0; i < blocks.count; ++i) {
-      fetch_lines<_MM_HINT_T0>(blocks.codes[i] + code_at + 8 * Bits, 8 * Bits);
-    }
     const std::int8_t* tables = book.bytes + group.plane() * table_bytes(Bits);
     float* sums = scratch.sums + group.plane() * rows;
-    sum_group<Isa, Bits>(tables, group.width(), blocks, sets, code_at, rows, scratch, sums);
+    sum_group<Isa, Bits>(tables, group.width(), blocks, code_at, rows, scratch, sums);
   }
 }
 
@@ -481,68 +508,40 @@ inline void finish_values(const geometry& shape, const byte_codebook& book, std:
                           const value_scratch& scratch, float* out, std::size_t stride) noexcept {
   for (std::size_t row = 0; row < rows; ++row, out += stride) {
     for (std::size_t plane = 0; plane < std::size_t{shape.stages} * shape.dim; ++plane) {
-      const float sum = scratch.sums[plane * rows + row];
+      const float sum = __builtin_fmaf(scratch.steps[row], scratch.sums[plane * rows + row],
+                                       scratch.excess[row * scratch.planes + plane]);
       out[shape.channel(static_cast<std::uint32_t>(plane % shape.dim))] +=
           __builtin_fmaf(book.scale[plane], sum, book.offset[plane] * scratch.mass[row]);
     }
   }
 }
 
-/// First pass over the probabilities: masses, how many blocks may share a step, and, where sets of value_set blocks are
-/// too long for a row, how much noise one of them may get. Returns the number of blocks not skipped.
+/// First pass over the probabilities: masses, steps and limits of the rows. Returns the number of blocks not skipped.
 template <class Isa, class Collect>
-inline std::size_t find_noise(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
-                              value_scratch& scratch, const Collect& collect) noexcept {
-  constexpr std::size_t sizes = 3;  // of sets: value_set, twice that, four times
-  static_assert(value_batch == value_set << (sizes - 1));
-  float* const noise[sizes] = {scratch.noise, scratch.steps, scratch.steps + rows};  // steps are not used yet
-  for (float* of_size : noise) {
-    std::memset(of_size, 0, rows * sizeof(float));
+inline std::size_t find_steps(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
+                              const value_scratch& scratch, const Collect& collect) noexcept {
+  float* const energies = scratch.steps;  // until all of them are known
+  float* const peaks = scratch.limits;
+  for (float* numbers : {scratch.mass, energies, peaks}) {
+    std::memset(numbers, 0, rows * sizeof(float));
   }
-  std::memset(scratch.mass, 0, rows * sizeof(float));
-  std::memset(scratch.energies, 0, rows * sizeof(float));
-  std::size_t blocks = 0;
+  std::size_t used = 0;
   value_blocks list;
   std::size_t block = run.first_block();
-  for (collect(block, list); list.count != 0; collect(block, list)) {
-    blocks += list.count;
+  for (collect(block, list, true); list.count != 0; collect(block, list, true)) {
+    used += list.count;
     for (std::size_t row = 0; row < rows; ++row) {
-      typename Isa::floats mass[slots / Isa::lanes];
-      typename Isa::floats energy[slots / Isa::lanes];
-      PQATTN_X86_UNROLL
-      for (std::size_t i = 0; i < slots / Isa::lanes; ++i) {
-        mass[i] = energy[i] = Isa::setf(0.0f);
-      }
-      float peaks[value_batch / value_set] = {};
-      for (std::size_t first = 0; first < list.count; first += value_set) {
-        const std::size_t count = list.count - first < value_set ? list.count - first : value_set;
-        peaks[first / value_set] =
-            set_peak<Isa, true>(probabilities + row * stride, run, list.index + first, count, mass, energy);
-      }
-      for (std::size_t size = 0; size < sizes; ++size) {
-        const std::size_t sets = std::size_t{1} << size;
-        for (std::size_t first = 0; first * value_set < list.count; first += sets) {
-          const std::size_t left = list.count - first * value_set;
-          for (std::size_t i = first + 1; i < first + sets; ++i) {
-            peaks[first] = peaks[first] < peaks[i] ? peaks[i] : peaks[first];
-          }
-          noise[size][row] += set_noise<Isa>(peaks[first], left < sets * value_set ? left : sets * value_set);
-        }
-      }
-      scratch.mass[row] += sum_registers<Isa>(mass);
-      scratch.energies[row] += sum_registers<Isa>(energy);
+      measure<Isa>(probabilities + row * stride, run, list, scratch.mass[row], energies[row], peaks[row]);
     }
   }
-  scratch.set = value_batch;
   for (std::size_t row = 0; row < rows; ++row) {
-    const float bound = value_noise * scratch.energies[row];
-    while (scratch.set > value_set && noise[scratch.set / (2 * value_set)][row] > bound) {
-      scratch.set /= 2;
-    }
-    const float share = bound * value_set / static_cast<float>(blocks + value_set);
-    noise[0][row] = noise[0][row] <= bound ? 3.0e38f : share;
+    // Squares of small numbers vanish: such a row gets steps of its largest probability.
+    const float square = 6.0f * value_noise * energies[row] / static_cast<float>(used * slots + 1);  // of a step
+    const float limit = energies[row] > 1e-30f ? byte_room<Isa> * std::sqrt(square) : no_limit;
+    scratch.steps[row] = (peaks[row] < limit ? peaks[row] : limit) / byte_room<Isa>;
+    scratch.limits[row] = peaks[row] <= limit ? no_limit : limit;
   }
-  return blocks;
+  return used;
 }
 
 }  // namespace detail
@@ -550,7 +549,7 @@ inline std::size_t find_noise(const slot_run& run, const float* probabilities, s
 /// Bytes of workspace for value_sum, aligned to 64.
 template <class Isa>
 [[nodiscard]] inline std::size_t value_scratch_bytes(const geometry& shape, std::size_t rows) noexcept {
-  return detail::carve_value_scratch<Isa>(shape, rows, nullptr).size;
+  return detail::carve_value_scratch(shape, rows, nullptr).size;
 }
 
 /// out(row, channel) += sum over the run's slots of probabilities[row * stride + slot - run.first] * value.
@@ -564,9 +563,10 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
                       float* out, std::size_t out_stride, std::size_t& skipped, void* workspace,
                       fetch_queue next = {}) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
-    auto scratch = detail::carve_value_scratch<Isa>(shape, rows, workspace);
+    const auto scratch = detail::carve_value_scratch(shape, rows, workspace);
     const std::size_t end = run.end_block();
-    const auto collect = [&](std::size_t& block, detail::value_blocks& list) noexcept {
+    // Blocks that might be skipped are not fetched before this call, but as soon as the first pass finds that they are not.
+    const auto collect = [&](std::size_t& block, detail::value_blocks& list, bool first_pass) noexcept {
       list.count = 0;
       if (block == run.first_block() && skip_mass != nullptr) {
         std::memcpy(scratch.left, skip_mass, rows * sizeof(float));
@@ -576,18 +576,21 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
                                                              scratch.left + rows)) {
           list.index[list.count] = block;
           list.codes[list.count++] = run.block(block);
+          if (first_pass && skip_mass != nullptr) {
+            fetch_lines<_MM_HINT_T1>(run.block(block), run.block_bytes);
+          }
         }
       }
     };
-    const std::size_t used = detail::find_noise<Isa>(run, probabilities, stride, rows, scratch, collect);
+    const std::size_t used = detail::find_steps<Isa>(run, probabilities, stride, rows, scratch, collect);
     skipped += end - run.first_block() - used;
     next.share_among((used + value_batch - 1) / value_batch * shape.groups());
-    std::memset(scratch.sums, 0, std::size_t{shape.stages} * shape.dim * rows * sizeof(float));
+    detail::clear_sums(scratch, rows);
     detail::value_blocks lists[2];
     std::size_t block = run.first_block();
-    collect(block, lists[0]);
+    collect(block, lists[0], false);
     for (std::size_t turn = 0; lists[turn].count != 0; turn = 1 - turn) {
-      collect(block, lists[1 - turn]);
+      collect(block, lists[1 - turn], false);
       detail::sum_batch<Isa, Bits>(shape, book, lists[turn], lists[1 - turn], next, run, probabilities, stride, rows,
                                    scratch);
     }
