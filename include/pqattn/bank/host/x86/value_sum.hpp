@@ -507,11 +507,13 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
 inline void finish_values(const geometry& shape, const byte_codebook& book, std::size_t rows,
                           const value_scratch& scratch, float* out, std::size_t stride) noexcept {
   for (std::size_t row = 0; row < rows; ++row, out += stride) {
-    for (std::size_t plane = 0; plane < std::size_t{shape.stages} * shape.dim; ++plane) {
-      const float sum = __builtin_fmaf(scratch.steps[row], scratch.sums[plane * rows + row],
-                                       scratch.excess[row * scratch.planes + plane]);
-      out[shape.channel(static_cast<std::uint32_t>(plane % shape.dim))] +=
-          __builtin_fmaf(book.scale[plane], sum, book.offset[plane] * scratch.mass[row]);
+    const float* excess = scratch.excess + row * scratch.planes;
+    std::size_t plane = 0;
+    for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
+      for (std::uint32_t position = 0; position < shape.dim; ++position, ++plane) {
+        const float sum = __builtin_fmaf(scratch.steps[row], scratch.sums[plane * rows + row], excess[plane]);
+        out[shape.channel(position)] += __builtin_fmaf(book.scale[plane], sum, book.offset[plane] * scratch.mass[row]);
+      }
     }
   }
 }
@@ -565,7 +567,7 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     const auto scratch = detail::carve_value_scratch(shape, rows, workspace);
     const std::size_t end = run.end_block();
-    // Blocks that might be skipped are not fetched before this call, but as soon as the first pass finds that they are not.
+    // Blocks that might be skipped are not fetched before this call, but as soon as the first pass finds them needed.
     const auto collect = [&](std::size_t& block, detail::value_blocks& list, bool first_pass) noexcept {
       list.count = 0;
       if (block == run.first_block() && skip_mass != nullptr) {
