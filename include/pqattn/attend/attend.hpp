@@ -7,6 +7,7 @@
 // merged in order. Sizes and order depend on nothing but the segments, so any executor gives the same bits.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
@@ -33,8 +34,8 @@ static_assert(part_tokens == 4 * tile_tokens);
 /// Most slots of a segment's storage: sizes of what is computed from them fit size_t.
 inline constexpr std::size_t max_segment_slots = std::size_t{1} << (sizeof(std::size_t) > 4 ? 40 : 24);
 
-/// Tokens of one tile of an attention call: what a tile costs once, such as summing up the values' registers, counts less
-/// the longer it is, and scores of up to four rows of a whole part stay in the second-level cache.
+/// Tokens of one tile of an attention call: what a tile costs once, such as summing up the values' registers, counts
+/// less the longer it is, and scores of up to four rows of a whole part stay in the second-level cache.
 [[nodiscard]] constexpr std::size_t attention_tile_tokens(std::size_t rows) noexcept {
   return rows <= 4 ? part_tokens : rows <= 8 ? part_tokens / 2 : tile_tokens;
 }
@@ -64,9 +65,9 @@ struct segment {
   /// Set when the values were rotated before coding: what such segments add to the output is turned back, once for
   /// consecutive segments that share the rotation.
   value_rotation turned_values;
-  /// Optional exact channels behind the coded ones of each key, (tokens, d_tail), rotated: the queries have
-  /// keys.dim() + d_tail channels. Latent attention (MLA) has the latent as coded keys and as values (the same codes), and
-  /// the part with positions as tail.
+  /// Optional exact channels behind the coded ones of each key, (tokens, d_tail), rotated: the queries have keys.dim()
+  /// + d_tail channels. Latent attention (MLA) has the latent as coded keys and as values (the same codes), and the
+  /// part with positions as tail.
   rows_view key_tail;
   /// Where the tails of each block of 64 slots lie, in blocks of rows of key_tail; null: block b at row 64 * b.
   const std::uint32_t* tail_pages = nullptr;
@@ -114,13 +115,18 @@ template <class Address>
   return whole_blocks ? tokens.slots.first / block_tokens * block_tokens : tokens.slots.first;
 }
 
-/// The first blocks of a segment, no more than are fetched while tables are made.
-template <class Address>
-[[nodiscard]] slot_range first_slots(const segment<Address>& tokens) noexcept {
+/// The first of some slots: as many as a bank is told of before the program that reads them all, which fetches the
+/// others itself while it works.
+[[nodiscard]] inline slot_range first_slots(slot_range slots) noexcept {
   constexpr std::size_t most = 16 * block_tokens;
+  return {slots.first, slots.count < most ? slots.count : most};
+}
+
+/// All slots of a segment, from the first of a block.
+template <class Address>
+[[nodiscard]] slot_range covered_slots(const segment<Address>& tokens) noexcept {
   const std::size_t first = aligned_first(tokens);
-  const std::size_t count = tokens.slots.first + tokens.slots.count - first;
-  return {first, count < most ? count : most};
+  return {first, tokens.slots.first + tokens.slots.count - first};
 }
 
 template <class Address>
@@ -128,8 +134,7 @@ template <class Address>
   if (tokens.slots.count == 0) {
     return 0;
   }
-  const std::size_t covered = tokens.slots.first + tokens.slots.count - aligned_first(tokens);
-  return (covered + part_tokens - 1) / part_tokens;
+  return (covered_slots(tokens).count + part_tokens - 1) / part_tokens;
 }
 
 /// Scratch of one worker.
@@ -143,7 +148,8 @@ struct attention_scratch {
   void carve(carver& memory, std::size_t rows, bool tails) noexcept {
     tile = {memory.take<float>(rows * attention_tile_tokens(rows)), rows, attention_tile_tokens(rows)};
     tail = {memory.take<float>(tails ? rows * attention_tile_tokens(rows) : 0), rows, attention_tile_tokens(rows)};
-    softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)};
+    softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows),
+               {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)}};
     skip_mass = memory.take<float>(rows);
   }
 };
@@ -229,20 +235,23 @@ status score_tile_slots(Bank& bank, const segment<typename Bank::address>& token
   return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
 }
 
-/// Values that are read after the scores of `slots`: as much as scores leave memory time for. With `all`: the codebook, too.
+/// What is fetched while `slots` are scored: the first of their values, with `all` the codebook, too. Where most values
+/// are likely to be left out there is little to do after the scores, and their own later keys are fetched instead.
 template <class Address>
-[[nodiscard]] upcoming<Address> values_ahead(const segment<Address>& tokens, slot_range slots, bool all,
-                                             bool few) noexcept {
-  const std::size_t half = blocks_for(slots.count / 2) * block_tokens;
-  upcoming<Address> next = few ? upcoming<Address>{} : upcoming_slots(tokens.values, {slots.first, half});
+[[nodiscard]] upcoming<Address> ahead_of_values(const segment<Address>& tokens, slot_range slots, bool all,
+                                                bool few) noexcept {
+  const slot_range soon = first_slots(slots);
+  upcoming<Address> next =
+      few ? upcoming_slots(tokens.keys, {slots.first + soon.count, slots.count - soon.count})
+          : upcoming_slots(tokens.values, soon);
   if (all && tokens.values.coded) {
     next.book = tokens.values.book;
   }
   return next;
 }
 
-/// The tile that a worker scores after `done`: the next of the part, or the first of the part that is its next if workers
-/// take them in turn.
+/// The tile that a worker scores after `done`: the next of the part, or the first of the part that is its next if
+/// workers take them in turn.
 [[nodiscard]] inline slot_range slots_after(slot_range done, std::size_t step, std::size_t part_end, std::size_t end,
                                             std::size_t workers) noexcept {
   const std::size_t next = done.first + done.count;
@@ -257,8 +266,8 @@ struct call_context {
   std::size_t workers = 1;         ///< that take parts in turn
 };
 
-/// Probability mass that a tile may leave out, per row, of `tiles` tiles of a part: its share of what the part has seen so
-/// far and of earlier segments. Over all tiles and parts the shares add up to at most skip_mass of the final sum.
+/// Probability mass that a tile may leave out, per row, of `tiles` tiles of a part: its share of what the part has seen
+/// so far and of earlier segments. Over all tiles and parts the shares add up to at most skip_mass of the final sum.
 inline void set_skip_mass(float skip_mass, const softmax_state& softmax, const call_context& context, std::size_t tiles,
                           std::size_t rows, float* budget) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
@@ -296,18 +305,20 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   const std::size_t part_first = aligned_first(tokens) + part * part_tokens;
   const std::size_t part_end = end < part_first + part_tokens ? end : part_first + part_tokens;
   const bool skips = params.skip_mass > 0.0f && tokens.values.coded;
-  const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped};
+  const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped,
+                              work.softmax.sums};
   const std::size_t step = attention_tile_tokens(queries.rows);
   const std::size_t tiles = (part_end - part_first + step - 1) / step;
   const bool first_part = part == 0;
   for (std::size_t first = part_first; first < part_end; first += step) {
     const slot_range slots{first, part_end - first < step ? part_end - first : step};
     PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail,
-                                values_ahead(tokens, slots, first == part_first && first_part, work.skips_most)));
+                                ahead_of_values(tokens, slots, first == part_first && first_part, work.skips_most)));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
                  tokens.columns);
     }
+    std::fill_n(work.softmax.sums.mass, queries.rows, unknown_mass);
     PQATTN_TRY(bank.softmax_part(work.tile, slots.count, work.softmax));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       if (work.softmax.rescale[row] != 1.0f) {
@@ -325,8 +336,9 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
         return bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
                                       state.stride, hint...);
       };
-      PQATTN_TRY(with_hint<Bank>(accumulate, upcoming_slots(tokens.keys, slots_after(slots, step, part_end, end,
-                                                                                     context.workers))));
+      const slot_range after = slots_after(slots, step, part_end, end, context.workers);
+      PQATTN_TRY(with_hint<Bank>(accumulate,
+                                 upcoming_slots(tokens.keys, work.skips_most ? first_slots(after) : after)));
       work.skips_most = 2 * (skipped - before) > blocks_for(slots.count);
     } else {
       PQATTN_TRY(bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out,
@@ -630,7 +642,8 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
         const auto prepare = [&](const auto&... hint) {
           return bank.prepare_scores(scaled, tokens.keys.book, tokens.rotation, tokens.tables, hint...);
         };
-        PQATTN_TRY(detail::with_hint<Bank>(prepare, detail::upcoming_slots(tokens.keys, detail::first_slots(tokens))));
+        const slot_range soon = detail::first_slots(detail::covered_slots(tokens));
+        PQATTN_TRY(detail::with_hint<Bank>(prepare, detail::upcoming_slots(tokens.keys, soon)));
         prepared = &tokens;
       }
       std::atomic<bool> failed{false};
@@ -652,8 +665,7 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
         }
       }
       if (coded && params.skips != nullptr) {
-        const std::size_t covered = tokens.slots.first + tokens.slots.count - detail::aligned_first(tokens);
-        params.skips->blocks += blocks_for(covered);
+        params.skips->blocks += blocks_for(detail::covered_slots(tokens).count);
       }
     }
   }

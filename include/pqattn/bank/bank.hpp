@@ -132,11 +132,22 @@ struct score_tile {
   [[nodiscard]] float* row(std::size_t index) const noexcept { return data + index * stride; }
 };
 
+/// What the probabilities of a tile come to, per row.
+struct probability_sums {
+  float* mass = nullptr;     ///< their sum; unknown_mass in rows of which nothing is known
+  float* energy = nullptr;   ///< the sum of their squares
+  float* largest = nullptr;  ///< the largest one, give or take its rounding
+};
+
+inline constexpr float unknown_mass = -1.0f;
+
 /// Running softmax statistics of each query row, natural logarithm.
 struct softmax_state {
   float* maximum = nullptr;  ///< largest score so far; masked_score before the first
   float* sum = nullptr;      ///< sum of exp(score - maximum) so far
   float* rescale = nullptr;  ///< written: exp(old maximum - new maximum), what earlier sums must be multiplied by
+  /// Optional: a bank whose value program can use them writes them here. For value_options::sums of the same bank.
+  probability_sums sums{};
 };
 
 /// The score of a masked slot: finite, so that -ffast-math cannot break it, and far below any real score.
@@ -155,6 +166,7 @@ struct value_options {
   /// Optional, one per row: blocks may be left out while their probability mass adds up to at most this in every row.
   const float* skip_mass = nullptr;
   std::size_t* skipped = nullptr;  ///< optional: the number of blocks left out is added here
+  probability_sums sums{};         ///< optional: what the bank's softmax_part wrote for the tile, for reading
 };
 
 /// What the caller of an attention program will have read next: a hint that a bank may use to fetch it meanwhile. Results

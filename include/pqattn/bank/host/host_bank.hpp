@@ -220,10 +220,10 @@ class host_bank {
     return {};
   }
   status softmax_part(const score_tile& tile, std::size_t count, const softmax_state& state) const noexcept {
-    for (std::size_t row = 0; row < tile.rows; ++row) {
-      if constexpr (fast::available) {
-        fast::softmax_row(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
-      } else {
+    if constexpr (fast::available) {
+      fast::softmax(tile, count, state);
+    } else {
+      for (std::size_t row = 0; row < tile.rows; ++row) {
         detail::softmax_row<Isa>(tile.row(row), count, state.maximum[row], state.sum[row], state.rescale[row]);
       }
     }

@@ -84,6 +84,7 @@ struct x86_kernels {
     return {reinterpret_cast<const std::uint8_t*>(codes.memory), codes.pages, host_block_bytes(codes.shape),
             slots.first, slots.count};
   }
+  static_assert(max_tile_blocks <= x86::most_value_blocks);  // so that known sums are those of a call
   using hint = upcoming<std::byte*>;
   /// What is fetched during the first pass of a program; later passes have nothing left.
   [[nodiscard]] static x86::fetch_queue queue_of(const hint& next, std::size_t first = 0) noexcept {
@@ -224,13 +225,18 @@ struct x86_kernels {
       std::size_t skipped = 0;
       x86::value_sum<Ops>(book.shape, bytes_of(book), run_of(codes, slots), tile.row(first), tile.stride, rows,
                           options.skip_mass == nullptr ? nullptr : options.skip_mass + first, out + first * stride,
-                          stride, skipped, scratch, queue_of(next, first));
+                          stride, skipped, scratch, queue_of(next, first), sums_of(options.sums, first));
       skipped_by_all = skipped < skipped_by_all ? skipped : skipped_by_all;
     }
     if (options.skipped != nullptr && tile.rows != 0) {
       *options.skipped += skipped_by_all;
     }
     return true;
+  }
+
+  [[nodiscard]] static x86::known_sums sums_of(const probability_sums& sums, std::size_t first) noexcept {
+    return sums.mass == nullptr ? x86::known_sums{}
+                                : x86::known_sums{sums.mass + first, sums.energy + first, sums.largest + first};
   }
 
   // --- exact rows ---
@@ -263,8 +269,16 @@ struct x86_kernels {
     });
   }
 
-  static void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, float& rescale) noexcept {
-    x86::softmax_row<Ops>(scores, count, masked_score, maximum, sum, rescale);
+  static void softmax(const score_tile& tile, std::size_t count, const softmax_state& state) noexcept {
+    for (std::size_t row = 0; row < tile.rows; ++row) {
+      const x86::row_sums sums = x86::softmax_row<Ops>(tile.row(row), count, masked_score, state.maximum[row],
+                                                       state.sum[row], state.rescale[row]);
+      if (state.sums.mass != nullptr) {
+        state.sums.mass[row] = sums.mass;
+        state.sums.energy[row] = sums.energy;
+        state.sums.largest[row] = sums.largest;
+      }
+    }
   }
 
   // --- training and coding ---

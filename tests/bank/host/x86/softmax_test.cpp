@@ -35,12 +35,19 @@ TEMPLATE_TEST_CASE("softmax of tiles against double", "[x86]", PQATTN_TEST_X86_I
         const double want_rescale = want_sum == 0.0 ? 1.0 : std::exp(before - want_maximum);
         want_sum *= want_rescale;
         float rescale = -1.0f;
-        pqattn::x86::softmax_row<TestType>(scores.data(), count, masked, maximum, sum, rescale);
+        const pqattn::x86::row_sums sums =
+            pqattn::x86::softmax_row<TestType>(scores.data(), count, masked, maximum, sum, rescale);
+        double want_mass = 0.0;
+        double want_energy = 0.0;
+        double want_largest = 0.0;
         INFO(TestType::name << ", count " << count << ", spread " << spread << ", tile " << tile << ", seed "
                             << random.seed());
         for (std::size_t i = 0; i < count; ++i) {
           const double p = std::exp(want[i] - want_maximum);
           want_sum += p;
+          want_mass += p;
+          want_energy += p * p;
+          want_largest = std::max(want_largest, p);
           CHECK(std::fabs(static_cast<double>(scores[i]) - p) <= 2e-7 * p * (1.0 + want_maximum - want[i]) + 1.2e-38);
         }
         for (std::size_t i = count; i < scores.size(); ++i) {
@@ -49,6 +56,9 @@ TEMPLATE_TEST_CASE("softmax of tiles against double", "[x86]", PQATTN_TEST_X86_I
         CHECK(static_cast<double>(maximum) == want_maximum);
         CHECK(std::fabs(static_cast<double>(rescale) - want_rescale) <= 1e-5 * want_rescale + 1e-38);
         CHECK(std::fabs(static_cast<double>(sum) - want_sum) <= 1e-5 * want_sum);
+        CHECK(std::fabs(static_cast<double>(sums.mass) - want_mass) <= 1e-5 * want_mass + 1e-37);
+        CHECK(std::fabs(static_cast<double>(sums.energy) - want_energy) <= 1e-5 * want_energy + 1e-37);
+        CHECK(std::fabs(static_cast<double>(sums.largest) - want_largest) <= 1e-5 * want_largest + 1e-37);
       }
     }
   }
@@ -59,7 +69,11 @@ TEMPLATE_TEST_CASE("softmax of nothing but masked scores is 0", "[x86]", PQATTN_
   float maximum = masked;
   float sum = 0.0f;
   float rescale = 0.0f;
-  pqattn::x86::softmax_row<TestType>(scores.data(), 50, masked, maximum, sum, rescale);
+  const pqattn::x86::row_sums sums =
+      pqattn::x86::softmax_row<TestType>(scores.data(), 50, masked, maximum, sum, rescale);
+  CHECK(sums.mass == 0.0f);
+  CHECK(sums.energy == 0.0f);
+  CHECK(sums.largest == 0.0f);
   CHECK(scores == std::vector<float>(64, 0.0f));
   CHECK(sum == 0.0f);
   CHECK(maximum == masked);

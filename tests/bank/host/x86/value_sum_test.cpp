@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "pqattn/bank/host/x86/value_sum.hpp"
 
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
@@ -29,14 +30,40 @@ struct weights {
   float& at(std::size_t row, std::size_t slot) { return values[row * stride + slot]; }
 };
 
+/// What a softmax says of its probabilities.
+struct softmax_says {
+  std::vector<float> mass;
+  std::vector<float> energy;
+  std::vector<float> largest;
+
+  softmax_says(weights& p, std::size_t rows, std::size_t count) {
+    for (std::size_t row = 0; row < rows; ++row) {
+      double sum = 0.0;
+      double squares = 0.0;
+      float most = 0.0f;
+      for (std::size_t i = 0; i < count; ++i) {
+        sum += static_cast<double>(p.at(row, i));
+        squares += std::pow(static_cast<double>(p.at(row, i)), 2.0);
+        most = std::max(most, p.at(row, i));
+      }
+      mass.push_back(static_cast<float>(sum));
+      energy.push_back(static_cast<float>(squares));
+      largest.push_back(most);
+    }
+  }
+  [[nodiscard]] pqattn::x86::known_sums get() const { return {mass.data(), energy.data(), largest.data()}; }
+};
+
 /// Adds the run's values to `out` (rows, dim + 1); returns false if the code width is not supported.
 template <class Isa>
 bool sum_values(const coded_data& data, std::size_t first, std::size_t count, weights& p, std::size_t rows,
-                const float* skip_below, std::vector<float>& out, std::size_t& skipped) {
+                const float* skip_below, std::vector<float>& out, std::size_t& skipped, bool known = false) {
+  const softmax_says sums(p, rows, count);
   const aligned_bytes scratch(pqattn::x86::value_scratch_bytes<Isa>(data.shape, rows));
   const bool done =
       pqattn::x86::value_sum<Isa>(data.shape, data.book(), run_of(data, first, count), p.values.data(), p.stride, rows,
-                                  skip_below, out.data(), data.shape.dim + 1, skipped, scratch.data());
+                                  skip_below, out.data(), data.shape.dim + 1, skipped, scratch.data(), {},
+                                  known ? sums.get() : pqattn::x86::known_sums{});
   REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
   return done;
 }
@@ -54,7 +81,7 @@ double largest_byte_part(const coded_data& data, std::uint32_t channel) {
 
 template <class Isa>
 void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t first, std::size_t count,
-           double spread) {
+           double spread, bool known) {
   pqattn_test::random_data random(shape.dim * 1000 + rows);
   const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
   weights p(rows, count);
@@ -64,11 +91,11 @@ void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t f
     }
   }
   INFO(Isa::name << ", " << data.name() << ", rows " << rows << ", first " << first << ", spread " << spread
-                 << ", seed " << random.seed());
+                 << (known ? ", known sums" : "") << ", seed " << random.seed());
   const std::size_t stride = shape.dim + 1;
   std::vector<float> out(rows * stride, 0.25f);
   std::size_t skipped = 0;
-  if (!sum_values<Isa>(data, first, count, p, rows, nullptr, out, skipped)) {
+  if (!sum_values<Isa>(data, first, count, p, rows, nullptr, out, skipped, known)) {
     return;
   }
   REQUIRE(skipped == 0);
@@ -99,13 +126,16 @@ void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t f
 }  // namespace
 
 TEMPLATE_TEST_CASE("value sums are right to the documented noise", "[x86]", PQATTN_TEST_X86_ISAS) {
-  for (const auto& shape : pqattn_test::coded_cases) {
-    check<TestType>(shape, 1, 0, 64, 0.0);
-    check<TestType>(shape, 4, 0, 700, 1.0);
-    check<TestType>(shape, 7, 37, 130, 3.0);
-    check<TestType>(shape, 2, 65, 3, 1.0);
+  for (const bool known : {false, true}) {
+    for (const auto& shape : pqattn_test::coded_cases) {
+      check<TestType>(shape, 1, 0, 64, 0.0, known);
+      check<TestType>(shape, 4, 0, 700, 1.0, known);
+      check<TestType>(shape, 7, 37, 130, 3.0, known);
+      check<TestType>(shape, 2, 65, 3, 1.0, known);
+    }
+    check<TestType>({64, 16, 256, 1}, 3, 0, 2100, 2.0, known);  // more than one batch
+    check<TestType>({16, 4, 256, 1}, 2, 90, 5000, 1.0, known);  // more blocks than share steps
   }
-  check<TestType>({64, 16, 256, 1}, 3, 0, 2100, 2.0);  // more than one batch
 }
 
 TEMPLATE_TEST_CASE("the noise of rounded probabilities stays below its bound", "[x86]", PQATTN_TEST_X86_ISAS) {
@@ -177,6 +207,39 @@ TEMPLATE_TEST_CASE("a flat tail below a large probability keeps its mass", "[x86
   }
 }
 
+TEMPLATE_TEST_CASE("many large probabilities are not rounded", "[x86]", PQATTN_TEST_X86_ISAS) {
+  constexpr std::size_t rows = 40;
+  constexpr std::size_t count = 3000;
+  constexpr std::size_t large = 12;
+  pqattn_test::random_data random(13);
+  for (const auto& shape : pqattn_test::coded_cases) {
+    const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, count);
+    weights p(rows, count);
+    std::vector<double> want(rows * (shape.dim + 1), 0.0);
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::fill_n(&p.at(row, 0), count, 0.0f);
+      for (std::size_t i = 0; i < large; ++i) {  // within 15 blocks: 480 in one batch
+        const std::size_t slot = 79 * i + random.below(79);
+        p.at(row, slot) = 1.0f;
+        for (std::uint32_t channel = 0; channel < shape.dim; ++channel) {
+          want[row * (shape.dim + 1) + channel] += data.value(slot, channel);
+        }
+      }
+    }
+    std::vector<float> out(want.size(), 0.0f);
+    std::size_t skipped = 0;
+    INFO(TestType::name << ", " << data.name() << ", seed " << random.seed());
+    if (!sum_values<TestType>(data, 0, count, p, rows, nullptr, out, skipped)) {
+      continue;
+    }
+    double worst = 0.0;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      worst = std::max(worst, std::fabs(static_cast<double>(out[i]) - want[i]));
+    }
+    CHECK(worst <= 1e-4);
+  }
+}
+
 TEMPLATE_TEST_CASE("a single probability returns its value", "[x86]", PQATTN_TEST_X86_ISAS) {
   pqattn_test::random_data random(3);
   for (const auto& shape : pqattn_test::coded_cases) {
@@ -229,6 +292,14 @@ TEMPLATE_TEST_CASE("blocks of negligible mass are skipped and counted", "[x86]",
   REQUIRE(sum_values<TestType>(data, 0, count, without, 2, nullptr, plain, none));
   CHECK(skipped == expected);
   CHECK(none == 0);
+  // Sums that are known beforehand contain what is skipped.
+  std::vector<float> knowing(2 * 17, 0.0f);
+  std::size_t again = 0;
+  REQUIRE(sum_values<TestType>(data, 0, count, p, 2, below, knowing, again, true));
+  CHECK(again == expected);
+  for (std::size_t i = 0; i < knowing.size(); ++i) {
+    CHECK(std::fabs(knowing[i] - skipping[i]) <= 1e-2f);
+  }
   // A budget of less than they add up to, at least 32e-6 each, keeps some.
   const float tight[2] = {below[0], 40e-6f};
   std::vector<float> ignored(2 * 17, 0.0f);
@@ -238,6 +309,36 @@ TEMPLATE_TEST_CASE("blocks of negligible mass are skipped and counted", "[x86]",
   for (std::size_t i = 0; i < skipping.size(); ++i) {
     // Sets are cut differently, so rounding differs; a wrongly skipped block would change the sums by 48 * 0.5.
     CHECK(std::fabs(skipping[i] - plain[i]) <= 1.0f);
+  }
+}
+
+TEMPLATE_TEST_CASE("light blocks are skipped before heavy ones", "[x86]", PQATTN_TEST_X86_ISAS) {
+  pqattn_test::random_data random(14);
+  constexpr std::size_t blocks = 70;  // in two runs
+  coded_data data(random, 16, 4, 16, 1, blocks * 64);
+  weights p(2, blocks * 64);
+  for (std::size_t i = 0; i < blocks * 64; ++i) {
+    const std::size_t block = i / 64;
+    // Of a budget of 1: the first block 0.9 in one row, three in four of the others 0.01, the last of four more than
+    // all.
+    p.at(0, i) = (block == 0 ? 0.9f : block % 4 != 3 ? 0.01f : 2.0f) / 64.0f;
+    p.at(1, i) = 0.001f / 64.0f;
+  }
+  const float budget[2] = {1.0f, 1.0f};
+  std::vector<float> out(2 * 17, 0.0f);
+  std::size_t skipped = 0;
+  REQUIRE(sum_values<TestType>(data, 0, blocks * 64, p, 2, budget, out, skipped));
+  // All light ones of the first 64 blocks, 47 with 0.47; the first block no longer fits, those of the second run do.
+  CHECK(skipped == 47 + 5);
+
+  // Values of 1: the output is the mass that was not skipped, whether sums are known beforehand or not.
+  std::fill_n(data.scale.begin(), 16, 0.0f);
+  std::fill_n(data.offset.begin(), 16, 1.0f);
+  for (const bool known : {false, true}) {
+    std::fill(out.begin(), out.end(), 0.0f);
+    REQUIRE(sum_values<TestType>(data, 0, 64 * 64, p, 2, budget, out, skipped, known));
+    CHECK(std::fabs(out[0] - (0.9f + 2.0f * 16.0f)) <= 1e-3f);
+    CHECK(std::fabs(out[17] - 0.001f * 17.0f) <= 1e-5f);
   }
 }
 

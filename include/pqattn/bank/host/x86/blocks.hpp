@@ -27,6 +27,12 @@ struct slot_run {
   [[nodiscard]] const std::uint8_t* block(std::size_t index) const noexcept {
     return memory + (pages == nullptr ? index : pages[index]) * block_bytes;
   }
+  /// The part of the run that lies in blocks [begin, end).
+  [[nodiscard]] slot_run part(std::size_t begin, std::size_t end) const noexcept {
+    const std::size_t from = begin * slots < first ? first : begin * slots;
+    const std::size_t to = end * slots < first + count ? end * slots : first + count;
+    return {memory, pages, block_bytes, from, to - from};
+  }
   /// Slots of block `index` that belong to the run: [begin, end), 0 to 64.
   [[nodiscard]] std::ptrdiff_t begin_in(std::size_t index) const noexcept {
     return index * slots < first ? static_cast<std::ptrdiff_t>(first - index * slots) : 0;
@@ -49,39 +55,83 @@ PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes)
   }
 }
 
-/// Memory that is read next, a run of blocks after an optional range of bytes: fetched into the second-level cache in equal
-/// shares while a kernel computes, so that memory is busy all the time and not only in kernels that wait for it.
+/// Memory that is read next, blocks after an optional range of bytes: fetched into the second-level cache in equal
+/// shares while a kernel computes, so that memory is busy all the time and not only in kernels that wait for it. In the
+/// order of addresses, so that the processor's own prefetchers run ahead.
 class fetch_queue {
  public:
   fetch_queue() = default;
   fetch_queue(const std::uint8_t* bytes, std::size_t count, const slot_run& run) noexcept
       : at_(bytes), left_(bytes == nullptr ? 0 : (count + 63) / 64), run_(run), block_(run.first_block()),
         lines_(left_ + (run.end_block() - run.first_block()) * lines_of_block()) {}
+  /// Listed blocks; the list must stay.
+  fetch_queue(const std::uint8_t* const* blocks, std::size_t count, std::size_t block_bytes) noexcept
+      : run_{nullptr, nullptr, block_bytes, 0, 0}, list_(blocks), lines_(count * lines_of_block()) {}
 
   /// Cuts what is left into this many shares.
   void share_among(std::size_t steps) noexcept { share_ = steps == 0 ? 0 : (lines_ + steps - 1) / steps; }
 
   void fetch_share() noexcept {
-    const std::size_t count = share_ < lines_ ? share_ : lines_;
-    lines_ -= count;
-    for (std::size_t i = 0; i < count; ++i, --left_, at_ += 64) {
-      if (left_ == 0) {
-        at_ = run_.block(block_++);
-        left_ = lines_of_block();
-      }
-      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
-    }
+    add_share();
+    fetch_due();
   }
+
+  /// Makes one more share due.
+  void add_share() noexcept {
+    const std::size_t rest = lines_ - due_;
+    due_ += share_ < rest ? share_ : rest;
+  }
+  [[nodiscard]] std::size_t due() const noexcept { return due_; }
+  /// Gives `count` lines side by side to the caller to fetch when as many are due, or null. Fetches those that do not
+  /// lie side by side, and what more than twice as many are due.
+  [[nodiscard]] const std::uint8_t* take(std::size_t count) noexcept {
+    fetch(due_ > 2 * count ? due_ - 2 * count : 0);
+    if (due_ < count) {
+      return nullptr;
+    }
+    if (lines_here() < count) {
+      fetch(count);
+      return nullptr;
+    }
+    const std::uint8_t* taken = at_;
+    skip(count);
+    return taken;
+  }
+  void fetch_due() noexcept { fetch(due_); }
 
  private:
   [[nodiscard]] std::size_t lines_of_block() const noexcept { return (run_.block_bytes + 63) / 64; }
+  /// Lines from at_ on, which moves to the next block when there are none.
+  std::size_t lines_here() noexcept {
+    if (left_ == 0 && lines_ != 0) {
+      at_ = list_ == nullptr ? run_.block(block_) : list_[block_];
+      left_ = lines_of_block();
+      ++block_;
+    }
+    return left_;
+  }
+  void skip(std::size_t count) noexcept {
+    at_ += 64 * count;
+    left_ -= count;
+    lines_ -= count;
+    due_ -= count;
+  }
+  void fetch(std::size_t count) noexcept {
+    for (std::size_t i = 0; i < count; ++i) {
+      lines_here();
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+      skip(1);
+    }
+  }
 
   const std::uint8_t* at_ = nullptr;
   std::size_t left_ = 0;  ///< lines from at_ on
   slot_run run_;
-  std::size_t block_ = 0;  ///< that comes after them
-  std::size_t lines_ = 0;  ///< of everything
+  const std::uint8_t* const* list_ = nullptr;  ///< blocks instead of a run of them
+  std::size_t block_ = 0;                      ///< that comes after them
+  std::size_t lines_ = 0;                      ///< of everything
   std::size_t share_ = 0;
+  std::size_t due_ = 0;
 };
 
 /// Stores registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset; only slots

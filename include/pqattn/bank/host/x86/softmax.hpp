@@ -13,7 +13,20 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
+/// Sums of one row's probabilities: of themselves, of their squares; and the largest.
+struct row_sums {
+  float mass;
+  float energy;
+  float largest;
+};
+
 namespace detail {
+
+/// Sum of the numbers of four registers.
+template <class Isa>
+PQATTN_ALWAYS_INLINE float sum_of_four(const typename Isa::floats (&v)[4]) noexcept {
+  return Isa::sum(Isa::addf(Isa::addf(v[0], v[1]), Isa::addf(v[2], v[3])));
+}
 
 /// exp(score - reference), relative error below 2e-7 for results above 2^-126, 0 far below.
 template <class Isa>
@@ -38,9 +51,10 @@ PQATTN_ALWAYS_INLINE typename Isa::floats exp_from(typename Isa::floats score,
 /// `scores` has room for `count` rounded up to 64 floats, and the padding becomes 0. The error of an exponential grows
 /// with its argument as f32 rounds it: relative 1e-7 * (1 + maximum - score).
 /// maximum, sum: of earlier tiles, updated. rescale: exp(old maximum - new maximum), or 1 when the sum was 0.
+/// Returns what the probabilities come to.
 template <class Isa>
-inline void softmax_row(float* scores, std::size_t count, float masked, float& maximum, float& sum,
-                        float& rescale) noexcept {
+inline row_sums softmax_row(float* scores, std::size_t count, float masked, float& maximum, float& sum,
+                            float& rescale) noexcept {
   using floats = typename Isa::floats;
   const std::size_t padded = (count + 63) / 64 * 64;
   for (std::size_t i = count; i < padded; ++i) {
@@ -58,17 +72,21 @@ inline void softmax_row(float* scores, std::size_t count, float masked, float& m
   // Against 0 a masked score vanishes; against itself, where there is nothing else, it would be exp(0).
   const floats reference = Isa::setf(next > 0.5f * masked ? next : 0.0f);
   floats total[4] = {Isa::setf(0.0f), Isa::setf(0.0f), Isa::setf(0.0f), Isa::setf(0.0f)};
+  floats squares[4] = {total[0], total[1], total[2], total[3]};
   for (std::size_t i = 0; i < padded; i += 4 * Isa::lanes) {
     PQATTN_X86_UNROLL
     for (std::size_t j = 0; j < 4; ++j) {
       const floats p = detail::exp_from<Isa>(Isa::loadf(scores + i + j * Isa::lanes), reference);
       Isa::storef(scores + i + j * Isa::lanes, p);
       total[j] = Isa::addf(total[j], p);
+      squares[j] = Isa::fma(p, p, squares[j]);
     }
   }
   rescale = sum == 0.0f ? 1.0f : std::exp(maximum - next);
-  sum = sum * rescale + Isa::sum(Isa::addf(Isa::addf(total[0], total[1]), Isa::addf(total[2], total[3])));
+  const float mass = detail::sum_of_four<Isa>(total);
+  sum = sum * rescale + mass;
   maximum = next;
+  return {mass, detail::sum_of_four<Isa>(squares), tile > 0.5f * masked ? std::exp(tile - next) : 0.0f};
 }
 
 }  // namespace PQATTN_X86_UNIT

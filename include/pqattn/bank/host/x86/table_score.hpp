@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Scores by table: score(row, slot) = sum over groups of T(row, group)[code], with the rounded tables of
-// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of four groups at a time. Sums of more than 256
-// groups do not fit 16 bits: they are taken of 256 groups at a time, and then added in f32. 16-bit tables take 1.6 times
-// as long as byte tables.
+// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of four groups at a time. Sums of more than
+// 256 groups do not fit 16 bits: they are taken of 256 groups at a time, and then added in f32. 16-bit tables take 1.6
+// times as long as byte tables.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -17,16 +17,19 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-/// Blocks handled together, so that a table is loaded once for all of them.
+/// Blocks handled together at most, so that a table is loaded once for all of them.
 inline constexpr std::size_t table_batch = 16;
 
 namespace detail {
 
 /// Adds Groups groups to the 16-bit sums of Rows rows over `blocks` blocks. Sums of a block: for byte tables words of
-/// both bytes and words of the high bytes; for 16-bit tables slots in the order of low8 and high8.
+/// both bytes and words of the high bytes; for 16-bit tables slots in the order of low8 and high8. With `fetches` the
+/// codes of as many groups behind them come into the first-level cache, each block's with the block: a whole batch
+/// ahead would push out what is in use, and those of all blocks at once would find no room in the queue of misses.
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Groups, std::size_t Rows>
 PQATTN_NOINLINE void sum_tables(const std::uint8_t* tables, std::size_t row_bytes, const std::uint8_t* const* block,
-                                std::size_t blocks, std::size_t code_at, std::byte* sums, bool first) noexcept {
+                                std::size_t blocks, std::size_t code_at, std::byte* sums, bool first,
+                                bool fetches) noexcept {
   using look = lookup<Isa, Bits, (Rows > 1)>;
   using ints = typename Isa::ints;
   typename look::table table[Rows][Groups * Planes];
@@ -38,6 +41,9 @@ PQATTN_NOINLINE void sum_tables(const std::uint8_t* tables, std::size_t row_byte
     }
   }
   for (std::size_t b = 0; b < blocks; ++b) {
+    if (fetches) {
+      fetch_lines<_MM_HINT_T0>(block[b] + code_at + Groups * 8 * Bits, Groups * 8 * Bits);
+    }
     PQATTN_X86_UNROLL
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
       const std::uint8_t* here = look::in_memory ? not_hoisted(tables) : tables;
@@ -81,12 +87,12 @@ PQATTN_NOINLINE void sum_tables(const std::uint8_t* tables, std::size_t row_byte
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Groups>
 inline void sum_tables_rows(const std::uint8_t* tables, std::size_t row_bytes, std::size_t rows,
                             const std::uint8_t* const* block, std::size_t blocks, std::size_t code_at,
-                            std::byte* sums, bool first) noexcept {
+                            std::byte* sums, bool first, bool fetches) noexcept {
   // Tables in registers may take 16 of them.
   constexpr std::size_t together = lookup<Isa, Bits>::in_memory || Bits <= 6 ? 4 : Bits == 7 ? 2 : 1;
   for_rows<together>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
     sum_tables<Isa, Bits, Planes, Groups, Rows>(tables + row * row_bytes, row_bytes, block, blocks, code_at,
-                                                sums + row * table_batch * 128, first);
+                                                sums + row * table_batch * 128, first, fetches && row == 0);
   });
 }
 
@@ -125,41 +131,46 @@ inline void add_table_block(const std::byte* sums, float step, std::ptrdiff_t of
   }
 }
 
+/// Blocks handled together. Where they lie a multiple of 4096 bytes apart, a group's codes of all of them fall into one
+/// set of the first-level cache, which has 8 or 12 ways.
+[[nodiscard]] constexpr std::size_t table_batch_for(std::size_t block_bytes) noexcept {
+  return block_bytes % 4096 == 0 ? table_batch / 2 : table_batch;
+}
+
 template <class Isa, unsigned Bits, std::size_t Planes>
 PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tables, const slot_run& run, float* out,
                                  std::size_t stride, std::byte* sums, fetch_queue next) noexcept {
   constexpr std::size_t at_once = (Bits >= 9 ? 2 : 4) / Planes;
   const std::size_t groups = shape.groups();
   const std::size_t row_bytes = row_table_bytes(shape, tables.precision);
-  const std::size_t batches = (run.end_block() - run.first_block() + table_batch - 1) / table_batch;
+  const std::size_t batch = table_batch_for(run.block_bytes);
+  const std::size_t batches = (run.end_block() - run.first_block() + batch - 1) / batch;
   next.share_among(batches * (groups / at_once + groups % at_once));
-  for (std::size_t block = run.first_block(); block < run.end_block(); block += table_batch) {
+  for (std::size_t block = run.first_block(); block < run.end_block(); block += batch) {
     const std::size_t left = run.end_block() - block;
-    const std::size_t blocks = left < table_batch ? left : table_batch;
+    const std::size_t blocks = left < batch ? left : batch;
     const std::uint8_t* codes[table_batch];
     for (std::size_t b = 0; b < blocks; ++b) {
       codes[b] = run.block(block + b);
     }
-    const std::size_t ahead = left - blocks < table_batch ? left - blocks : table_batch;
+    const std::size_t ahead = left - blocks < batch ? left - blocks : batch;
     for (std::size_t first = 0; first < groups; first += summed_groups) {
       const std::size_t last = groups - first < summed_groups ? groups : first + summed_groups;
       for (std::size_t group = first; group < last;) {
         const std::size_t count = last - group >= at_once ? at_once : 1;
         const std::size_t code_at = group * 8 * Bits;
-        // What is read after these groups: a whole batch ahead would push out what is in use.
-        const std::size_t after = group + count;
-        for (std::size_t b = 0; b < (after < last ? blocks : ahead); ++b) {
-          const std::uint8_t* at = after < last ? codes[b] : run.block(block + blocks + b);
-          fetch_lines<_MM_HINT_T0>(at + (after < last ? after : first) * 8 * Bits, at_once * 8 * Bits);
+        const bool more = group + count < groups;
+        for (std::size_t b = 0; !more && b < ahead; ++b) {
+          fetch_lines<_MM_HINT_T0>(run.block(block + blocks + b), at_once * 8 * Bits);
         }
         next.fetch_share();
         const std::uint8_t* table = tables.bytes + group * Planes * table_bytes(Bits);
         if (count == at_once) {
           sum_tables_rows<Isa, Bits, Planes, at_once>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                                      group == first);
+                                                      group == first, more);
         } else {
           sum_tables_rows<Isa, Bits, Planes, 1>(table, row_bytes, tables.rows, codes, blocks, code_at, sums,
-                                                group == first);
+                                                group == first, more);
         }
         group += count;
       }

@@ -4,7 +4,7 @@
 // Per component: 64 bytes are looked up once, in registers for up to four rows, into memory for more, and multiplied
 // with probabilities rounded to bytes, four slots at a time. Sums of a batch of blocks are exact integers.
 //
-// Rounding of probabilities: each row has one step for the whole call, and what rounding leaves over is carried to the
+// Rounding of probabilities: each row has one step for 64 blocks, and what rounding leaves over is carried to the
 // slot one block further, so that small probabilities are merged with others instead of lost; what the 64 slots of a
 // block start with is spread evenly, so that equal ones are not rounded alike. That noise has a variance of step^2 / 6
 // per slot where remainders are spread evenly, as softmax's are, and of step^2 where they conspire. The step is such
@@ -33,10 +33,31 @@ inline namespace PQATTN_X86_UNIT {
 /// Blocks handled together, so that tables are loaded once.
 inline constexpr std::size_t value_batch = 16;
 
+/// Blocks that share steps: those of a tile.
+inline constexpr std::size_t most_value_blocks = 64;
+
 /// Bound on the noise of rounded probabilities, see above.
 inline constexpr float value_noise = 3e-4f;
 
+/// What the probabilities of all slots of a call come to, per row: their sum, the sum of their squares, the largest. A
+/// row whose mass is negative is not known.
+struct known_sums {
+  const float* mass = nullptr;
+  const float* energy = nullptr;
+  const float* largest = nullptr;
+};
+
 namespace detail {
+
+/// A probability above its row's limit.
+struct excess_slot {
+  const std::uint8_t* codes;  ///< of the block
+  std::uint32_t slot;
+  std::uint32_t row;
+  float excess;
+};
+/// As many are kept for the batch's look-ups, when the tables are near; more are looked up by themselves.
+inline constexpr std::size_t most_excess = 64;
 
 /// Workspace of value_sum.
 struct value_scratch {
@@ -44,13 +65,13 @@ struct value_scratch {
   float* mass;           // (rows): sums of the probabilities used
   float* steps;          // (rows): of the rounded probabilities
   float* limits;         // (rows): what is above is excess; huge where there is none
-  float* left;           // (2, rows): mass that may still be skipped; of one block
+  float* peaks;          // (rows): largest probability of a batch
+  float* left;           // (rows): mass that may still be skipped
   float* carried;        // (rows, 64): what rounding left over, in steps
   float* excess;         // (rows, planes): sums of excess * byte; planes is stages * dim rounded up to 16
-  std::int8_t* slot;     // (planes): bytes of one slot
-  std::uint64_t* over;   // (rows): slots of a block with excess
+  excess_slot* over;     // (most_excess): what has an excess and is not in the sums yet
   std::size_t planes;
-  std::uint8_t* bytes;   // (batch, rows, 64)
+  std::uint8_t* bytes;   // (batch, rows, 64): rounded probabilities
   std::int8_t* decoded;  // (batch, value_decoded, 64): components of a group, when many rows share them
   std::size_t size;
 };
@@ -62,34 +83,43 @@ inline constexpr std::size_t most_value_rows = 4;
 /// than one pass of dot products alone; see docs/performance.md for the crossing.
 inline constexpr std::size_t value_decoded = 4;
 
-inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows, void* memory) noexcept {
-  auto* base = static_cast<std::byte*>(memory);
+inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows, void* base) noexcept {
+  carver memory(base, base == nullptr ? 0 : ~std::size_t{0});
   value_scratch out{};
-  const auto carve = [&](auto*& part, std::size_t count) noexcept {
-    using number = std::remove_reference_t<decltype(*part)>;
-    part = base == nullptr ? nullptr : reinterpret_cast<number*>(base + out.size);
-    out.size += align_up(count * sizeof(number));
-  };
   out.planes = align_up(std::size_t{shape.stages} * shape.dim, 16);
-  carve(out.sums, out.planes * rows);
-  carve(out.mass, rows);
-  carve(out.steps, rows);
-  carve(out.limits, rows);
-  carve(out.left, 2 * rows);
-  carve(out.carried, rows * slots);
-  carve(out.excess, rows * out.planes);
-  carve(out.slot, out.planes);
-  carve(out.over, rows);
-  carve(out.bytes, value_batch * rows * slots);
-  carve(out.decoded, value_batch * value_decoded * slots);
+  out.sums = memory.take<float>(out.planes * rows);
+  out.mass = memory.take<float>(rows);
+  out.steps = memory.take<float>(rows);
+  out.limits = memory.take<float>(rows);
+  out.peaks = memory.take<float>(rows);
+  out.left = memory.take<float>(rows);
+  out.carried = memory.take<float>(rows * slots);
+  out.excess = memory.take<float>(rows * out.planes);
+  out.over = memory.take<excess_slot>(most_excess);
+  out.bytes = memory.take<std::uint8_t>(value_batch * rows * slots);
+  out.decoded = memory.take<std::int8_t>(value_batch * value_decoded * slots);
+  out.size = memory.used();
   return out;
 }
 
-/// Blocks of a batch that are not skipped.
+/// Some of the blocks that are not skipped.
 struct value_blocks {
-  std::size_t index[value_batch];
-  const std::uint8_t* codes[value_batch];
+  const std::size_t* index;
+  const std::uint8_t* const* codes;
+  std::size_t count;
+
+  [[nodiscard]] value_blocks slice(std::size_t first, std::size_t most) const noexcept {
+    return {index + first, codes + first, count - first < most ? count - first : most};
+  }
+};
+
+/// All of them.
+struct value_block_list {
+  std::size_t index[most_value_blocks];
+  const std::uint8_t* codes[most_value_blocks];
   std::size_t count = 0;
+
+  [[nodiscard]] value_blocks all() const noexcept { return {index, codes, count}; }
 };
 
 /// Loads the probabilities of one block and row; slots outside the run are 0 and not read.
@@ -135,26 +165,64 @@ PQATTN_ALWAYS_INLINE float largest_of_registers(const typename Isa::floats* v) n
   return Isa::largest(largest);
 }
 
-/// Whether the block's mass is at most left[row] in every row; if so it is taken from there. `masses` has a float per
-/// row.
+/// Masses of a block in all rows. Returns the largest share they have of left[row], or 2 as soon as one has more than
+/// all of it.
 template <class Isa>
-inline bool negligible(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
-                       std::size_t block, float* left, float* masses) noexcept {
+inline float share_of_block(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
+                            std::size_t block, const float* left, float* masses) noexcept {
+  float most = 0.0f;
   for (std::size_t row = 0; row < rows; ++row) {
     typename Isa::floats p[slots / Isa::lanes];
     load_probabilities<Isa>(probabilities + row * stride, run, block, p);
     masses[row] = sum_registers<Isa>(p);
+    if (!(masses[row] <= left[row])) {
+      return 2.0f;
+    }
+    const float share = masses[row] > 0.0f ? masses[row] / left[row] : 0.0f;
+    most = most < share ? share : most;
+  }
+  return most;
+}
+
+/// Moves the masses of a block from what is left to what is taken, if that is enough in every row.
+inline bool take_masses(const float* masses, std::size_t rows, float* left, float* taken) noexcept {
+  for (std::size_t row = 0; row < rows; ++row) {
     if (!(masses[row] <= left[row])) {
       return false;
     }
   }
   for (std::size_t row = 0; row < rows; ++row) {
     left[row] -= masses[row];
+    taken[row] += masses[row];
   }
   return true;
 }
 
-/// Adds the mass and the energy of one row of a batch and keeps its largest probability.
+/// Which of at most most_value_blocks blocks are left out, a bit each: light ones first, so that there are many. Moves
+/// their masses from left[row] to taken[row].
+template <class Isa>
+inline std::uint64_t skipped_blocks(const float* probabilities, std::size_t stride, std::size_t rows,
+                                    const slot_run& run, float* left, float* taken, float* masses) noexcept {
+  float shares[most_value_blocks];
+  const std::size_t blocks = run.end_block() - run.first_block();
+  std::uint64_t light = 0;
+  for (std::size_t i = 0; i < blocks; ++i) {
+    shares[i] = share_of_block<Isa>(probabilities, stride, rows, run, run.first_block() + i, left, masses + i * rows);
+    light |= std::uint64_t{shares[i] <= 1.0f} << i;
+  }
+  std::uint64_t skipped = 0;
+  for (float limit = 1.0f / most_value_blocks; limit <= 1.0f && skipped != light; limit *= 2.0f) {
+    for (std::uint64_t rest = light & ~skipped; rest != 0; rest &= rest - 1) {
+      const int i = std::countr_zero(rest);
+      if (shares[i] <= limit && take_masses(masses + static_cast<std::size_t>(i) * rows, rows, left, taken)) {
+        skipped |= std::uint64_t{1} << i;
+      }
+    }
+  }
+  return skipped;
+}
+
+/// Mass, energy and largest probability of one row.
 template <class Isa>
 inline void measure(const float* row, const slot_run& run, const value_blocks& blocks, float& mass, float& energy,
                     float& peak) noexcept {
@@ -177,10 +245,9 @@ inline void measure(const float* row, const slot_run& run, const value_blocks& b
       largest[i] = Isa::maxf(largest[i], p[i]);
     }
   }
-  mass += sum_registers<Isa>(sums);
-  energy += sum_registers<Isa>(squares);
-  const float most = largest_of_registers<Isa>(largest);
-  peak = peak < most ? most : peak;
+  mass = sum_registers<Isa>(sums);
+  energy = sum_registers<Isa>(squares);
+  peak = largest_of_registers<Isa>(largest);
 }
 
 /// Steps of the largest rounded probability: leaves room for what is carried over, and is whole, so that what has an
@@ -201,27 +268,29 @@ PQATTN_ALWAYS_INLINE float inverse_step(float step) noexcept {
 inline void clear_sums(const value_scratch& scratch, std::size_t rows) noexcept {
   std::memset(scratch.sums, 0, scratch.planes * rows * sizeof(float));
   std::memset(scratch.excess, 0, scratch.planes * rows * sizeof(float));
-  std::memset(scratch.slot, 0, scratch.planes);
   for (std::size_t i = 0; i < rows * slots; ++i) {
     scratch.carried[i] = (static_cast<float>(i * 39 % slots) + 0.5f) / static_cast<float>(slots) - 0.5f;
   }
 }
 
-/// Rounds the probabilities of Rows rows of a batch to multiples of their steps, at most byte_limit of them.
+/// Rounds the probabilities of Rows rows of a batch to multiples of their steps, at most byte_limit of them, and notes
+/// the largest of each row.
 template <class Isa, std::size_t Rows>
 PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks, const float* probabilities,
-                                std::size_t stride, const float* steps, float* carried_over, std::uint8_t* bytes,
-                                std::size_t byte_stride) noexcept {
+                                std::size_t stride, const float* steps, float* carried_over, float* peaks,
+                                std::uint8_t* bytes, std::size_t byte_stride) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
   constexpr std::size_t registers = slots / Isa::lanes;
   floats inverse[Rows];
   floats most[Rows];
+  floats largest[Rows];
   floats carried[Rows][registers];  // chains of their own, to hide the latency of four operations
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
     inverse[row] = Isa::setf(inverse_step(steps[row]));
     most[row] = Isa::setf(byte_room<Isa> * steps[row]);
+    largest[row] = Isa::setf(0.0f);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
       carried[row][i] = Isa::loadf(carried_over + row * slots + i * Isa::lanes);
@@ -235,6 +304,7 @@ PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks,
       load_probabilities<Isa>(probabilities + row * stride, run, blocks.index[b], p);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < registers; ++i) {
+        largest[row] = Isa::maxf(largest[row], p[i]);
         const floats wanted = Isa::fma(Isa::minf(p[i], most[row]), inverse[row], carried[row][i]);
         rounded[i] = Isa::to_ints(wanted);
         carried[row][i] = Isa::subf(wanted, Isa::to_floats(rounded[i]));
@@ -248,22 +318,10 @@ PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks,
   }
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
+    peaks[row] = Isa::largest(largest[row]);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
       Isa::storef(carried_over + row * slots + i * Isa::lanes, carried[row][i]);
-    }
-  }
-}
-
-/// Bytes that the codes of one slot stand for.
-template <unsigned Bits>
-inline void look_up_slot(const geometry& shape, const byte_codebook& book, const std::uint8_t* codes, std::size_t slot,
-                         std::int8_t* out) noexcept {
-  for (group_walk group(shape); !group.done(); group.next(), codes += 8 * Bits) {
-    const std::size_t code = pqattn::detail::get_code(reinterpret_cast<const std::byte*>(codes), Bits, slot);
-    const std::int8_t* value = book.bytes + group.plane() * table_bytes(Bits) + code;
-    for (std::size_t i = 0; i < group.width(); ++i) {
-      out[group.plane() + i] = value[i * table_bytes(Bits)];
     }
   }
 }
@@ -284,33 +342,48 @@ inline std::uint64_t slots_above(const float* row, const slot_run& run, std::siz
   return above;
 }
 
-/// Adds what probabilities of one block have above their rows' limits. A slot is looked up once for all rows.
+/// Adds to one group's sums what `count` probabilities have above their rows' limits.
+template <unsigned Bits>
+inline void add_excess(const std::int8_t* tables, std::size_t width, std::size_t code_at, std::size_t plane,
+                       const value_scratch& scratch, std::size_t count) noexcept {
+  for (std::size_t i = 0; i < count; ++i) {
+    const excess_slot& over = scratch.over[i];
+    const auto* codes = reinterpret_cast<const std::byte*>(over.codes + code_at);
+    const std::int8_t* value = tables + pqattn::detail::get_code(codes, Bits, over.slot);
+    float* sums = scratch.excess + over.row * scratch.planes + plane;
+    for (std::size_t c = 0; c < width; ++c) {
+      sums[c] = __builtin_fmaf(static_cast<float>(value[c * table_bytes(Bits)]), over.excess, sums[c]);
+    }
+  }
+}
+
+/// Lists what probabilities of a batch have above their rows' limits. Returns how many are left on the list: when it is
+/// full they are added to the sums.
 template <class Isa, unsigned Bits>
-inline void add_excess(const geometry& shape, const byte_codebook& book, const slot_run& run, std::size_t block,
-                       const std::uint8_t* codes, const float* probabilities, std::size_t stride, std::size_t rows,
-                       const value_scratch& scratch) noexcept {
-  std::uint64_t any = 0;
+inline std::size_t list_excess(const geometry& shape, const byte_codebook& book, const slot_run& run,
+                               const value_blocks& blocks, const float* probabilities, std::size_t stride,
+                               std::size_t rows, const value_scratch& scratch) noexcept {
+  std::size_t count = 0;
   for (std::size_t row = 0; row < rows; ++row) {
     const float limit = scratch.limits[row];
-    scratch.over[row] = limit < no_limit ? slots_above<Isa>(probabilities + row * stride, run, block, limit) : 0;
-    any |= scratch.over[row];
-  }
-  for (; any != 0; any &= any - 1) {
-    const int slot = std::countr_zero(any);
-    look_up_slot<Bits>(shape, book, codes, static_cast<std::size_t>(slot), scratch.slot);
-    for (std::size_t row = 0; row < rows; ++row) {
-      if ((scratch.over[row] >> slot & 1u) == 0) {
-        continue;
-      }
-      const float* at = probabilities + row * stride + run.offset_of(block);
-      const typename Isa::floats excess = Isa::setf(at[slot] - scratch.limits[row]);
-      float* sums = scratch.excess + row * scratch.planes;
-      for (std::size_t i = 0; i < scratch.planes; i += Isa::lanes) {
-        const auto bytes = Isa::to_floats(Isa::widen_signed_bytes(scratch.slot + i));
-        Isa::storef(sums + i, Isa::fma(bytes, excess, Isa::loadf(sums + i)));
+    for (std::size_t i = 0; scratch.peaks[row] > limit && i < blocks.count; ++i) {
+      const float* at = probabilities + row * stride;
+      std::uint64_t above = slots_above<Isa>(at, run, blocks.index[i], limit);
+      for (; above != 0; above &= above - 1) {
+        if (count == most_excess) {
+          for (group_walk group(shape); !group.done(); group.next()) {
+            add_excess<Bits>(book.bytes + group.plane() * table_bytes(Bits), group.width(),
+                             std::size_t{group.group()} * 8 * Bits, group.plane(), scratch, count);
+          }
+          count = 0;
+        }
+        const int slot = std::countr_zero(above);
+        scratch.over[count++] = {blocks.codes[i], static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(row),
+                                 at[run.offset_of(blocks.index[i]) + slot] - limit};
       }
     }
   }
+  return count;
 }
 
 /// Adds the integer sums of a batch to the f32 sums of Count components and Rows rows; `sums` has `rows` for a
@@ -341,6 +414,17 @@ PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows]
         }
       }
     }
+  }
+}
+
+/// Cache lines that a kernel fetches with each block it works on: of many at once the queue of first-level misses has
+/// no room for all.
+inline constexpr std::size_t lines_with_block = 2;
+
+PQATTN_ALWAYS_INLINE void fetch_with_block(const std::uint8_t* lines, std::size_t block) noexcept {
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < lines_with_block; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(lines + 64 * (lines_with_block * block + i)), _MM_HINT_T1);
   }
 }
 
@@ -395,7 +479,8 @@ PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, 
 /// By look-ups.
 template <class Isa, unsigned Bits, std::size_t Count, std::size_t Rows>
 PQATTN_NOINLINE void sum_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
-                                    const std::uint8_t* bytes, std::size_t rows, float* sums) noexcept {
+                                    const std::uint8_t* lines, const std::uint8_t* bytes, std::size_t rows,
+                                    float* sums) noexcept {
   using look = lookup<Isa, Bits>;
   typename look::table table[Count];
   PQATTN_X86_UNROLL
@@ -403,6 +488,9 @@ PQATTN_NOINLINE void sum_components(const std::int8_t* tables, const value_block
     table[i] = look::load_table(tables + i * table_bytes(Bits));
   }
   const auto load = [&](std::size_t block, std::size_t part, const auto& use) PQATTN_X86_INLINE_LAMBDA {
+    if (part == 0) {
+      fetch_with_block(lines, block);
+    }
     const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
     const std::int8_t* here = look::in_memory ? not_hoisted(tables) : tables;
     PQATTN_X86_UNROLL
@@ -435,7 +523,7 @@ inline constexpr std::size_t components_at_once =
 /// Looks up Count components of all blocks of a batch.
 template <class Isa, unsigned Bits, std::size_t Count>
 PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
-                                       std::int8_t* decoded) noexcept {
+                                       const std::uint8_t* lines, std::int8_t* decoded) noexcept {
   using look = lookup<Isa, Bits>;
   typename look::table table[Count];
   PQATTN_X86_UNROLL
@@ -443,6 +531,7 @@ PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_bl
     table[i] = look::load_table(tables + i * table_bytes(Bits));
   }
   for (std::size_t block = 0; block < blocks.count; ++block, decoded += value_decoded * slots) {
+    fetch_with_block(lines, block);
     PQATTN_X86_UNROLL
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
       const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
@@ -454,53 +543,62 @@ PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_bl
   }
 }
 
-/// All components of one group for all rows.
+/// All components of one group for all rows. The first pass over the blocks fetches `lines`; without any, and later,
+/// what is there already.
 template <class Isa, unsigned Bits>
 inline void sum_group(const std::int8_t* tables, std::size_t width, const value_blocks& blocks, std::size_t code_at,
-                      std::size_t rows, const value_scratch& scratch, float* sums) noexcept {
+                      const std::uint8_t* lines, std::size_t rows, const value_scratch& scratch,
+                      float* sums) noexcept {
+  const auto lines_of = [&](std::size_t i, std::size_t row) noexcept {
+    return lines != nullptr && i == 0 && row == 0 ? lines : reinterpret_cast<const std::uint8_t*>(tables);
+  };
   const auto tables_of = [&](std::size_t i) noexcept { return tables + i * table_bytes(Bits); };
   const auto sums_of = [&](std::size_t i, std::size_t row) noexcept { return sums + i * rows + row; };
   if (rows <= most_value_rows) {
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
       for_rows<components_at_once<Isa, Bits, Rows>>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
-        sum_components<Isa, Bits, Count, Rows>(tables_of(i), blocks, code_at, scratch.bytes + row * slots, rows,
-                                               sums_of(i, row));
+        sum_components<Isa, Bits, Count, Rows>(tables_of(i), blocks, code_at, lines_of(i, row),
+                                               scratch.bytes + row * slots, rows, sums_of(i, row));
       });
     });
     return;
   }
   constexpr std::size_t at_once = Isa::bytes == 64 ? value_decoded : 2;
   for_rows<at_once>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
-    decode_components<Isa, Bits, Count>(tables_of(i), blocks, code_at, scratch.decoded);
+    decode_components<Isa, Bits, Count>(tables_of(i), blocks, code_at, lines_of(i, 0), scratch.decoded);
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
       sum_decoded<Isa, Count, Rows>(scratch.decoded, blocks.count, scratch.bytes + row * slots, rows, sums_of(i, row));
     });
   });
 }
 
-/// Adds a batch of blocks to the sums. Meanwhile `next`, the blocks of the batch that follows, and then a share of
-/// `later` for each group are fetched.
+/// Adds a batch of blocks to the sums. Meanwhile `next`, the batch that follows, and a share of `later` for each group
+/// are fetched.
 template <class Isa, unsigned Bits>
 inline void sum_batch(const geometry& shape, const byte_codebook& book, const value_blocks& blocks,
                       const value_blocks& next, fetch_queue& later, const slot_run& run, const float* probabilities,
                       std::size_t stride, std::size_t rows, const value_scratch& scratch) noexcept {
   for_rows<Isa::bytes == 64 ? 4 : 1>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
     round_rows<Isa, Rows>(run, blocks, probabilities + row * stride, stride, scratch.steps + row,
-                          scratch.carried + row * slots, scratch.bytes + row * slots, rows * slots);
+                          scratch.carried + row * slots, scratch.peaks + row, scratch.bytes + row * slots,
+                          rows * slots);
   });
-  for (std::size_t i = 0; i < blocks.count; ++i) {
-    add_excess<Isa, Bits>(shape, book, run, blocks.index[i], blocks.codes[i], probabilities, stride, rows, scratch);
-  }
+  const std::size_t over =
+      list_excess<Isa, Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
+  fetch_queue following(next.codes, next.count, run.block_bytes);
+  following.share_among(shape.groups());
   for (group_walk group(shape); !group.done(); group.next()) {
     const std::size_t code_at = std::size_t{group.group()} * 8 * Bits;
-    for (std::size_t i = 0; i < next.count; ++i) {
-      fetch_lines<_MM_HINT_T1>(next.codes[i] + code_at, 8 * Bits);
-    }
-    later.fetch_share();
+    following.add_share();
+    later.add_share();
+    fetch_queue& longest = following.due() < later.due() ? later : following;
+    const std::uint8_t* lines = longest.take(lines_with_block * blocks.count);
     const std::int8_t* tables = book.bytes + group.plane() * table_bytes(Bits);
     float* sums = scratch.sums + group.plane() * rows;
-    sum_group<Isa, Bits>(tables, group.width(), blocks, code_at, rows, scratch, sums);
+    sum_group<Isa, Bits>(tables, group.width(), blocks, code_at, lines, rows, scratch, sums);
+    add_excess<Bits>(tables, group.width(), code_at, group.plane(), scratch, over);
   }
+  following.fetch_due();
 }
 
 /// Adds the integer part's sums and the constant part to `out`.
@@ -518,32 +616,75 @@ inline void finish_values(const geometry& shape, const byte_codebook& book, std:
   }
 }
 
-/// First pass over the probabilities: masses, steps and limits of the rows. Returns the number of blocks not skipped.
-template <class Isa, class Collect>
-inline std::size_t find_steps(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
-                              const value_scratch& scratch, const Collect& collect) noexcept {
-  float* const energies = scratch.steps;  // until all of them are known
-  float* const peaks = scratch.limits;
-  for (float* numbers : {scratch.mass, energies, peaks}) {
-    std::memset(numbers, 0, rows * sizeof(float));
+/// Lists the blocks of a run of at most most_value_blocks that are not skipped; what the others hold is in scratch.mass
+/// then. The first batch of what might have been skipped is fetched here; others are while one is summed.
+template <class Isa>
+inline void list_blocks(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
+                        bool skips, const value_scratch& scratch, value_block_list& list) noexcept {
+  std::memset(scratch.mass, 0, rows * sizeof(float));
+  auto* masses = reinterpret_cast<float*>(scratch.bytes);  // not in use yet
+  std::uint64_t skipped = 0;
+  if (skips) {
+    skipped = skipped_blocks<Isa>(probabilities, stride, rows, run, scratch.left, scratch.mass, masses);
   }
-  std::size_t used = 0;
-  value_blocks list;
-  std::size_t block = run.first_block();
-  for (collect(block, list, true); list.count != 0; collect(block, list, true)) {
-    used += list.count;
-    for (std::size_t row = 0; row < rows; ++row) {
-      measure<Isa>(probabilities + row * stride, run, list, scratch.mass[row], energies[row], peaks[row]);
+  for (std::size_t block = run.first_block(); block < run.end_block(); ++block, skipped >>= 1) {
+    if ((skipped & 1) != 0) {
+      continue;
+    }
+    const std::uint8_t* codes = run.block(block);
+    list.index[list.count] = block;
+    list.codes[list.count++] = codes;
+    if (skips && list.count <= value_batch) {
+      fetch_lines<_MM_HINT_T1>(codes, run.block_bytes);
     }
   }
+}
+
+/// Masses, steps and limits of the rows. scratch.mass holds what is skipped.
+template <class Isa>
+inline void find_steps(const slot_run& run, const value_blocks& blocks, const float* probabilities, std::size_t stride,
+                       std::size_t rows, const known_sums& known, const value_scratch& scratch) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
+    float energy = 0.0f;
+    float peak = 0.0f;
+    if (known.mass == nullptr || known.mass[row] < 0.0f) {
+      measure<Isa>(probabilities + row * stride, run, blocks, scratch.mass[row], energy, peak);
+    } else {
+      scratch.mass[row] = known.mass[row] - scratch.mass[row];
+      energy = known.energy[row];
+      peak = known.largest[row];
+    }
     // Squares of small numbers vanish: such a row gets steps of its largest probability.
-    const float square = 6.0f * value_noise * energies[row] / static_cast<float>(used * slots + 1);  // of a step
-    const float limit = energies[row] > 1e-30f ? byte_room<Isa> * std::sqrt(square) : no_limit;
-    scratch.steps[row] = (peaks[row] < limit ? peaks[row] : limit) / byte_room<Isa>;
-    scratch.limits[row] = peaks[row] <= limit ? no_limit : limit;
+    const float square = 6.0f * value_noise * energy / static_cast<float>(blocks.count * slots);  // of a step
+    const float limit = energy > 1e-30f ? byte_room<Isa> * std::sqrt(square) : no_limit;
+    scratch.steps[row] = (peak < limit ? peak : limit) / byte_room<Isa>;
+    scratch.limits[row] = peak <= limit ? no_limit : limit;
   }
-  return used;
+}
+
+/// value_sum for a run of at most most_value_blocks; scratch.left holds what may still be skipped.
+template <class Isa, unsigned Bits>
+inline void sum_run(const geometry& shape, const byte_codebook& book, const slot_run& run, const float* probabilities,
+                    std::size_t stride, std::size_t rows, bool skips, float* out, std::size_t out_stride,
+                    std::size_t& skipped, const value_scratch& scratch, fetch_queue& next,
+                    const known_sums& known) noexcept {
+  value_block_list list;
+  list_blocks<Isa>(run, probabilities, stride, rows, skips, scratch, list);
+  skipped += run.end_block() - run.first_block() - list.count;
+  if (list.count == 0) {
+    return;
+  }
+  const value_blocks blocks = list.all();
+  find_steps<Isa>(run, blocks, probabilities, stride, rows, known, scratch);
+  clear_sums(scratch, rows);
+  next.share_among((list.count + value_batch - 1) / value_batch * shape.groups());
+  for (std::size_t first = 0; first < list.count; first += value_batch) {
+    const std::size_t after = first + value_batch < list.count ? first + value_batch : list.count;
+    sum_batch<Isa, Bits>(shape, book, blocks.slice(first, value_batch), blocks.slice(after, value_batch), next, run,
+                         probabilities, stride, rows, scratch);
+  }
+  next.fetch_due();
+  finish_values(shape, book, rows, scratch, out, out_stride);
 }
 
 }  // namespace detail
@@ -555,48 +696,28 @@ template <class Isa>
 }
 
 /// out(row, channel) += sum over the run's slots of probabilities[row * stride + slot - run.first] * value.
-/// Probabilities are at least 0. `skip_mass`: null, or per row a mass; blocks are left out, from the first on, while
+/// Probabilities are at least 0. `skip_mass`: null, or per row a mass; blocks, light ones first, are left out while
 /// their masses add up to at most that in every row, and counted in `skipped`. Any number of rows; look-ups are shared
-/// by all. `next` is fetched meanwhile.
-/// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
+/// by all. `next` is fetched meanwhile. Without `known` the sums are found in a pass of their own. Returns false, and
+/// does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
 inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run,
                       const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_mass,
                       float* out, std::size_t out_stride, std::size_t& skipped, void* workspace,
-                      fetch_queue next = {}) noexcept {
+                      fetch_queue next = {}, const known_sums& known = {}) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     const auto scratch = detail::carve_value_scratch(shape, rows, workspace);
-    const std::size_t end = run.end_block();
-    // Blocks that might be skipped are not fetched before this call, but as soon as the first pass finds them needed.
-    const auto collect = [&](std::size_t& block, detail::value_blocks& list, bool first_pass) noexcept {
-      list.count = 0;
-      if (block == run.first_block() && skip_mass != nullptr) {
-        std::memcpy(scratch.left, skip_mass, rows * sizeof(float));
-      }
-      for (; block < end && list.count < value_batch; ++block) {
-        if (skip_mass == nullptr || !detail::negligible<Isa>(probabilities, stride, rows, run, block, scratch.left,
-                                                             scratch.left + rows)) {
-          list.index[list.count] = block;
-          list.codes[list.count++] = run.block(block);
-          if (first_pass && skip_mass != nullptr) {
-            fetch_lines<_MM_HINT_T1>(run.block(block), run.block_bytes);
-          }
-        }
-      }
-    };
-    const std::size_t used = detail::find_steps<Isa>(run, probabilities, stride, rows, scratch, collect);
-    skipped += end - run.first_block() - used;
-    next.share_among((used + value_batch - 1) / value_batch * shape.groups());
-    detail::clear_sums(scratch, rows);
-    detail::value_blocks lists[2];
-    std::size_t block = run.first_block();
-    collect(block, lists[0], false);
-    for (std::size_t turn = 0; lists[turn].count != 0; turn = 1 - turn) {
-      collect(block, lists[1 - turn], false);
-      detail::sum_batch<Isa, Bits>(shape, book, lists[turn], lists[1 - turn], next, run, probabilities, stride, rows,
-                                   scratch);
+    if (skip_mass != nullptr) {
+      std::memcpy(scratch.left, skip_mass, rows * sizeof(float));
     }
-    detail::finish_values(shape, book, rows, scratch, out, out_stride);
+    const std::size_t end = run.end_block();
+    const bool whole = end - run.first_block() <= most_value_blocks;
+    for (std::size_t block = run.first_block(); block < end; block += most_value_blocks) {
+      const slot_run part = run.part(block, block + most_value_blocks);
+      detail::sum_run<Isa, Bits>(shape, book, part, probabilities + (part.first - run.first), stride, rows,
+                                 skip_mass != nullptr, out, out_stride, skipped, scratch, next,
+                                 whole ? known : known_sums{});
+    }
   });
 }
 
