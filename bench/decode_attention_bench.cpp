@@ -258,25 +258,28 @@ void attend_scalar(benchmark::State& state) {
 constexpr std::int64_t lengths[] = {512, 4096, 32768, 131072, 1048576};
 constexpr std::int64_t groups[] = {1, 4, 8};
 
-/// Those of one head size: Google Benchmark warns of families of more than 100.
-template <std::int64_t Dim>
-void coded_arguments(benchmark::internal::Benchmark* family) {
-  family->ArgNames({"d", "m", "bits", "n", "g", "threads"})->UseRealTime();
-  constexpr std::int64_t codings[][2] = {{Dim / 4, 8}, {Dim / 2, 8}, {Dim / 2, 4}, {Dim / 8, 8}};
-  for (const auto& [subvectors, bits] : codings) {
-    for (const std::int64_t tokens : lengths) {
-      for (const std::int64_t rows : groups) {
-        for (const std::int64_t threads : {1, 2}) {
-          family->Args({Dim, subvectors, bits, tokens, rows, threads});
+/// A family for each head size and coding: Google Benchmark warns of more than 100 in one.
+int register_coded(const char* name, void (*run)(benchmark::State&)) {
+  for (const std::int64_t dim : {128, 64}) {
+    const std::int64_t codings[][2] = {{dim / 4, 8}, {dim / 2, 8}, {dim / 2, 4}, {dim / 8, 8}};
+    for (const auto& [subvectors, bits] : codings) {
+      benchmark::internal::Benchmark* family = benchmark::RegisterBenchmark(name, run);
+      family->ArgNames({"d", "m", "bits", "n", "g", "threads"})->UseRealTime();
+      for (const std::int64_t tokens : lengths) {
+        for (const std::int64_t rows : groups) {
+          for (const std::int64_t threads : {1, 2}) {
+            family->Args({dim, subvectors, bits, tokens, rows, threads});
+          }
+        }
+      }
+      for (const std::int64_t tokens : {64, 128, 256, 384, 768, 1024, 2048, 8192}) {
+        if (dim == 128 && subvectors == 32) {
+          family->Args({128, 32, 8, tokens, 4, 1});
         }
       }
     }
   }
-  if (Dim == 128) {
-    for (const std::int64_t tokens : {64, 128, 256, 384, 768, 1024, 2048, 8192}) {
-      family->Args({128, 32, 8, tokens, 4, 1});
-    }
-  }
+  return 0;
 }
 
 void exact_arguments(benchmark::internal::Benchmark* family) {
@@ -316,10 +319,7 @@ void scaled_arguments(benchmark::internal::Benchmark* family) {
   }
 }
 
-BENCHMARK(decode_tables)->Apply(coded_arguments<128>);
-BENCHMARK(decode_tables)->Apply(coded_arguments<64>);
-BENCHMARK(decode_rotary)->Apply(coded_arguments<128>);
-BENCHMARK(decode_rotary)->Apply(coded_arguments<64>);
+const int registered[] = {register_coded("decode_tables", decode_tables), register_coded("decode_rotary", decode_rotary)};
 BENCHMARK(decode_sinks)
     ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
     ->UseRealTime()
