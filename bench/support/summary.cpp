@@ -289,8 +289,11 @@ std::vector<figure> figures_of(const collector& measured) {
   const double lloyd_ns = f.value("lloyd_iteration/n:4096/m:32/K:256/real_time", "ns");
   const double encode_ns = f.value("encode/m:32/bits:8/rows:1/real_time", "ns_per_vector");
   // The best round: what memory can do. Rounds before the system has joined its pages to large ones read half as much.
-  const double dram = f.best("dram_read/real_time", "bytes_per_second");
-  const double f16_bytes = 512.0 / median(f.f16(131072, 1)) * 1e9;
+  // So does the f16 baseline, which may get the better pages.
+  const std::vector<double> f16_ns = f.f16(131072, 1);
+  const double f16_bytes = 512.0 / median(f16_ns) * 1e9;
+  const double dram = (std::max)(f.best("dram_read/real_time", "bytes_per_second"),
+                                 512.0 / *std::min_element(f16_ns.begin(), f16_ns.end()) * 1e9);
   return {
       {"decode_g1_vs_f16", "decode, 2 bits, 1 query head, against exact f16", against_f16(1, tables(1)), at_least(8)},
       {"decode_g4_vs_f16", "4 query heads", against_f16(4, tables(4)), at_least(4)},
@@ -325,7 +328,7 @@ std::vector<figure> figures_of(const collector& measured) {
       {"f16_dram_share", "f16 baseline, n 131072, share of DRAM bandwidth", f16_bytes / dram, at_least(0.8)},
       {"int8_ns_per_token_g4", "the int8 baseline, ns per token", median(int8), at_most(37)},
       {"int4_ns_per_token_g4", "the int4 baseline, ns per token", median(int4), at_most(37)},
-      {"dram_gb_per_s", "DRAM read by one thread, best round, GB/s", dram * 1e-9},
+      {"dram_gb_per_s", "DRAM read by one thread, best round of anything, GB/s", dram * 1e-9},
       {"clock_ghz", "cycles per ns", cycles_per_ns()},
   };
 }
