@@ -30,7 +30,22 @@ struct weights {
   float& at(std::size_t row, std::size_t slot) { return values[row * stride + slot]; }
 };
 
-/// What a softmax says of its probabilities.
+/// What the probabilities of one row come to.
+struct row_sums {
+  double mass = 0.0;
+  double energy = 0.0;
+  float largest = 0.0f;
+
+  row_sums(weights& p, std::size_t row, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      mass += static_cast<double>(p.at(row, i));
+      energy += std::pow(static_cast<double>(p.at(row, i)), 2.0);
+      largest = std::max(largest, p.at(row, i));
+    }
+  }
+};
+
+/// What a softmax says of all its rows.
 struct softmax_says {
   std::vector<float> mass;
   std::vector<float> energy;
@@ -38,17 +53,10 @@ struct softmax_says {
 
   softmax_says(weights& p, std::size_t rows, std::size_t count) {
     for (std::size_t row = 0; row < rows; ++row) {
-      double sum = 0.0;
-      double squares = 0.0;
-      float most = 0.0f;
-      for (std::size_t i = 0; i < count; ++i) {
-        sum += static_cast<double>(p.at(row, i));
-        squares += std::pow(static_cast<double>(p.at(row, i)), 2.0);
-        most = std::max(most, p.at(row, i));
-      }
-      mass.push_back(static_cast<float>(sum));
-      energy.push_back(static_cast<float>(squares));
-      largest.push_back(most);
+      const row_sums sums(p, row, count);
+      mass.push_back(static_cast<float>(sums.mass));
+      energy.push_back(static_cast<float>(sums.energy));
+      largest.push_back(sums.largest);
     }
   }
   [[nodiscard]] pqattn::x86::known_sums get() const { return {mass.data(), energy.data(), largest.data()}; }
@@ -100,12 +108,7 @@ void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t f
   }
   REQUIRE(skipped == 0);
   for (std::size_t row = 0; row < rows; ++row) {
-    double energy = 0.0;
-    double mass = 0.0;
-    for (std::size_t i = 0; i < count; ++i) {
-      energy += static_cast<double>(p.at(row, i)) * static_cast<double>(p.at(row, i));
-      mass += static_cast<double>(p.at(row, i));
-    }
+    const row_sums sums(p, row, count);
     for (std::uint32_t channel = 0; channel < shape.dim; ++channel) {
       double want = 0.25;
       for (std::size_t i = 0; i < count; ++i) {
@@ -114,8 +117,8 @@ void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t f
       const double got = static_cast<double>(out[row * stride + channel]);
       // Five standard deviations of the documented noise for values of the largest size, and f32 sums.
       const double deviation =
-          std::sqrt(static_cast<double>(pqattn::x86::value_noise) * energy) * largest_byte_part(data, channel);
-      const double bound = 5.0 * deviation + 1e-5 * (mass + 1.0);
+          std::sqrt(static_cast<double>(pqattn::x86::value_noise) * sums.energy) * largest_byte_part(data, channel);
+      const double bound = 5.0 * deviation + 1e-5 * (sums.mass + 1.0);
       INFO("row " << row << " channel " << channel << " got " << got << " want " << want);
       CHECK(std::fabs(got - want) <= bound);
     }
@@ -149,13 +152,10 @@ TEMPLATE_TEST_CASE("the noise of rounded probabilities stays below its bound", "
     double bound = 0.0;
     for (int turn = 0; turn < 8; ++turn) {
       weights p(1, count);
-      double energy = 0.0;
-      double mass = 0.0;
       for (std::size_t i = 0; i < count; ++i) {
         p.at(0, i) = std::exp(static_cast<float>(spread) * (random.normal() - 3.0f));
-        energy += std::pow(static_cast<double>(p.at(0, i)), 2.0);
-        mass += static_cast<double>(p.at(0, i));
       }
+      const row_sums sums(p, 0, count);
       std::vector<float> out(65, 0.0f);
       std::size_t skipped = 0;
       REQUIRE(sum_values<TestType>(data, 0, count, p, 1, nullptr, out, skipped));
@@ -170,7 +170,8 @@ TEMPLATE_TEST_CASE("the noise of rounded probabilities stays below its bound", "
           square += value * value / count;
         }
         noise += std::pow(static_cast<double>(out[channel]) - want, 2.0);
-        bound += static_cast<double>(pqattn::x86::value_noise) * energy * (square - mean * mean) + 1e-12 * mass * mass;
+        bound += static_cast<double>(pqattn::x86::value_noise) * sums.energy * (square - mean * mean) +
+                 1e-12 * sums.mass * sums.mass;
       }
     }
     INFO(TestType::name << ", spread " << spread << ", noise over its bound " << noise / bound << ", seed "
@@ -190,19 +191,17 @@ TEMPLATE_TEST_CASE("a flat tail below a large probability keeps its mass", "[x86
     }
     for (const float part : {0.02f, 0.1f, 0.25f, 0.45f, 0.5f, 0.7f, 1.0f, 1.3f}) {
       weights p(1, count);
-      double mass = 0.0;
-      double energy = 0.0;
       for (std::size_t i = 0; i < count; ++i) {
         p.at(0, i) = i == 7 ? 1.0f : part / TestType::byte_limit;
-        mass += static_cast<double>(p.at(0, i));
-        energy += std::pow(static_cast<double>(p.at(0, i)), 2.0);
       }
+      const row_sums sums(p, 0, count);
       std::vector<float> out(17, 0.0f);
       std::size_t skipped = 0;
       REQUIRE(sum_values<TestType>(data, 0, count, p, 1, nullptr, out, skipped));
-      INFO(TestType::name << ", " << count << " slots, tail of " << part << " steps, got " << out[0] << " want " << mass);
-      CHECK(std::pow(static_cast<double>(out[0]) - mass, 2.0) <=
-            static_cast<double>(pqattn::x86::value_noise) * energy);
+      INFO(TestType::name << ", " << count << " slots, tail of " << part << " steps, got " << out[0] << " want "
+                          << sums.mass);
+      CHECK(std::pow(static_cast<double>(out[0]) - sums.mass, 2.0) <=
+            static_cast<double>(pqattn::x86::value_noise) * sums.energy);
     }
   }
 }
