@@ -4,7 +4,6 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <new>
@@ -21,6 +20,7 @@
 #include "pqattn/bank/host/x86/table_score.hpp"
 #include "pqattn/bank/host/x86/value_sum.hpp"
 #include "support/coded_heads.hpp"
+#include "support/machine.hpp"
 
 #if PQATTN_X86_AVX2
 namespace {
@@ -84,40 +84,14 @@ struct coded_head {
   }
 };
 
-/// Time of what the ports of permutes and of products do in a cycle: a fourth of four byte permutes and four dot products
-/// without dependences. Measured right after a bench, it takes the clock and whoever shares the core out of its figure.
-/// 0 where there are no byte permutes.
-double port_cycle_ns() {
-#if PQATTN_X86_AVX512VBMI
-  constexpr int rounds = 2000;
-  double best = 1e30;
-  for (int turn = 0; turn < 20; ++turn) {
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < rounds; ++i) {
-      __asm__ volatile(
-          "vpermb %%zmm20, %%zmm21, %%zmm0\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm4\n\t"
-          "vpermb %%zmm20, %%zmm21, %%zmm1\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm5\n\t"
-          "vpermb %%zmm20, %%zmm21, %%zmm2\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm6\n\t"
-          "vpermb %%zmm20, %%zmm21, %%zmm3\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm7\n\t" ::
-              : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
-    }
-    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
-    best = std::min(best, took.count() / (4.0 * rounds));
-  }
-  return best;
-#else
-  return 0.0;
-#endif
-}
-
 void count_tokens(benchmark::State& state, std::size_t tokens, std::size_t bytes_per_token) {
   const auto done = static_cast<double>(state.iterations()) * static_cast<double>(tokens);
   state.counters["ns_per_token"] =
       benchmark::Counter(done * 1e-9, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
   state.counters["bytes_per_second"] =
       benchmark::Counter(done * static_cast<double>(bytes_per_token), benchmark::Counter::kIsRate);
-  if (const double cycle = port_cycle_ns(); cycle > 0.0) {
-    state.counters["port_cycles_per_token"] =
+  if (const double cycle = bench::vector_cycle_ns(); cycle > 0.0) {
+    state.counters["cycles_per_token"] =
         benchmark::Counter(done * 1e-9 * cycle, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
   }
   state.SetLabel(native::name);
@@ -172,14 +146,13 @@ void table_score(benchmark::State& state, pqattn::x86::table_precision precision
   const std::vector<float> queries = normals(rows * 128, 0.3f);
   const aligned_block memory(pqattn::x86::score_table_bytes(head.shape, rows, precision));
   const aligned_block build_scratch(pqattn::x86::score_table_scratch_bytes(head.shape));
-  const aligned_block scratch(pqattn::x86::table_scratch_bytes(rows));
   const aligned_block out(rows * head.tokens * sizeof(float));
   pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
                                           memory.data(), build_scratch.data());
   for (auto iteration : state) {
     pqattn::x86::table_score<native>(head.shape,
                                      pqattn::x86::score_tables_at(head.shape, rows, precision, memory.data()),
-                                     head.run(), static_cast<float*>(out.data()), head.tokens, scratch.data());
+                                     head.run(), static_cast<float*>(out.data()), head.tokens);
     benchmark::ClobberMemory();
   }
   count_tokens(state, head.tokens, head.block_bytes() / 64);
@@ -277,7 +250,6 @@ void decode(benchmark::State& state) {
   const aligned_block tables(pqattn::x86::score_table_bytes(head.shape, rows, precision));
   const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<rotary_kernel>(head.shape, rotation, rows) +
                               pqattn::x86::score_table_scratch_bytes(head.shape) +
-                              pqattn::x86::table_scratch_bytes(rows) +
                               pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
   const aligned_block score_memory(rows * tile * sizeof(float));
   auto* scores = static_cast<float*>(score_memory.data());
@@ -310,7 +282,7 @@ void decode(benchmark::State& state) {
       } else {
         pqattn::x86::table_score<native>(head.shape,
                                          pqattn::x86::score_tables_at(head.shape, rows, precision, tables.data()), run,
-                                         scores, tile, scratch.data());
+                                         scores, tile);
       }
       for (std::size_t row = 0; row < rows; ++row) {
         float rescale = 1.0f;

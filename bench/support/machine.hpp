@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "pqattn/bank/host/x86/isa.hpp"
 #include "support/memory.hpp"
 
 namespace bench {
@@ -64,6 +65,31 @@ inline double cycles_per_ns() {
     return best;
   }();
   return measured;
+}
+
+/// Length of a cycle while 512-bit instructions run, from a chain of dot products that takes four: measured right after a
+/// bench, it takes the clock and whoever shares the core out of its figure. 0 where there are none.
+inline double vector_cycle_ns() {
+#if PQATTN_X86_AVX512VBMI
+  constexpr int rounds = 2000;
+  double best = 1e30;
+  for (int turn = 0; turn < 20; ++turn) {
+    const double seconds = seconds_of([] {
+      for (int i = 0; i < rounds; ++i) {
+        asm volatile(
+            "vpermb %%zmm20, %%zmm21, %%zmm0\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm4\n\t"
+            "vpermb %%zmm20, %%zmm21, %%zmm1\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm5\n\t"
+            "vpermb %%zmm20, %%zmm21, %%zmm2\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm6\n\t"
+            "vpermb %%zmm20, %%zmm21, %%zmm3\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm7\n\t" ::
+                : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
+      }
+    });
+    best = seconds * 1e9 / (4.0 * rounds) < best ? seconds * 1e9 / (4.0 * rounds) : best;
+  }
+  return best;
+#else
+  return 0.0;
+#endif
 }
 
 /// What one thread reads from memory that is in no cache, at best, and with how many streams.

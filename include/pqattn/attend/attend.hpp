@@ -305,8 +305,7 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   const std::size_t part_first = aligned_first(tokens) + part * part_tokens;
   const std::size_t part_end = end < part_first + part_tokens ? end : part_first + part_tokens;
   const bool skips = params.skip_mass > 0.0f && tokens.values.coded;
-  const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped,
-                              work.softmax.sums};
+  const value_options options{params.method, skips ? work.skip_mass : nullptr, &skipped, work.softmax.sums};
   const std::size_t step = attention_tile_tokens(queries.rows);
   const std::size_t tiles = (part_end - part_first + step - 1) / step;
   const bool first_part = part == 0;

@@ -139,6 +139,7 @@ struct probability_sums {
   float* largest = nullptr;  ///< the largest one, give or take its rounding
 };
 
+/// Mass of a row whose sums nobody has written: values then find them themselves.
 inline constexpr float unknown_mass = -1.0f;
 
 /// Running softmax statistics of each query row, natural logarithm.

@@ -128,12 +128,11 @@ struct x86_kernels {
 
   static void score_tables(const std::byte* memory, score_precision precision, const span& codes, slot_range slots,
                            const score_tile& tile, const hint& next) noexcept {
-    alignas(64) std::byte scratch[x86::table_scratch_bytes(rows_at_once)];
     const std::size_t step = align_up(x86::score_table_bytes(codes.shape, rows_at_once, width_of(precision)));
     for_each_batch(tile.rows, rows_at_once, [&](std::size_t first, std::size_t rows) {
       const x86::score_tables tables =
           x86::score_tables_at(codes.shape, rows, width_of(precision), memory + first / rows_at_once * step);
-      x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride, scratch,
+      x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride,
                             queue_of(next, first));
     });
   }

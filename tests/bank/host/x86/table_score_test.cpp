@@ -68,12 +68,11 @@ void check(const pqattn_test::coded_case& shape, table_precision precision, std:
   pqattn::x86::build_score_tables<Isa>(data.shape, data.book(), queries.data(), rows, query_stride, precision,
                                        memory.data(), build_scratch.data());
   const auto tables = pqattn::x86::score_tables_at(data.shape, rows, precision, memory.data());
-  const aligned_bytes scratch(pqattn::x86::table_scratch_bytes(rows));
   const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
                                   data.block_bytes(), first, count};
   const std::size_t stride = count + 3;
   std::vector<float> out(rows * stride, -77.0f);
-  const bool done = pqattn::x86::table_score<Isa>(data.shape, tables, run, out.data(), stride, scratch.data());
+  const bool done = pqattn::x86::table_score<Isa>(data.shape, tables, run, out.data(), stride);
   INFO(Isa::name << ", " << data.name() << ", rows " << rows << ", first " << first << ", precision "
                  << static_cast<int>(precision) << ", seed " << random.seed());
   REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
@@ -124,8 +123,10 @@ TEMPLATE_TEST_CASE("table scores are right to the documented roundings", "[x86]"
       check<TestType>(shape, precision, 1, 0, 64);
       check<TestType>(shape, precision, 3, 5, 200);
       check<TestType>(shape, precision, 6, 63, 1100);
+      check<TestType>(shape, precision, 1, 3, 15 * 64 - 9);  // 8, 4, 2 and 1 blocks at once
     }
   }
+  check<TestType>({16, 8, 256, 1}, table_precision::bytes, 3, 7, 79 * 64);  // more blocks than are scored together
   // Sums of more than 256 groups do not fit 16 bits.
   for (const auto precision : {table_precision::bytes, table_precision::words}) {
     check<TestType>({257, 257, 16, 1}, precision, 1, 3, 70);

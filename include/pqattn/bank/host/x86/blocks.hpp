@@ -101,11 +101,11 @@ class fetch_queue {
 
  private:
   [[nodiscard]] std::size_t lines_of_block() const noexcept { return (run_.block_bytes + 63) / 64; }
-  /// Lines from at_ on, which moves to the next block when there are none.
+  /// Lines from at_ on, which moves to the next block when there are none; blocks without pages are one.
   std::size_t lines_here() noexcept {
     if (left_ == 0 && lines_ != 0) {
       at_ = list_ == nullptr ? run_.block(block_) : list_[block_];
-      left_ = lines_of_block();
+      left_ = list_ == nullptr && run_.pages == nullptr ? lines_ : lines_of_block();
       ++block_;
     }
     return left_;
@@ -133,6 +133,17 @@ class fetch_queue {
   std::size_t share_ = 0;
   std::size_t due_ = 0;
 };
+
+/// Adds to registers of f32 what store_slots would overwrite.
+template <class Isa, std::size_t Count>
+PQATTN_ALWAYS_INLINE void add_slots(const float* row, std::ptrdiff_t offset, std::ptrdiff_t slot, std::ptrdiff_t begin,
+                                    std::ptrdiff_t end, typename Isa::floats (&values)[Count]) noexcept {
+  constexpr auto lanes = static_cast<std::ptrdiff_t>(Isa::lanes);
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < Count; ++i, slot += lanes) {
+    values[i] = Isa::addf(values[i], Isa::loadf_range(row + (offset + slot), begin - slot, end - slot));
+  }
+}
 
 /// Stores registers of f32 that begin with slot `slot` of a block whose slot 0 belongs at row + offset; only slots
 /// [begin, end) are written.

@@ -43,6 +43,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -80,6 +81,7 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints low16(ints a, ints b) noexcept { return _mm256_unpacklo_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints high16(ints a, ints b) noexcept { return _mm256_unpackhi_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add16(ints a, ints b) noexcept { return _mm256_add_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE void add_to16(ints& sum, ints a) noexcept { sum = add16(sum, a); }
   static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm256_sub_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm256_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm256_and_si256(a, b); }
@@ -343,6 +345,10 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints low16(ints a, ints b) noexcept { return _mm512_unpacklo_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints high16(ints a, ints b) noexcept { return _mm512_unpackhi_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add16(ints a, ints b) noexcept { return _mm512_add_epi16(a, b); }
+  /// GCC keeps two registers for a sum in a loop and copies one to the other in each round; it does not with this.
+  static PQATTN_ALWAYS_INLINE void add_to16(ints& sum, ints a) noexcept {
+    __asm__("vpaddw {%1, %0, %0|%0, %0, %1}" : "+v"(sum) : "v"(a));
+  }
   static PQATTN_ALWAYS_INLINE ints sub16(ints a, ints b) noexcept { return _mm512_sub_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints add32(ints a, ints b) noexcept { return _mm512_add_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm512_and_si512(a, b); }
@@ -593,6 +599,36 @@ PQATTN_ALWAYS_INLINE void keep_in_register(Vector& v) noexcept {
   __asm__("" : "+v"(v));
 }
 
+/// Combines registers in pairs, and what comes of them again: op(op(v[0], v[1]), op(v[2], v[3])). Count: a power of two.
+template <std::size_t Count, class Vector, class Operation>
+PQATTN_ALWAYS_INLINE Vector fold_registers(const Vector (&v)[Count], const Operation& op) noexcept {
+  Vector folded[Count];
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < Count; ++i) {
+    folded[i] = v[i];
+  }
+  PQATTN_X86_UNROLL
+  for (std::size_t half = Count / 2; half != 0; half /= 2) {
+    PQATTN_X86_UNROLL
+    for (std::size_t i = 0; i < half; ++i) {
+      folded[i] = op(folded[2 * i], folded[2 * i + 1]);
+    }
+  }
+  return folded[0];
+}
+
+/// Sum of the numbers of some registers.
+template <class Isa, std::size_t Count>
+PQATTN_ALWAYS_INLINE float sum_of(const typename Isa::floats (&v)[Count]) noexcept {
+  return Isa::sum(fold_registers(v, Isa::addf));
+}
+
+/// Largest of the numbers of some registers.
+template <class Isa, std::size_t Count>
+PQATTN_ALWAYS_INLINE float largest_of(const typename Isa::floats (&v)[Count]) noexcept {
+  return Isa::largest(fold_registers(v, Isa::maxf));
+}
+
 /// Calls body<Count>(first) for rows (or whatever is counted) [first, first + Count): as often as possible with
 /// Count = Most, a power of two, then with those below.
 template <std::size_t Most, class Body>
@@ -603,6 +639,12 @@ PQATTN_ALWAYS_INLINE void for_rows(std::size_t rows, const Body& body, std::size
   if constexpr (Most > 1) {
     for_rows<Most / 2>(rows, body, first);
   }
+}
+
+/// How often for_rows<Most> calls its body.
+template <std::size_t Most>
+[[nodiscard]] constexpr std::size_t calls_of_for_rows(std::size_t rows) noexcept {
+  return rows / Most + static_cast<std::size_t>(std::popcount(rows % Most));
 }
 
 /// The best instruction set of this translation unit.

@@ -22,12 +22,6 @@ struct row_sums {
 
 namespace detail {
 
-/// Sum of the numbers of four registers.
-template <class Isa>
-PQATTN_ALWAYS_INLINE float sum_of_four(const typename Isa::floats (&v)[4]) noexcept {
-  return Isa::sum(Isa::addf(Isa::addf(v[0], v[1]), Isa::addf(v[2], v[3])));
-}
-
 /// exp(score - reference), relative error below 2e-7 for results above 2^-126, 0 far below.
 template <class Isa>
 PQATTN_ALWAYS_INLINE typename Isa::floats exp_from(typename Isa::floats score,
@@ -67,7 +61,7 @@ inline row_sums softmax_row(float* scores, std::size_t count, float masked, floa
       highest[j] = Isa::maxf(highest[j], Isa::loadf(scores + i + j * Isa::lanes));
     }
   }
-  const float tile = Isa::largest(Isa::maxf(Isa::maxf(highest[0], highest[1]), Isa::maxf(highest[2], highest[3])));
+  const float tile = largest_of<Isa>(highest);
   const float next = tile > maximum ? tile : maximum;
   // Against 0 a masked score vanishes; against itself, where there is nothing else, it would be exp(0).
   const floats reference = Isa::setf(next > 0.5f * masked ? next : 0.0f);
@@ -83,10 +77,10 @@ inline row_sums softmax_row(float* scores, std::size_t count, float masked, floa
     }
   }
   rescale = sum == 0.0f ? 1.0f : std::exp(maximum - next);
-  const float mass = detail::sum_of_four<Isa>(total);
+  const float mass = sum_of<Isa>(total);
   sum = sum * rescale + mass;
   maximum = next;
-  return {mass, detail::sum_of_four<Isa>(squares), tile > 0.5f * masked ? std::exp(tile - next) : 0.0f};
+  return {mass, sum_of<Isa>(squares), tile > 0.5f * masked ? std::exp(tile - next) : 0.0f};
 }
 
 }  // namespace PQATTN_X86_UNIT

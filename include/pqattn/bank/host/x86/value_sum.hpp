@@ -143,28 +143,6 @@ PQATTN_ALWAYS_INLINE void load_probabilities(const float* row, const slot_run& r
   }
 }
 
-/// Sum of the numbers of a block's registers.
-template <class Isa>
-PQATTN_ALWAYS_INLINE float sum_registers(const typename Isa::floats* v) noexcept {
-  typename Isa::floats total = v[0];
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 1; i < slots / Isa::lanes; ++i) {
-    total = Isa::addf(total, v[i]);
-  }
-  return Isa::sum(total);
-}
-
-/// Largest of the numbers of a block's registers.
-template <class Isa>
-PQATTN_ALWAYS_INLINE float largest_of_registers(const typename Isa::floats* v) noexcept {
-  typename Isa::floats largest = v[0];
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 1; i < slots / Isa::lanes; ++i) {
-    largest = Isa::maxf(largest, v[i]);
-  }
-  return Isa::largest(largest);
-}
-
 /// Masses of a block in all rows. Returns the largest share they have of left[row], or 2 as soon as one has more than
 /// all of it.
 template <class Isa>
@@ -174,7 +152,7 @@ inline float share_of_block(const float* probabilities, std::size_t stride, std:
   for (std::size_t row = 0; row < rows; ++row) {
     typename Isa::floats p[slots / Isa::lanes];
     load_probabilities<Isa>(probabilities + row * stride, run, block, p);
-    masses[row] = sum_registers<Isa>(p);
+    masses[row] = sum_of<Isa>(p);
     if (!(masses[row] <= left[row])) {
       return 2.0f;
     }
@@ -245,9 +223,9 @@ inline void measure(const float* row, const slot_run& run, const value_blocks& b
       largest[i] = Isa::maxf(largest[i], p[i]);
     }
   }
-  mass = sum_registers<Isa>(sums);
-  energy = sum_registers<Isa>(squares);
-  peak = largest_of_registers<Isa>(largest);
+  mass = sum_of<Isa>(sums);
+  energy = sum_of<Isa>(squares);
+  peak = largest_of<Isa>(largest);
 }
 
 /// Steps of the largest rounded probability: leaves room for what is carried over, and is whole, so that what has an
@@ -331,7 +309,7 @@ template <class Isa>
 inline std::uint64_t slots_above(const float* row, const slot_run& run, std::size_t block, float limit) noexcept {
   typename Isa::floats p[slots / Isa::lanes];
   load_probabilities<Isa>(row, run, block, p);
-  if (!(largest_of_registers<Isa>(p) > limit)) {
+  if (!(largest_of<Isa>(p) > limit)) {
     return 0;
   }
   std::uint64_t above = 0;

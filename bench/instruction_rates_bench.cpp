@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+// How many 512-bit instructions of the look-up kernels' kind a cycle takes, alone and in the mixtures the kernels have:
+// the bounds docs/performance.md holds the kernels against. Registers only, no dependences between neighbours.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "support/machine.hpp"
+
+#if PQATTN_X86_AVX512VBMI
+namespace {
+
+// zmm0 to zmm15 are written; zmm16 to zmm23 are loaded before: a register that nobody has written since it was cleared is
+// read without a port of the register file. Operands in the order of AT&T.
+#define PERMB(r) "vpermb %%zmm19, %%zmm18, %%zmm" #r "\n\t"
+#define PERMI2B(r) "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\t"
+#define DPBUSD(r) "vpdpbusd %%zmm21, %%zmm20, %%zmm" #r "\n\t"
+#define PADDW(r) "vpaddw %%zmm23, %%zmm22, %%zmm" #r "\n\t"
+#define PSRLW(r) "vpsrlw $8, %%zmm16, %%zmm" #r "\n\t"
+#define BLEND(r) "vpblendmb %%zmm20, %%zmm16, %%zmm" #r "%{%%k1%}\n\t"
+#define SIGNS(r) "vpmovb2m %%zmm" #r ", %%k2\n\t"
+#define LOAD(r) "vmovdqa64 64(%0), %%zmm" #r "\n\t"
+#define STORE(r) "vmovdqa64 %%zmm" #r ", 128(%0)\n\t"
+
+#define FOUR_OF(a) a(0) a(1) a(2) a(3)
+#define SIXTEEN_OF(a) FOUR_OF(a) a(4) a(5) a(6) a(7) a(8) a(9) a(10) a(11) a(12) a(13) a(14) a(15)
+#define EIGHT_PAIRS(a, b) \
+  a(0) b(1) a(2) b(3) a(4) b(5) a(6) b(7) a(8) b(9) a(10) b(11) a(12) b(13) a(14) b(15)
+// The loops of kernels for 64 slots and 256 centroids: tables in zmm16 to zmm19, weights of four rows in zmm20 to zmm23.
+#define LOOK_UP(r, s)                                                                                       \
+  LOAD(r) LOAD(s) "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\tvpermi2b %%zmm19, %%zmm18, %%zmm" #s "\n\t"    \
+      "vpblendmb %%zmm" #s ", %%zmm" #r ", %%zmm" #r "%{%%k1%}\n\t"
+#define SCORE_LOOK_UP(r, s, one, two)                                                                                \
+  LOOK_UP(r, s) "vpaddw %%zmm" #r ", %%zmm" #one ", %%zmm" #one "\n\tvpsrlw $8, %%zmm" #r ", %%zmm" #s "\n\t"         \
+      "vpaddw %%zmm" #s ", %%zmm" #two ", %%zmm" #two "\n\t"
+#define DOT(value, weight, sum) "vpdpbusd %%zmm" #value ", %%zmm" #weight ", %%zmm" #sum "\n\t"
+#define VALUE_LOOK_UP(r, s, a, b, c, d) LOOK_UP(r, s) DOT(r, 20, a) DOT(r, 21, b) DOT(r, 22, c) DOT(r, 23, d)
+
+constexpr int rounds = 1000;
+
+/// `body` runs `rounds` times what counts as `count` instructions or look-ups.
+template <class Body>
+void rate(benchmark::State& state, double count, const char* unit, const Body& body) {
+  double best = std::numeric_limits<double>::max();
+  for (auto iteration : state) {
+    best = std::min(best, bench::seconds_of(body) * 1e9 / rounds);
+  }
+  const double cycles = best / bench::vector_cycle_ns();
+  state.counters[unit] = unit[0] == 'p' ? count / cycles : cycles / count;
+}
+
+alignas(64) std::byte memory[256];
+
+void load_sources() {
+  asm volatile(
+      "vmovdqa64 (%0), %%zmm16\n\tvmovdqa64 (%0), %%zmm17\n\tvmovdqa64 (%0), %%zmm18\n\tvmovdqa64 (%0), %%zmm19\n\t"
+      "vmovdqa64 (%0), %%zmm20\n\tvmovdqa64 (%0), %%zmm21\n\tvmovdqa64 (%0), %%zmm22\n\tvmovdqa64 (%0), %%zmm23" ::"r"(
+          memory)
+      : "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23");
+}
+
+#define MIXTURE(name, count, unit, body)                                                                           \
+  void name(benchmark::State& state) {                                                                             \
+    rate(state, count, unit, [] {                                                                                  \
+      load_sources();                                                                                              \
+      for (int i = 0; i < rounds; ++i) {                                                                           \
+        asm volatile(body ::"r"(memory)                                                                            \
+                     : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",   \
+                       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "k2");                                \
+      }                                                                                                            \
+    });                                                                                                            \
+  }                                                                                                                \
+  BENCHMARK(name)->Name("instructions/" #name)
+
+MIXTURE(vpermb, 16, "per_cycle", SIXTEEN_OF(PERMB));
+MIXTURE(vpermi2b, 16, "per_cycle", SIXTEEN_OF(PERMI2B));
+MIXTURE(vpdpbusd, 16, "per_cycle", SIXTEEN_OF(DPBUSD));
+MIXTURE(vpaddw, 16, "per_cycle", SIXTEEN_OF(PADDW));
+MIXTURE(vpsrlw, 16, "per_cycle", SIXTEEN_OF(PSRLW));
+MIXTURE(vpblendmb, 16, "per_cycle", SIXTEEN_OF(BLEND));
+MIXTURE(stores, 16, "per_cycle", SIXTEEN_OF(STORE));
+MIXTURE(vpermb_and_vpdpbusd, 16, "per_cycle", EIGHT_PAIRS(PERMB, DPBUSD));
+MIXTURE(vpermi2b_and_vpdpbusd, 16, "per_cycle", EIGHT_PAIRS(PERMI2B, DPBUSD));
+MIXTURE(vpermi2b_and_vpaddw, 16, "per_cycle", EIGHT_PAIRS(PERMI2B, PADDW));
+MIXTURE(vpermi2b_and_vpmovb2m, 16, "per_cycle", EIGHT_PAIRS(PERMI2B, SIGNS));
+MIXTURE(vpermb_and_stores, 16, "per_cycle", EIGHT_PAIRS(PERMB, STORE));
+MIXTURE(vpermi2b_and_stores, 16, "per_cycle", EIGHT_PAIRS(PERMI2B, STORE));
+MIXTURE(look_up_of_scores, 4, "cycles",
+        SIGNS(0) SCORE_LOOK_UP(0, 1, 8, 9) SCORE_LOOK_UP(2, 3, 10, 11)
+        SIGNS(0) SCORE_LOOK_UP(4, 5, 12, 13) SCORE_LOOK_UP(6, 7, 14, 15));
+MIXTURE(look_up_of_values_four_rows, 2, "cycles",
+        LOAD(0) SIGNS(0) VALUE_LOOK_UP(0, 1, 4, 5, 6, 7) VALUE_LOOK_UP(2, 3, 8, 9, 10, 11));
+
+}  // namespace
+#endif  // PQATTN_X86_AVX512VBMI
