@@ -49,11 +49,12 @@ void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqa
   bench::label<Isa>(state);
 }
 
+/// Of no more than at_most heads: one stays in the processor's caches.
 template <class Isa, bool Rotary>
-void decode_coded(benchmark::State& state) {
+void decode_coded(benchmark::State& state, std::size_t at_most = SIZE_MAX) {
   const head_shape shape = shape_of(state);
   const bench::rotation_of rope(shape.dim);
-  coded_heads<Isa> heads(shape, Rotary ? rope.get() : pqattn::rope{});
+  coded_heads<Isa> heads(shape, Rotary ? rope.get() : pqattn::rope{}, at_most);
   decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0)}, shape.dim, rows_of(state), threads_of(state));
   run_heads(state, heads, step);
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
@@ -61,6 +62,8 @@ void decode_coded(benchmark::State& state) {
 }
 void decode_tables(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state); }
 void decode_rotary(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state); }
+void decode_tables_cached(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state, 1); }
+void decode_rotary_cached(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state, 1); }
 
 /// Where peaked attention has its probability.
 enum class peak {
@@ -260,13 +263,16 @@ constexpr std::int64_t lengths[] = {512, 4096, 32768, 131072, 1048576};
 constexpr std::int64_t more_lengths[] = {64, 128, 256, 384, 768, 1024, 2048, 8192};
 constexpr std::int64_t groups[] = {1, 4, 8};
 
+benchmark::internal::Benchmark* decode_arguments(benchmark::internal::Benchmark* family) {
+  return family->ArgNames({"d", "m", "bits", "n", "g", "threads"})->UseRealTime();
+}
+
 /// A family for each head size and coding: Google Benchmark warns of more than 100 in one.
 int register_coded(const char* name, void (*run)(benchmark::State&)) {
   for (const std::int64_t dim : {128, 64}) {
     const std::int64_t codings[][2] = {{dim / 4, 8}, {dim / 2, 8}, {dim / 2, 4}, {dim / 8, 8}};
     for (const auto& [subvectors, bits] : codings) {
-      benchmark::internal::Benchmark* family = benchmark::RegisterBenchmark(name, run);
-      family->ArgNames({"d", "m", "bits", "n", "g", "threads"})->UseRealTime();
+      benchmark::internal::Benchmark* family = decode_arguments(benchmark::RegisterBenchmark(name, run));
       for (const std::int64_t tokens : lengths) {
         for (const std::int64_t rows : groups) {
           for (const std::int64_t threads : {1, 2}) {
@@ -321,15 +327,18 @@ void scaled_arguments(benchmark::internal::Benchmark* family) {
   }
 }
 
+void peaked_arguments(benchmark::internal::Benchmark* family) {
+  decode_arguments(family)->Args({128, 32, 8, 32768, 4, 1});
+}
+void cached_arguments(benchmark::internal::Benchmark* family) {
+  decode_arguments(family)->ArgsProduct({{128}, {32, 64}, {8}, {32768}, {1, 4}, {1}});
+}
+
 const int registered[] = {register_coded("decode_tables", decode_tables), register_coded("decode_rotary", decode_rotary)};
-BENCHMARK(decode_sinks)
-    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
-    ->UseRealTime()
-    ->Args({128, 32, 8, 32768, 4, 1});
-BENCHMARK(decode_needle)
-    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
-    ->UseRealTime()
-    ->Args({128, 32, 8, 32768, 4, 1});
+BENCHMARK(decode_sinks)->Apply(peaked_arguments);
+BENCHMARK(decode_needle)->Apply(peaked_arguments);
+BENCHMARK(decode_tables_cached)->Apply(cached_arguments);
+BENCHMARK(decode_rotary_cached)->Apply(cached_arguments);
 BENCHMARK(attend_rows<pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
 BENCHMARK(attend_rows<float>)->Name("attend_f32")->Apply(exact_arguments);
 BENCHMARK(attend_scaled<8>)->Name("attend_int8")->Apply(scaled_arguments);
@@ -338,12 +347,11 @@ BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({4096, 1})->Args({4096, 4})
 #if PQATTN_X86_AVX2
 BENCHMARK(exact_kernels<pqattn::x86::native, pqattn::half>)->Name("kernels_f16")->Apply(kernel_arguments);
 BENCHMARK(exact_kernels<pqattn::x86::avx2, pqattn::half>)->Name("kernels_f16_avx2")->Apply(kernel_arguments);
-BENCHMARK(decode_coded<pqattn::isa::avx2, false>)
-    ->Name("decode_tables_avx2")
-    ->ArgNames({"d", "m", "bits", "n", "g", "threads"})
-    ->UseRealTime()
-    ->Args({128, 64, 4, 32768, 1, 1})
-    ->Args({128, 64, 4, 32768, 4, 1});
+void decode_tables_avx2(benchmark::State& state) { decode_coded<pqattn::isa::avx2, false>(state); }
+void avx2_arguments(benchmark::internal::Benchmark* family) {
+  decode_arguments(family)->ArgsProduct({{128}, {64}, {4}, {32768}, {1, 4}, {1}});
+}
+BENCHMARK(decode_tables_avx2)->Apply(avx2_arguments);
 #endif
 
 }  // namespace

@@ -133,6 +133,10 @@ std::vector<std::string> benches_of_a_round() {
   names.push_back(scaled("attend_int4", context, 4));
   names.push_back(coded("decode_tables", 64, 8, context, 4));
   names.push_back(coded("decode_rotary", 64, 8, context, 4));
+  names.push_back(coded("decode_tables_cached", 32, 8, context, 1));
+  names.push_back(coded("decode_tables_cached", 32, 8, context, 4));
+  names.push_back(coded("decode_tables_cached", 64, 8, context, 4));
+  names.push_back(coded("decode_rotary_cached", 32, 8, context, 4));
   names.push_back(coded("decode_sinks", 32, 8, context, 4));
   names.push_back(coded("decode_needle", 32, 8, context, 4));
   names.push_back(coded("decode_tables_avx2", 64, 4, context, 1));
@@ -149,6 +153,7 @@ std::vector<std::string> benches_of_a_round() {
   names.push_back(program("values", 4));
   names.push_back("lloyd_iteration/n:4096/m:32/K:256/real_time");
   names.push_back("encode/m:32/bits:8/rows:1/real_time");
+  names.push_back("encode/m:32/bits:8/rows:64/real_time");
   return names;
 }
 
@@ -287,7 +292,9 @@ std::vector<figure> figures_of(const collector& measured) {
   const auto f16_on_avx2 = f.ns(exact_kernels("kernels_f16_avx2", context, 1));
   const auto coded_on_avx2 = f.ns(coded("decode_tables_avx2", 64, 4, context, 1));
   const double lloyd_ns = f.value("lloyd_iteration/n:4096/m:32/K:256/real_time", "ns");
-  const double encode_ns = f.value("encode/m:32/bits:8/rows:1/real_time", "ns_per_vector");
+  const auto encode_ns = [&](int rows) {
+    return f.value("encode/m:32/bits:8/rows:" + std::to_string(rows) + "/real_time", "ns_per_vector");
+  };
   // The best round: what memory can do. Rounds before the system has joined its pages to large ones read half as much.
   // So does the f16 baseline, which may get the better pages.
   const std::vector<double> f16_ns = f.f16(131072, 1);
@@ -315,11 +322,16 @@ std::vector<figure> figures_of(const collector& measured) {
       {"rope_ns_per_token_g1", "decode, keys before RoPE, ns per token", median(rotary(1))},
       {"rope_ns_per_token_g4", "4 query heads", median(rotary(4)), at_most(13)},
       {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", against_f16(4, rotary(4)), at_least(2.8)},
+      {"cached_ns_per_token_g1", "decode, 2 bits, one head that stays in cache", median(decode("decode_tables_cached", 1))},
+      {"cached_ns_per_token_g4", "4 query heads", median(decode("decode_tables_cached", 4))},
+      {"cached4bit_ns_per_token_g4", "4 bits, 4 query heads", median(decode("decode_tables_cached", 4, 64))},
+      {"cached_rope_ns_per_token_g4", "keys before RoPE, 4 query heads", median(decode("decode_rotary_cached", 4))},
       {"break_even_tokens_g4", "tokens from which codes beat f16, tables built", f.break_even("decode_tables"),
        at_most(512)},
       {"rope_break_even_tokens_g4", "the same, keys before RoPE", f.break_even("decode_rotary")},
       {"train_iteration_ms", "one Lloyd iteration, n 4096, m 32, K 256", lloyd_ns * 1e-6, at_most(7)},
-      {"encode_ns_per_vector", "one token row coded", encode_ns, at_most(1200)},
+      {"encode_ns_per_vector", "one token row coded", encode_ns(1), at_most(1200)},
+      {"encode_rows_ns_per_vector", "64 token rows coded together, each", encode_ns(64)},
       {"threads2_speedup", "2 threads against 1, n 131072", f.ratio(on_threads(1), on_threads(2)), at_least(1.9)},
       {"avx2_decode_g1_vs_f16", "AVX2 programs, 4-bit codes, against f16 on AVX2", f.ratio(f16_on_avx2, coded_on_avx2),
        at_least(2)},

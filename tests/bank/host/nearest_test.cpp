@@ -37,7 +37,7 @@ struct searched {
                                                           pqattn::codebook_storage::f32, centroids);
     std::vector<float> scratch(width);
     for (std::size_t i = 0; i < count; ++i) {
-      pqattn::detail::encode_row<Isa>(pqattn::detail::host_codebook{book.resident}, points.data() + i * width,
+      pqattn::detail::encode_rows<Isa, 1>(pqattn::detail::host_codebook{book.resident}, points.data() + i * width,
                                       scratch.data(), &row_codes[i]);
     }
   }

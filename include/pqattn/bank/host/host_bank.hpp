@@ -4,10 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../../core/memory.hpp"
 #include "../bank.hpp"
-#include "encode_row.hpp"
+#include "encode_rows.hpp"
 #include "exact.hpp"
 #include "host_options.hpp"
 #include "isa.hpp"
@@ -135,13 +136,12 @@ class host_bank {
   // Coding
   status encode(const rows_view& rows, const resident_codebook<address>& book, const code_span<address>& codes,
                 slot_range slots) const noexcept {
-    alignas(64) float row[max_dim];
-    alignas(64) float ordered[max_dim];
-    std::uint16_t row_codes[max_dim * max_stages];
-    for (std::size_t i = 0; i < slots.count; ++i) {
-      load_row(rows, i, row);
-      detail::encode_row<Isa>(detail::host_codebook{book}, row, ordered, row_codes);
-      put_slot(codes, slots.first + i, row_codes);
+    std::size_t done = 0;
+    for (; slots.count - done >= 2; done += 2) {
+      encode_some<2>(rows, done, book, codes, slots.first + done);
+    }
+    if (done < slots.count) {
+      encode_some<1>(rows, done, book, codes, slots.first + done);
     }
     return {};
   }
@@ -284,12 +284,33 @@ class host_bank {
   static detail::point_block as_points(address points, std::size_t count) noexcept {
     return {reinterpret_cast<const float*>(points), detail::point_stride(count)};
   }
+  /// Codes Rows rows together, which shares what is read of the codebook.
+  template <std::size_t Rows>
+  static void encode_some(const rows_view& rows, std::size_t first, const resident_codebook<address>& book,
+                          const code_span<address>& codes, std::size_t slot) noexcept {
+    alignas(64) float loaded[Rows * max_dim];
+    alignas(64) float ordered[Rows * max_dim];
+    std::uint16_t row_codes[Rows * max_dim * max_stages];
+    for (std::size_t row = 0; row < Rows; ++row) {
+      load_row(rows, first + row, loaded + row * book.shape.dim);
+    }
+    detail::encode_rows<Isa, Rows>(detail::host_codebook{book}, loaded, ordered, row_codes);
+    for (std::size_t row = 0; row < Rows; ++row) {
+      put_slot(codes, slot + row, row_codes + row * book.shape.groups());
+    }
+  }
   static void put_slot(const code_span<address>& codes, std::size_t slot, const std::uint16_t* row) noexcept {
+    const auto put = [&](auto bits) noexcept {
+      std::byte* at = detail::group_codes(codes, slot / block_tokens, 0);
+      for (std::uint32_t group = 0; group < codes.shape.groups(); ++group, at += detail::group_bytes(bits)) {
+        detail::put_code<Isa>(at, bits, slot % block_tokens, row[group]);
+      }
+    };
     const std::uint32_t bits = codes.shape.code_bits();
-    const std::size_t group_bytes = detail::group_bytes(bits);
-    std::byte* at = detail::group_codes(codes, slot / block_tokens, 0);
-    for (std::uint32_t group = 0; group < codes.shape.groups(); ++group, at += group_bytes) {
-      detail::put_code<Isa>(at, bits, slot % block_tokens, row[group]);
+    if (bits == 8) {
+      put(std::integral_constant<std::uint32_t, 8>{});  // the usual width: one store a group
+    } else {
+      put(bits);
     }
   }
   static void get_slot(const code_span<address>& codes, std::size_t slot, std::uint16_t* row) noexcept {

@@ -292,13 +292,17 @@ struct x86_kernels {
     x86::add_points(points, stride, count, width, weights, codes, sums, mass);
   }
 
-  /// Nearest centroids of the sub-vectors of groups that lie one after the other at x, in planes of any storage.
+  /// Nearest centroids of the sub-vectors of groups that lie one after the other in Rows rows from x on, in planes of any
+  /// storage.
   static constexpr std::size_t groups_at_once = Ops::lanes;
-  static void nearest(const host_codebook& book, group_walk& at, std::size_t groups, const float* x,
-                      std::uint16_t* codes) noexcept {
+  template <std::size_t Rows>
+  static void nearest(const host_codebook& book, group_walk& at, std::size_t groups, const float* x, std::size_t stride,
+                      std::uint16_t* codes, std::size_t code_stride) noexcept {
     const std::size_t entries = plane_entries(book.book.shape);
     const std::size_t count = book.book.shape.centroids;
-    const auto in = [&](const auto& planes) { x86::nearest_centroids<Ops>(planes, at, groups, count, x, codes); };
+    const auto in = [&](const auto& planes) {
+      x86::nearest_centroids<Ops, Rows>(planes, at, groups, count, x, stride, codes, code_stride);
+    };
     switch (book.book.storage) {
       case codebook_storage::f32:
         return in(x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries});

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "pqattn/bank/host/x86/nearest.hpp"
 
+#include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
@@ -110,9 +111,22 @@ void check_planes(std::uint32_t groups, std::uint32_t dim, std::uint32_t count, 
     std::vector<std::uint16_t> codes(groups + 1, 0xabcd);
     const auto find = [&](const auto& in) {
       pqattn::group_walk at(shape);
-      pqattn::x86::nearest_centroids<Isa>(in, at, groups, count, x.data(), codes.data());
+      pqattn::x86::nearest_centroids<Isa, 1>(in, at, groups, count, x.data(), 0, codes.data(), 0);
       CHECK(at.done());
       CHECK(codes[groups] == 0xabcd);
+      // Beside another row, on either side of it, the same.
+      const std::size_t stride = dim + random.below(5);
+      const std::size_t code_stride = groups + 1 + random.below(3);
+      for (const std::size_t place : {0u, 1u}) {
+        std::vector<float> two = random.normals(2 * stride);
+        std::copy(x.begin(), x.end(), two.begin() + static_cast<std::ptrdiff_t>(place * stride));
+        std::vector<std::uint16_t> both(2 * code_stride, 0xabcd);
+        pqattn::group_walk again(shape);
+        pqattn::x86::nearest_centroids<Isa, 2>(in, again, groups, count, two.data(), stride, both.data(), code_stride);
+        const auto mine = both.begin() + static_cast<std::ptrdiff_t>(place * code_stride);
+        CHECK(again.done());
+        CHECK(std::equal(codes.begin(), codes.end(), mine));  // and none behind the last is written
+      }
     };
     // Rounded planes: the chosen centroid is as near as the nearest, up to rounding of the distance, and of equal ones the
     // first.

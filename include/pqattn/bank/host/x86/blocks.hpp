@@ -47,23 +47,23 @@ struct slot_run {
   }
 };
 
-/// Fetches the cache lines of [at, at + bytes) early; the range may end beyond what exists.
-template <auto Hint>  // _mm_hint of GCC, int of Clang
+/// Fetches the cache lines of [at, at + bytes) early; the range may end beyond what exists. Into all levels: Zen 5 ignores
+/// hints for the second level alone for minutes at a time.
 PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes) noexcept {
   for (std::size_t line = 0; line < bytes; line += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(at + line), Hint);
+    _mm_prefetch(reinterpret_cast<const char*>(at + line), _MM_HINT_T0);
   }
 }
 
-/// Memory that is read next, blocks after an optional range of bytes: fetched into the second-level cache in equal
-/// shares while a kernel computes, so that memory is busy all the time and not only in kernels that wait for it. In the
-/// order of addresses, so that the processor's own prefetchers run ahead.
+/// Memory that is read next, blocks after an optional range of bytes: fetched in equal shares while a kernel computes, so
+/// that memory is busy all the time and not only in kernels that wait for it. In the order of addresses, so that the
+/// processor's own prefetchers run ahead.
 class fetch_queue {
  public:
   fetch_queue() = default;
   fetch_queue(const std::uint8_t* bytes, std::size_t count, const slot_run& run) noexcept
       : at_(bytes), left_(bytes == nullptr ? 0 : (count + 63) / 64), run_(run), block_(run.first_block()),
-        lines_(left_ + (run.end_block() - run.first_block()) * lines_of_block()) {}
+        lines_(left_ + lines_of_run()) {}
   /// Listed blocks; the list must stay.
   fetch_queue(const std::uint8_t* const* blocks, std::size_t count, std::size_t block_bytes) noexcept
       : run_{nullptr, nullptr, block_bytes, 0, 0}, list_(blocks), lines_(count * lines_of_block()) {}
@@ -101,6 +101,10 @@ class fetch_queue {
 
  private:
   [[nodiscard]] std::size_t lines_of_block() const noexcept { return (run_.block_bytes + 63) / 64; }
+  [[nodiscard]] std::size_t lines_of_run() const noexcept {
+    const std::size_t blocks = run_.end_block() - run_.first_block();
+    return run_.pages == nullptr ? (blocks * run_.block_bytes + 63) / 64 : blocks * lines_of_block();
+  }
   /// Lines from at_ on, which moves to the next block when there are none; blocks without pages are one.
   std::size_t lines_here() noexcept {
     if (left_ == 0 && lines_ != 0) {
@@ -119,7 +123,7 @@ class fetch_queue {
   void fetch(std::size_t count) noexcept {
     for (std::size_t i = 0; i < count; ++i) {
       lines_here();
-      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+      fetch_lines(at_, 64);
       skip(1);
     }
   }

@@ -148,10 +148,10 @@ inline void assign_points(const float* points, std::size_t stride, std::size_t p
   }
 }
 
-// --- one vector, centroids in planes: lanes run over centroids -------------------------------------------------------
+// --- one or two vectors, centroids in planes: lanes run over centroids -----------------------------------------------
 
 /// Component planes of a codebook as stored: entry k of plane c. difference() is x - entry, up to rounding, given
-/// relative(x).
+/// relative(x) and what load() reads, which vectors share.
 template <class Number>
 struct number_planes {
   const Number* numbers;
@@ -159,14 +159,18 @@ struct number_planes {
 
   [[nodiscard]] float relative(float x, std::size_t) const noexcept { return x; }
   template <class Isa>
-  PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
-                                                       std::size_t k) const noexcept {
+  PQATTN_ALWAYS_INLINE typename Isa::floats load(std::size_t plane, std::size_t k) const noexcept {
     const Number* at = numbers + plane * entries + k;
     if constexpr (sizeof(Number) == sizeof(float)) {
-      return Isa::subf(relative_x, Isa::loadf(at));
+      return Isa::loadf(at);
     } else {
-      return Isa::subf(relative_x, Isa::load_half(at));
+      return Isa::load_half(at);
     }
+  }
+  template <class Isa>
+  PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, typename Isa::floats loaded,
+                                                       std::size_t) const noexcept {
+    return Isa::subf(relative_x, loaded);
   }
 };
 using float_planes = number_planes<float>;
@@ -181,10 +185,13 @@ struct byte_planes {
   /// The offset is subtracted once per vector: x - offset, then minus scale * byte.
   [[nodiscard]] float relative(float x, std::size_t plane) const noexcept { return x - offset[plane]; }
   template <class Isa>
-  PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, std::size_t plane,
-                                                       std::size_t k) const noexcept {
-    return Isa::fnma(Isa::to_floats(Isa::widen_signed_bytes(numbers + plane * entries + k)), Isa::setf(scale[plane]),
-                     relative_x);
+  PQATTN_ALWAYS_INLINE typename Isa::floats load(std::size_t plane, std::size_t k) const noexcept {
+    return Isa::to_floats(Isa::widen_signed_bytes(numbers + plane * entries + k));
+  }
+  template <class Isa>
+  PQATTN_ALWAYS_INLINE typename Isa::floats difference(typename Isa::floats relative_x, typename Isa::floats loaded,
+                                                       std::size_t plane) const noexcept {
+    return Isa::fnma(loaded, Isa::setf(scale[plane]), relative_x);
   }
 };
 
@@ -211,98 +218,112 @@ PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename 
   }
 }
 
-/// Nearest centroid of one sub-vector in each lane: of the entries whose number modulo `lanes` is the lane's. Four
-/// chains of running minima, each over a quarter of the entries, so that of equal distances in a lane the first chain's
-/// is the lower index; no branch depends on the data.
-template <class Isa, std::size_t Width, class Planes>
+/// Nearest centroids of one sub-vector of Rows vectors, `stride` apart from x on, in each lane: of the entries whose number
+/// modulo `lanes` is the lane's. Row r's go to least[r * lanes] and least_index[r * lanes]. Two chains of running minima a
+/// row, each over half of the entries, so that of equal distances in a lane the first chain's is the lower index; no
+/// branch depends on the data.
+template <class Isa, std::size_t Width, std::size_t Rows, class Planes>
 PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                                      const float* x, typename Isa::floats& least,
-                                      typename Isa::ints& least_index) noexcept {
+                                      const float* x, std::size_t stride, typename Isa::floats* least,
+                                      typename Isa::ints* least_index) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
-  constexpr std::size_t chains = 4;
-  const std::size_t quarter = (count + 63) / 64 * 16;
-  floats best[chains];
-  ints index[chains];
+  constexpr std::size_t chains = 2;
+  const std::size_t share = (count + 63) / 64 * 32;
+  floats best[Rows][chains];
+  ints index[Rows][chains];
   ints step = Isa::zero();
   PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < chains; ++i) {
-    best[i] = Isa::setf((std::numeric_limits<float>::max)());
-    index[i] = Isa::zero();
+  for (std::size_t i = 0; i < Rows * chains; ++i) {
+    best[i / chains][i % chains] = Isa::setf((std::numeric_limits<float>::max)());
+    index[i / chains][i % chains] = Isa::zero();
   }
-  floats value[Width == 0 ? 1 : Width];
-  if constexpr (Width != 0) {
-    PQATTN_X86_UNROLL
-    for (std::size_t c = 0; c < Width; ++c) {
-      value[c] = Isa::setf(planes.relative(x[c], plane + c));
-    }
+  const auto relative = [&](std::size_t row, std::size_t c) PQATTN_X86_INLINE_LAMBDA {
+    return Isa::setf(planes.relative(x[row * stride + c], plane + c));
+  };
+  floats kept[Width == 0 ? 1 : Width][Rows];
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < Width * Rows; ++i) {
+    kept[i / Rows][i % Rows] = relative(i % Rows, i / Rows);
   }
-  for (std::size_t k = 0; k < quarter; k += Isa::lanes) {
-    floats sum[chains];
-    const auto channel = [&](std::size_t c, floats relative) PQATTN_X86_INLINE_LAMBDA {
+  for (std::size_t k = 0; k < share; k += Isa::lanes) {
+    floats sum[Rows][chains];
+    const auto channel = [&](std::size_t c, const floats(&value)[Rows]) PQATTN_X86_INLINE_LAMBDA {
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < chains; ++i) {
-        const floats difference = planes.template difference<Isa>(relative, plane + c, k + i * quarter);
-        sum[i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[i]);
+        const floats loaded = planes.template load<Isa>(plane + c, k + i * share);
+        PQATTN_X86_UNROLL
+        for (std::size_t row = 0; row < Rows; ++row) {
+          const floats difference = planes.template difference<Isa>(value[row], loaded, plane + c);
+          sum[row][i] = c == 0 ? Isa::mulf(difference, difference) : Isa::fma(difference, difference, sum[row][i]);
+        }
       }
     };
     if constexpr (Width != 0) {
       PQATTN_X86_UNROLL
       for (std::size_t c = 0; c < Width; ++c) {
-        channel(c, value[c]);
+        channel(c, kept[c]);
       }
     } else {
       for (std::size_t c = 0; c < width; ++c) {
-        channel(c, Isa::setf(planes.relative(x[c], plane + c)));
+        PQATTN_X86_UNROLL
+        for (std::size_t row = 0; row < Rows; ++row) {
+          kept[0][row] = relative(row, c);
+        }
+        channel(c, kept[0]);
       }
     }
     PQATTN_X86_UNROLL
-    for (std::size_t i = 0; i < chains; ++i) {
-      Isa::keep_smaller(sum[i], step, best[i], index[i]);
+    for (std::size_t i = 0; i < Rows * chains; ++i) {
+      Isa::keep_smaller(sum[i / chains][i % chains], step, best[i / chains][i % chains], index[i / chains][i % chains]);
     }
     step = Isa::add32(step, Isa::set32(static_cast<std::int32_t>(Isa::lanes)));
   }
   PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < chains; ++i) {
-    const ints first = Isa::set32(static_cast<std::int32_t>(i * quarter));
-    index[i] = Isa::add32(index[i], Isa::add32(Isa::lane_indices(), first));
+  for (std::size_t row = 0; row < Rows; ++row) {
+    const ints second = Isa::add32(index[row][1], Isa::set32(static_cast<std::int32_t>(share)));
+    Isa::keep_smaller(best[row][1], second, best[row][0], index[row][0]);
+    least[row * Isa::lanes] = best[row][0];
+    least_index[row * Isa::lanes] = Isa::add32(index[row][0], Isa::lane_indices());
   }
-  Isa::keep_smaller(best[1], index[1], best[0], index[0]);
-  Isa::keep_smaller(best[3], index[3], best[2], index[2]);
-  Isa::keep_smaller(best[2], index[2], best[0], index[0]);
-  least = best[0];
-  least_index = index[0];
 }
 
 }  // namespace detail
 
-/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other at x; planes
+/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each of
+/// Rows vectors, 1 or 2, `stride` apart from x on; codes of row r go to codes[r * code_stride] and after. Planes
 /// [at.plane(), at.plane() + width) hold the components of a group's `count` centroids. `at` moves past these groups.
 /// Reads whole runs of 64 entries, so planes must be padded to 64, entries past the last centroid repeating centroid 0,
-/// which then never win. O(width * count) a group.
-template <class Isa, class Planes>
+/// which then never win. A row's codes do not depend on the rows beside it. O(width * count) a row and group.
+template <class Isa, std::size_t Rows, class Planes>
 inline void nearest_centroids(const Planes& planes, group_walk& at, std::size_t groups, std::size_t count,
-                              const float* x, std::uint16_t* codes) noexcept {
-  typename Isa::floats least[Isa::lanes];
-  typename Isa::ints index[Isa::lanes];
+                              const float* x, std::size_t stride, std::uint16_t* codes,
+                              std::size_t code_stride) noexcept {
+  typename Isa::floats least[Rows][Isa::lanes];
+  typename Isa::ints index[Rows][Isa::lanes];
   for (std::size_t i = 0; i < groups; ++i, x += at.width(), at.next()) {
-    const std::size_t width = at.width();
-    switch (width) {
-      case 2: detail::nearest_of_lanes<Isa, 2>(planes, at.plane(), width, count, x, least[i], index[i]); break;
-      case 4: detail::nearest_of_lanes<Isa, 4>(planes, at.plane(), width, count, x, least[i], index[i]); break;
-      default: detail::nearest_of_lanes<Isa, 0>(planes, at.plane(), width, count, x, least[i], index[i]); break;
+    const auto find = [&]<std::size_t Width>() noexcept {
+      detail::nearest_of_lanes<Isa, Width, Rows>(planes, at.plane(), at.width(), count, x, stride, &least[0][i],
+                                                 &index[0][i]);
+    };
+    switch (at.width()) {
+      case 2: find.template operator()<2>(); break;
+      case 4: find.template operator()<4>(); break;
+      default: find.template operator()<0>(); break;
     }
   }
-  for (std::size_t i = groups; i < Isa::lanes; ++i) {
-    least[i] = Isa::setf(0.0f);
-    index[i] = Isa::zero();
-  }
-  detail::reduce_to_least<Isa>(least, index);
-  std::uint32_t found[Isa::lanes];
-  Isa::store(found, index[0]);
-  for (std::size_t lane = 0; lane < Isa::lanes; ++lane) {
-    if (const std::size_t group = Isa::lane_source(lane); group < groups) {
-      codes[group] = static_cast<std::uint16_t>(found[lane]);
+  for (std::size_t row = 0; row < Rows; ++row, codes += code_stride) {
+    for (std::size_t i = groups; i < Isa::lanes; ++i) {
+      least[row][i] = Isa::setf(0.0f);
+      index[row][i] = Isa::zero();
+    }
+    detail::reduce_to_least<Isa>(least[row], index[row]);
+    std::uint32_t found[Isa::lanes];
+    Isa::store(found, index[row][0]);
+    for (std::size_t lane = 0; lane < Isa::lanes; ++lane) {
+      if (const std::size_t group = Isa::lane_source(lane); group < groups) {
+        codes[group] = static_cast<std::uint16_t>(found[lane]);
+      }
     }
   }
 }

@@ -246,7 +246,7 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     const std::size_t from = run.block_bytes * pair / book.count;
     const std::size_t to = run.block_bytes * (pair + count) / book.count;
     for (std::size_t b = 0; b < ahead; ++b) {
-      fetch_lines<_MM_HINT_T0>(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
+      fetch_lines(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
     }
     next.fetch_share();
     Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);

@@ -96,8 +96,7 @@ PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, 
   store_slots<Isa>(scores, offset, slot, begin, end, score);
 }
 
-/// Scores of Rows rows from `row` on and Blocks blocks from `block` on. With each group one of `lines` comes into the
-/// second-level cache.
+/// Scores of Rows rows from `row` on and Blocks blocks from `block` on. With each group one of `lines` is fetched.
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Rows, std::size_t Blocks>
 PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::size_t block,
                                   const std::uint8_t* lines) noexcept {
@@ -116,7 +115,7 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
       sum[i / Blocks][i % Blocks][0] = sum[i / Blocks][i % Blocks][1] = Isa::zero();
     }
     for (std::size_t group = 0; group < pass.groups; ++group) {
-      fetch_lines<_MM_HINT_T1>(lines + 64 * group, 64);
+      fetch_lines(lines + 64 * group, 64);
       const std::uint8_t* const of_group = tables + group * Planes * table_bytes(Bits);
       const auto table_of = [&](const std::uint8_t* here, std::size_t r, std::size_t i) PQATTN_X86_INLINE_LAMBDA {
         return look::load_table(here + r * pass.row_bytes + i * table_bytes(Bits));
@@ -130,7 +129,7 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
       for (std::size_t b = 0; b < Blocks; ++b) {
         const std::uint8_t* here = look::in_memory && Bits > 4 ? not_hoisted(of_group) : of_group;
         const std::uint8_t* const group_codes = codes[b] + group * 8 * Bits;
-        fetch_lines<_MM_HINT_T0>(group_codes + groups_ahead * 8 * Bits, 8 * Bits);
+        fetch_lines(group_codes + groups_ahead * 8 * Bits, 8 * Bits);
         const auto code = look::load_codes(group_codes, part);
         PQATTN_X86_UNROLL
         for (std::size_t r = 0; r < Rows; ++r) {

@@ -400,10 +400,7 @@ PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows]
 inline constexpr std::size_t lines_with_block = 2;
 
 PQATTN_ALWAYS_INLINE void fetch_with_block(const std::uint8_t* lines, std::size_t block) noexcept {
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < lines_with_block; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(lines + 64 * (lines_with_block * block + i)), _MM_HINT_T1);
-  }
+  fetch_lines(lines + 64 * lines_with_block * block, 64 * lines_with_block);
 }
 
 /// Sums of Count components of one group for Rows rows over `blocks` blocks. `load(block, part, use)` gives the
@@ -449,7 +446,7 @@ PQATTN_ALWAYS_INLINE void sum_blocks(std::size_t blocks, const std::uint8_t* byt
 template <class Look, unsigned Bits>
 PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, std::size_t part) noexcept {
   if (part == 0) {
-    fetch_lines<_MM_HINT_T0>(group + 8 * Bits, 8 * Bits);
+    fetch_lines(group + 8 * Bits, 8 * Bits);
   }
   return Look::load_codes(group, part);
 }
@@ -613,7 +610,7 @@ inline void list_blocks(const slot_run& run, const float* probabilities, std::si
     list.index[list.count] = block;
     list.codes[list.count++] = codes;
     if (skips && list.count <= value_batch) {
-      fetch_lines<_MM_HINT_T1>(codes, run.block_bytes);
+      fetch_lines(codes, run.block_bytes);
     }
   }
 }

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+// Coding token rows.
+#pragma once
+
+#include <cstdint>
+
+#include "nearest.hpp"
+#include "x86_programs.hpp"
+
+namespace pqattn {
+inline namespace v0 {
+namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// Codes of the groups of one stage, from `at` on, for sub-vectors that lie one after the other in Rows rows from x on.
+template <class Isa, std::size_t Rows>
+void nearest_of_stage(const host_codebook& book, group_walk& at, const float* x, std::size_t stride,
+                      std::uint16_t* codes, std::size_t code_stride) noexcept {
+  const std::uint32_t subvectors = book.book.shape.subvectors;
+  if constexpr (x86_programs<Isa>::available) {
+    constexpr std::size_t most = x86_programs<Isa>::groups_at_once;
+    for (std::size_t done = 0; done < subvectors; done += most) {
+      const std::size_t first = at.plane();
+      x86_programs<Isa>::template nearest<Rows>(book, at, subvectors - done < most ? subvectors - done : most, x, stride,
+                                                codes + done, code_stride);
+      x += at.plane() - first;
+    }
+  } else {
+    for (std::uint32_t i = 0; i < subvectors; ++i, x += at.width(), at.next()) {
+      for (std::size_t row = 0; row < Rows; ++row) {
+        codes[row * code_stride + i] =
+            static_cast<std::uint16_t>(nearest_centroid<Isa>(book, at.group(), x + row * stride));
+      }
+    }
+  }
+}
+
+/// Subtracts what the codes of a stage stand for from a row in the order of codes.
+inline void take_off_stage(const host_codebook& book, std::uint32_t stage, const std::uint16_t* codes,
+                           float* ordered) noexcept {
+  const std::size_t plane = std::size_t{stage} * book.book.shape.dim;
+  std::size_t position = 0;
+  for (std::uint32_t i = 0; i < book.book.shape.subvectors; ++i) {
+    for (std::uint32_t c = 0; c < book.book.shape.width(i); ++c, ++position) {
+      ordered[position] -= book.entry(plane + position, codes[i]);
+    }
+  }
+}
+
+/// Codes of Rows token rows that lie one after the other. `rows` (channel order of the model) and `ordered` have Rows * dim
+/// floats, `codes` Rows * groups; `ordered` is scratch. Stages are coded greedily, each taking what the earlier ones left.
+template <class Isa, std::size_t Rows>
+void encode_rows(const host_codebook& book, const float* rows, float* ordered, std::uint16_t* codes) noexcept {
+  const geometry& shape = book.book.shape;
+  const std::size_t groups = shape.groups();
+  for (std::size_t row = 0; row < Rows * shape.dim; row += shape.dim) {
+    for (std::uint32_t position = 0; position < shape.dim; ++position) {
+      ordered[row + position] = rows[row + shape.channel(position)];
+    }
+  }
+  group_walk at(shape);
+  for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
+    std::uint16_t* const of_stage = codes + std::size_t{stage} * shape.subvectors;
+    nearest_of_stage<Isa, Rows>(book, at, ordered, shape.dim, of_stage, groups);
+    for (std::size_t row = 0; stage + 1 < shape.stages && row < Rows; ++row) {
+      take_off_stage(book, stage, of_stage + row * groups, ordered + row * shape.dim);
+    }
+  }
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
+
+}  // namespace v0
+}  // namespace pqattn
