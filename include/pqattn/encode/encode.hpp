@@ -92,7 +92,8 @@ status check_codes(const resident_codebook<Address>& book, const code_span<Addre
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index.
+/// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index; squared
+/// distances beyond f32 count as equal.
 /// Touches only those slots. Errors (nothing written): shape mismatch, codes or codebook without memory, NaN or
 /// infinity with its row and column.
 /// Cost: K * dim * stages multiply-adds per row; no allocation.

@@ -12,7 +12,8 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// Codes of the groups of one stage, from `at` on, for sub-vectors that lie one after the other in Rows rows from x on.
+/// Codes of the groups of one stage, from `at` on, for sub-vectors that lie one after the other in Rows rows from x on,
+/// `stride` floats apart; codes of row r go to codes[r * code_stride] and after.
 template <class Isa, std::size_t Rows>
 void nearest_of_stage(const host_codebook& book, group_walk& at, const float* x, std::size_t stride,
                       std::uint16_t* codes, std::size_t code_stride) noexcept {
@@ -53,17 +54,20 @@ template <class Isa, std::size_t Rows>
 void encode_rows(const host_codebook& book, const float* rows, float* ordered, std::uint16_t* codes) noexcept {
   const geometry& shape = book.book.shape;
   const std::size_t groups = shape.groups();
-  for (std::size_t row = 0; row < Rows * shape.dim; row += shape.dim) {
+  for (std::size_t row = 0; row < Rows; ++row) {
+    const std::size_t first = row * shape.dim;
     for (std::uint32_t position = 0; position < shape.dim; ++position) {
-      ordered[row + position] = rows[row + shape.channel(position)];
+      ordered[first + position] = rows[first + shape.channel(position)];
     }
   }
   group_walk at(shape);
   for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
     std::uint16_t* const of_stage = codes + std::size_t{stage} * shape.subvectors;
     nearest_of_stage<Isa, Rows>(book, at, ordered, shape.dim, of_stage, groups);
-    for (std::size_t row = 0; stage + 1 < shape.stages && row < Rows; ++row) {
-      take_off_stage(book, stage, of_stage + row * groups, ordered + row * shape.dim);
+    if (stage + 1 < shape.stages) {
+      for (std::size_t row = 0; row < Rows; ++row) {
+        take_off_stage(book, stage, of_stage + row * groups, ordered + row * shape.dim);
+      }
     }
   }
 }

@@ -101,6 +101,7 @@ class fetch_queue {
 
  private:
   [[nodiscard]] std::size_t lines_of_block() const noexcept { return (run_.block_bytes + 63) / 64; }
+  /// Blocks without pages are one range, counted from its start: one that begins within a line may lose its last.
   [[nodiscard]] std::size_t lines_of_run() const noexcept {
     const std::size_t blocks = run_.end_block() - run_.first_block();
     return run_.pages == nullptr ? (blocks * run_.block_bytes + 63) / 64 : blocks * lines_of_block();

@@ -219,17 +219,17 @@ PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename 
 }
 
 /// Nearest centroids of one sub-vector of Rows vectors, `stride` apart from x on, in each lane: of the entries whose number
-/// modulo `lanes` is the lane's. Row r's go to least[r * lanes] and least_index[r * lanes]. Two chains of running minima a
-/// row, each over half of the entries, so that of equal distances in a lane the first chain's is the lower index; no
-/// branch depends on the data.
+/// modulo `lanes` is the lane's. Row r's go to least[r * lanes] and least_index[r * lanes]. Chains of running minima, each
+/// over its share of the entries, so that of equal distances in a lane the earlier chain's is the lower index: two, and
+/// four for one row where the loop over the channels is not unrolled. No branch depends on the data.
 template <class Isa, std::size_t Width, std::size_t Rows, class Planes>
 PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
                                       const float* x, std::size_t stride, typename Isa::floats* least,
                                       typename Isa::ints* least_index) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
-  constexpr std::size_t chains = 2;
-  const std::size_t share = (count + 63) / 64 * 32;
+  constexpr std::size_t chains = Width == 0 && Rows == 1 ? 4 : 2;
+  const std::size_t share = (count + 63) / 64 * (64 / chains);
   floats best[Rows][chains];
   ints index[Rows][chains];
   ints step = Isa::zero();
@@ -281,8 +281,11 @@ PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, s
   }
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
-    const ints second = Isa::add32(index[row][1], Isa::set32(static_cast<std::int32_t>(share)));
-    Isa::keep_smaller(best[row][1], second, best[row][0], index[row][0]);
+    PQATTN_X86_UNROLL
+    for (std::size_t i = 1; i < chains; ++i) {
+      const ints there = Isa::add32(index[row][i], Isa::set32(static_cast<std::int32_t>(i * share)));
+      Isa::keep_smaller(best[row][i], there, best[row][0], index[row][0]);
+    }
     least[row * Isa::lanes] = best[row][0];
     least_index[row * Isa::lanes] = Isa::add32(index[row][0], Isa::lane_indices());
   }
