@@ -108,6 +108,7 @@ std::string scaled(const std::string& family, std::size_t n, std::size_t g) {
 std::string program(const std::string& family, std::size_t g) {
   return family + "/m:32/bits:8/n:4096/g:" + number(g) + "/real_time";
 }
+std::string encoded(std::size_t rows) { return "encode/m:32/bits:8/rows:" + number(rows) + "/real_time"; }
 
 constexpr std::size_t context = 32768;
 constexpr std::size_t break_even_lengths[] = {64, 128, 256, 384, 512, 768, 1024, 2048};
@@ -152,8 +153,8 @@ std::vector<std::string> benches_of_a_round() {
   names.push_back(program("values", 1));
   names.push_back(program("values", 4));
   names.push_back("lloyd_iteration/n:4096/m:32/K:256/real_time");
-  names.push_back("encode/m:32/bits:8/rows:1/real_time");
-  names.push_back("encode/m:32/bits:8/rows:64/real_time");
+  names.push_back(encoded(1));
+  names.push_back(encoded(64));
   return names;
 }
 
@@ -292,9 +293,7 @@ std::vector<figure> figures_of(const collector& measured) {
   const auto f16_on_avx2 = f.ns(exact_kernels("kernels_f16_avx2", context, 1));
   const auto coded_on_avx2 = f.ns(coded("decode_tables_avx2", 64, 4, context, 1));
   const double lloyd_ns = f.value("lloyd_iteration/n:4096/m:32/K:256/real_time", "ns");
-  const auto encode_ns = [&](int rows) {
-    return f.value("encode/m:32/bits:8/rows:" + std::to_string(rows) + "/real_time", "ns_per_vector");
-  };
+  const auto encode_ns = [&](std::size_t rows) { return f.value(encoded(rows), "ns_per_vector"); };
   // The best round: what memory can do. Rounds before the system has joined its pages to large ones read half as much.
   // So does the f16 baseline, which may get the better pages.
   const std::vector<double> f16_ns = f.f16(131072, 1);
