@@ -235,21 +235,6 @@ status score_tile_slots(Bank& bank, const segment<typename Bank::address>& token
   return bank.score_rows(queries, tokens.keys.rows.slice(slots.first, slots.count), tile);
 }
 
-/// What is fetched while `slots` are scored: the first of their values, with `all` the codebook, too. Where most values
-/// are likely to be left out there is little to do after the scores, and their own later keys are fetched instead.
-template <class Address>
-[[nodiscard]] upcoming<Address> ahead_of_values(const segment<Address>& tokens, slot_range slots, bool all,
-                                                bool few) noexcept {
-  const slot_range soon = first_slots(slots);
-  upcoming<Address> next =
-      few ? upcoming_slots(tokens.keys, {slots.first + soon.count, slots.count - soon.count})
-          : upcoming_slots(tokens.values, soon);
-  if (all && tokens.values.coded) {
-    next.book = tokens.values.book;
-  }
-  return next;
-}
-
 /// The tile that a worker scores after `done`: the next of the part, or the first of the part that is its next if
 /// workers take them in turn.
 [[nodiscard]] inline slot_range slots_after(slot_range done, std::size_t step, std::size_t part_end, std::size_t end,
@@ -311,8 +296,15 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
   const bool first_part = part == 0;
   for (std::size_t first = part_first; first < part_end; first += step) {
     const slot_range slots{first, part_end - first < step ? part_end - first : step};
-    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail,
-                                ahead_of_values(tokens, slots, first == part_first && first_part, work.skips_most)));
+    // With the scores the first values are fetched, and the next keys with the values; or these with the scores where
+    // most values are likely to be left out.
+    const bool few_values = work.skips_most;
+    const auto next_keys = upcoming_slots(tokens.keys, slots_after(slots, step, part_end, end, context.workers));
+    auto with_scores = few_values ? next_keys : upcoming_slots(tokens.values, first_slots(slots));
+    if (first == part_first && first_part && tokens.values.coded) {
+      with_scores.book = tokens.values.book;
+    }
+    PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail, with_scores));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
                  tokens.columns);
@@ -335,9 +327,7 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
         return bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
                                       state.stride, hint...);
       };
-      const slot_range after = slots_after(slots, step, part_end, end, context.workers);
-      PQATTN_TRY(with_hint<Bank>(accumulate,
-                                 upcoming_slots(tokens.keys, work.skips_most ? first_slots(after) : after)));
+      PQATTN_TRY(with_hint<Bank>(accumulate, few_values ? upcoming<typename Bank::address>{} : next_keys));
       work.skips_most = 2 * (skipped - before) > blocks_for(slots.count);
     } else {
       PQATTN_TRY(bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out,

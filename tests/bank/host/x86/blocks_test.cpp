@@ -48,8 +48,11 @@ void check_queue(pqattn::x86::fetch_queue queue, const std::vector<piece>& piece
   for (std::size_t share = 0; share < shares; ++share) {
     queue.add_share();
     const std::size_t due = queue.due();
+    const std::size_t first_due = due > 2 * together ? due - 2 * together : 0;  // fetched before anything is given
+    const bool near = queue.side_by_side() >= first_due + together;
     const std::uint8_t* taken = queue.take(together);
     CHECK(queue.due() <= 2 * together);
+    CHECK((taken != nullptr || !near || due < together));
     given += due - queue.due();
     if (taken == nullptr) {
       continue;

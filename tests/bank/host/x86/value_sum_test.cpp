@@ -2,8 +2,10 @@
 #include "pqattn/bank/host/x86/value_sum.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cmath>
 #include <limits>
 
@@ -339,6 +341,105 @@ TEMPLATE_TEST_CASE("light blocks are skipped before heavy ones", "[x86]", PQATTN
     CHECK(std::fabs(out[0] - (0.9f + 2.0f * 16.0f)) <= 1e-3f);
     CHECK(std::fabs(out[17] - 0.001f * 17.0f) <= 1e-5f);
   }
+}
+
+TEMPLATE_TEST_CASE("as many blocks are skipped as what may be skipped allows", "[x86]", PQATTN_TEST_X86_ISAS) {
+  constexpr std::size_t most = pqattn::x86::most_value_blocks;
+  pqattn_test::random_data random(15);
+  INFO("seed " << random.seed());
+  for (int turn = 0; turn < 200; ++turn) {
+    const std::size_t rows = 1 + random.below(6);
+    const std::size_t first = random.below(64);
+    const std::size_t count = 1 + random.below(most * 64 - first);
+    const std::size_t blocks = (first + count + 63) / 64;
+    weights p(rows, count);
+    std::vector<std::vector<double>> masses(rows, std::vector<double>(blocks, 0.0));
+    const double spread = random.uniform(0.0, 6.0);
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::vector<float> scale(blocks);
+      for (float& of_block : scale) {
+        const double logarithm = spread * static_cast<double>(random.normal());
+        of_block = random.chance(0.1) ? 0.0f : static_cast<float>(std::exp(logarithm));
+      }
+      for (std::size_t i = 0; i < count; ++i) {
+        p.at(row, i) = scale[(first + i) / 64] * static_cast<float>(random.uniform());
+        masses[row][(first + i) / 64] += static_cast<double>(p.at(row, i));
+      }
+    }
+    std::vector<float> left(rows);
+    for (std::size_t row = 0; row < rows; ++row) {
+      double total = 0.0;
+      for (const double mass : masses[row]) {
+        total += mass;
+      }
+      left[row] = turn % 10 == 0 ? 0.0f : static_cast<float>(total * std::pow(10.0, random.uniform(-5.0, 0.2)));
+    }
+    const std::vector<float> before = left;
+    std::vector<float> taken(rows, 0.0f);
+    aligned_bytes workspace(rows * most * sizeof(float));
+    const pqattn::x86::slot_run run{nullptr, nullptr, 64, first, count};
+    const std::uint64_t skipped = pqattn::x86::detail::skipped_blocks<TestType>(
+        p.values.data(), p.stride, rows, run, left.data(), taken.data(), static_cast<float*>(workspace.data()));
+    REQUIRE((blocks == 64 || skipped >> blocks == 0));
+
+    // What is skipped stays within what may be, in every row, and is accounted for.
+    for (std::size_t row = 0; row < rows; ++row) {
+      double mass = 0.0;
+      for (std::size_t block = 0; block < blocks; ++block) {
+        mass += (skipped >> block & 1) != 0 ? masses[row][block] : 0.0;
+      }
+      CHECK(mass <= static_cast<double>(before[row]) * (1.0 + 1e-5));
+      CHECK(std::fabs(static_cast<double>(taken[row]) - mass) <= 1e-5 * mass);
+      CHECK(std::fabs(static_cast<double>(before[row] - left[row]) - mass) <= 1e-5 * static_cast<double>(before[row]));
+    }
+    // Light ones first: all below the largest limit that works, give or take its steps.
+    std::vector<double> shares(blocks, 0.0);
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t block = 0; block < blocks; ++block) {
+        if (masses[row][block] > 0.0) {
+          shares[block] = std::max(shares[block], masses[row][block] / static_cast<double>(before[row]));
+        }
+      }
+    }
+    double works = 0.0;
+    for (const double limit : shares) {
+      bool fits = limit <= 1.0;
+      for (std::size_t row = 0; row < rows && fits; ++row) {
+        double mass = 0.0;
+        for (std::size_t block = 0; block < blocks; ++block) {
+          mass += shares[block] <= limit ? masses[row][block] : 0.0;
+        }
+        fits = mass <= static_cast<double>(before[row]) * (1.0 - 1e-5);
+      }
+      works = fits ? std::max(works, limit) : works;
+    }
+    for (std::size_t block = 0; block < blocks; ++block) {
+      CAPTURE(turn, block, shares[block], works);
+      CHECK(((skipped >> block & 1) != 0 || shares[block] * 1.04 > works || shares[block] > 0.99));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("of blocks alike as many are skipped as fit", "[x86]", PQATTN_TEST_X86_ISAS) {
+  constexpr std::size_t blocks = pqattn::x86::most_value_blocks;
+  const std::size_t rows = GENERATE(1, 3);
+  const bool heavy = GENERATE(false, true);  // the first block more than may be skipped
+  weights p(rows, blocks * 64);
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t i = 0; i < blocks * 64; ++i) {
+      p.at(row, i) = heavy && i < 64 ? 1.0f : 0x1p-20f;
+    }
+  }
+  std::vector<float> left(rows, 30.5f * 64.0f * 0x1p-20f);
+  std::vector<float> taken(rows, 0.0f);
+  aligned_bytes workspace(rows * blocks * sizeof(float));
+  const pqattn::x86::slot_run run{nullptr, nullptr, 64, 0, blocks * 64};
+  const std::uint64_t skipped = pqattn::x86::detail::skipped_blocks<TestType>(
+      p.values.data(), p.stride, rows, run, left.data(), taken.data(), static_cast<float*>(workspace.data()));
+  CHECK(std::popcount(skipped) == 30);
+  CHECK((skipped & 1) == (heavy ? 0 : 1));
+  CHECK(taken == std::vector<float>(rows, 30.0f * 64.0f * 0x1p-20f));
+  CHECK(left == std::vector<float>(rows, 0.5f * 64.0f * 0x1p-20f));
 }
 
 #else

@@ -82,6 +82,8 @@ class fetch_queue {
     due_ += share_ < rest ? share_ : rest;
   }
   [[nodiscard]] std::size_t due() const noexcept { return due_; }
+  /// Lines from the next one on that lie side by side, due or not.
+  [[nodiscard]] std::size_t side_by_side() noexcept { return lines_here(); }
   /// Gives `count` lines side by side to the caller to fetch when as many are due, or null. Fetches those that do not
   /// lie side by side, and what more than twice as many are due.
   [[nodiscard]] const std::uint8_t* take(std::size_t count) noexcept {

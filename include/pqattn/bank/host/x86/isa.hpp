@@ -232,6 +232,20 @@ struct avx2 {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
   }
+  /// Which of 64 numbers are above the limit, a bit each.
+  static PQATTN_ALWAYS_INLINE std::uint64_t above(const floats (&v)[8], floats limit) noexcept {
+    std::uint64_t bits = 0;
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const int eight = _mm256_movemask_ps(_mm256_cmp_ps(v[i], limit, _CMP_GT_OQ));
+      bits |= static_cast<std::uint64_t>(static_cast<unsigned>(eight)) << 8 * i;
+    }
+    return bits;
+  }
+  /// v where key <= limit, 0 elsewhere.
+  static PQATTN_ALWAYS_INLINE floats where_at_most(floats key, floats limit, floats v) noexcept {
+    return _mm256_and_ps(_mm256_cmp_ps(key, limit, _CMP_LE_OQ), v);
+  }
   /// Sums of the `lanes` registers v[0..lanes), one per lane.
   static PQATTN_ALWAYS_INLINE floats sums(const floats* v) noexcept {
     const floats a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
@@ -471,6 +485,15 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE floats to_floats(ints v) noexcept { return _mm512_cvtepi32_ps(v); }
   static PQATTN_ALWAYS_INLINE ints to_ints(floats v) noexcept { return _mm512_cvtps_epi32(v); }
   static PQATTN_ALWAYS_INLINE float sum(floats v) noexcept { return _mm512_reduce_add_ps(v); }
+  static PQATTN_ALWAYS_INLINE std::uint64_t above(const floats (&v)[4], floats limit) noexcept {
+    const auto sixteen = [&](int i) PQATTN_X86_INLINE_LAMBDA {
+      return static_cast<__mmask32>(_mm512_cmp_ps_mask(v[i], limit, _CMP_GT_OQ));
+    };
+    return _mm512_kunpackd(_mm512_kunpackw(sixteen(3), sixteen(2)), _mm512_kunpackw(sixteen(1), sixteen(0)));
+  }
+  static PQATTN_ALWAYS_INLINE floats where_at_most(floats key, floats limit, floats v) noexcept {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(key, limit, _CMP_LE_OQ), v);
+  }
   static PQATTN_ALWAYS_INLINE floats sums(const floats* v) noexcept {
     floats four[4];
     PQATTN_X86_UNROLL

@@ -190,6 +190,7 @@ inline void build_word_tables(const geometry& shape, const byte_codebook& book, 
     float_products<Isa, Rows>(book.bytes + at.plane() * entries, entries, at.width(),
                               scratch.factors + table_rows * at.plane(), scratch.products + at.group() * entries,
                               scratch.row_products, range, range + table_rows);
+    next.fetch_share();
   }
   for (std::size_t row = 0; row < Rows; ++row) {
     const float* minimum = scratch.ranges + row;
@@ -317,6 +318,7 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
     std::int32_t* range = ranges + 2 * table_rows * at.group();
     word_products<Isa, Rows>(tables, entries, width, scratch.pairs, shifts,
                              products + at.group() * entries, scratch.row_products, range, range + table_rows);
+    next.fetch_share();
   }
   for (std::size_t row = 0; row < Rows; ++row) {
     const std::int32_t* minimum = ranges + row;
@@ -376,7 +378,8 @@ inline void build_score_tables(const geometry& shape, const byte_codebook& book,
   auto* const out = const_cast<std::uint8_t*>(tables.bytes);
   auto* const step = const_cast<float*>(tables.step);
   auto* const base = const_cast<float*>(tables.base);
-  next.share_among((rows + detail::table_rows - 1) / detail::table_rows * shape.groups());
+  // Two shares a group, before and after its products: of more lines at once more are lost.
+  next.share_among(2 * ((rows + detail::table_rows - 1) / detail::table_rows) * shape.groups());
   for_rows<detail::table_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
     alignas(16) float offsets[detail::table_rows];
     const auto sums = detail::load_factors(shape, book, queries + row * stride, stride, Rows, scratch.factors);

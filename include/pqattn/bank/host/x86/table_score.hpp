@@ -35,6 +35,21 @@ inline constexpr std::size_t score_batch = 64;
 /// Groups whose codes come into the first-level cache ahead of the one that is looked up.
 inline constexpr std::size_t groups_ahead = 4;
 
+/// Lines that are fetched meanwhile, one or two with each group: the more evenly, the fewer are lost.
+struct score_lines {
+  const std::uint8_t* at;
+  std::size_t step;  ///< bytes between those of two groups: 64 or 128, or 0 when there is nothing to fetch
+};
+
+/// The next lines of a queue: two for each group where as many lie side by side.
+[[nodiscard]] inline score_lines next_lines(fetch_queue& next, std::size_t groups,
+                                            const std::uint8_t* nothing) noexcept {
+  next.add_share();
+  const std::size_t lines = next.side_by_side() >= 2 * groups ? 2 : 1;
+  const std::uint8_t* taken = next.take(lines * groups);
+  return taken == nullptr ? score_lines{nothing, 0} : score_lines{taken, 64 * lines};
+}
+
 /// What the passes over a run have in common: tables of groups [first, first + groups).
 struct score_pass {
   score_tables tables;
@@ -96,10 +111,10 @@ PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, 
   store_slots<Isa>(scores, offset, slot, begin, end, score);
 }
 
-/// Scores of Rows rows from `row` on and Blocks blocks from `block` on. With each group one of `lines` is fetched.
+/// Scores of Rows rows from `row` on and Blocks blocks from `block` on.
 template <class Isa, unsigned Bits, std::size_t Planes, std::size_t Rows, std::size_t Blocks>
 PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::size_t block,
-                                  const std::uint8_t* lines) noexcept {
+                                  const score_lines& lines) noexcept {
   using look = lookup<Isa, Bits, (Rows > 1)>;
   using ints = typename Isa::ints;
   const std::uint8_t* const tables = pass.tables.bytes + row * pass.row_bytes + pass.first * Planes * table_bytes(Bits);
@@ -115,7 +130,8 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
       sum[i / Blocks][i % Blocks][0] = sum[i / Blocks][i % Blocks][1] = Isa::zero();
     }
     for (std::size_t group = 0; group < pass.groups; ++group) {
-      fetch_lines(lines + 64 * group, 64);
+      fetch_lines(lines.at + group * lines.step, 64);
+      fetch_lines(lines.at + group * lines.step + lines.step / 2, 64);
       const std::uint8_t* const of_group = tables + group * Planes * table_bytes(Bits);
       const auto table_of = [&](const std::uint8_t* here, std::size_t r, std::size_t i) PQATTN_X86_INLINE_LAMBDA {
         return look::load_table(here + r * pass.row_bytes + i * table_bytes(Bits));
@@ -166,10 +182,8 @@ PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tabl
       const std::size_t batch = blocks - done < score_batch ? blocks - done : score_batch;
       for_rows<scored_rows<Isa, Bits>>(tables.rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
         for_rows<scored_blocks<Isa, Rows>>(batch, [&]<std::size_t Blocks>(std::size_t block) noexcept {
-          next.add_share();
-          const std::uint8_t* lines = next.take(pass.groups);
-          score_blocks<Isa, Bits, Planes, Rows, Blocks>(pass, row, run.first_block() + done + block,
-                                                        lines == nullptr ? tables.bytes : lines);
+          const score_lines lines = next_lines(next, pass.groups, tables.bytes);
+          score_blocks<Isa, Bits, Planes, Rows, Blocks>(pass, row, run.first_block() + done + block, lines);
         });
       });
     }

@@ -15,7 +15,10 @@
 // without VNNI), whatever the probabilities. The constant parts of the codebook (its offsets) use exact sums.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
+#include <cstring>
 
 #include "../../../core/memory.hpp"
 #include "../../../quant/geometry.hpp"
@@ -65,7 +68,7 @@ struct value_scratch {
   float* mass;           // (rows): sums of the probabilities used
   float* steps;          // (rows): of the rounded probabilities
   float* limits;         // (rows): what is above is excess; huge where there is none
-  float* peaks;          // (rows): largest probability of a batch
+  std::uint64_t* above;  // (batch, rows): slots of a batch with an excess, a bit each
   float* left;           // (rows): mass that may still be skipped
   float* carried;        // (rows, 64): what rounding left over, in steps
   float* excess;         // (rows, planes): sums of excess * byte; planes is stages * dim rounded up to 16
@@ -91,7 +94,7 @@ inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows
   out.mass = memory.take<float>(rows);
   out.steps = memory.take<float>(rows);
   out.limits = memory.take<float>(rows);
-  out.peaks = memory.take<float>(rows);
+  out.above = memory.take<std::uint64_t>(value_batch * rows);
   out.left = memory.take<float>(rows);
   out.carried = memory.take<float>(rows * slots);
   out.excess = memory.take<float>(rows * out.planes);
@@ -143,58 +146,105 @@ PQATTN_ALWAYS_INLINE void load_probabilities(const float* row, const slot_run& r
   }
 }
 
-/// Masses of a block in all rows. Returns the largest share they have of left[row], or 2 as soon as one has more than
-/// all of it.
+/// Masses of `count` blocks in one row, at most Isa::lanes of them, one per lane.
 template <class Isa>
-inline float share_of_block(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
-                            std::size_t block, const float* left, float* masses) noexcept {
-  float most = 0.0f;
-  for (std::size_t row = 0; row < rows; ++row) {
-    typename Isa::floats p[slots / Isa::lanes];
-    load_probabilities<Isa>(probabilities + row * stride, run, block, p);
-    masses[row] = sum_of<Isa>(p);
-    if (!(masses[row] <= left[row])) {
-      return 2.0f;
+PQATTN_ALWAYS_INLINE typename Isa::floats masses_of_blocks(const float* row, const slot_run& run, std::size_t block,
+                                                           std::size_t count) noexcept {
+  typename Isa::floats sums[Isa::lanes];
+  for (std::size_t i = 0; i < Isa::lanes; ++i) {
+    if (i < count) {
+      typename Isa::floats p[slots / Isa::lanes];
+      load_probabilities<Isa>(row, run, block + i, p);
+      sums[i] = fold_registers(p, Isa::addf);
+    } else {
+      sums[i] = Isa::setf(0.0f);
     }
-    const float share = masses[row] > 0.0f ? masses[row] / left[row] : 0.0f;
-    most = most < share ? share : most;
   }
-  return most;
+  return Isa::sums(sums);
+}
+
+/// Masses of a run's blocks in every row, (rows, most_value_blocks), and for each block the largest share that they
+/// have of left[row]. Where that is above 1 masses may be missing.
+template <class Isa>
+inline void weigh_blocks(const float* probabilities, std::size_t stride, std::size_t rows, const slot_run& run,
+                         const float* left, float* masses, float* shares) noexcept {
+  constexpr float most_inverse = 1e38f;  // of a row of which nothing is left
+  std::fill_n(shares, most_value_blocks, 2.0f);
+  for (std::size_t block = run.first_block(); block < run.end_block(); block += Isa::lanes) {
+    const std::size_t at = block - run.first_block();
+    typename Isa::floats share = Isa::setf(0.0f);
+    for (std::size_t row = 0; row < rows && Isa::smallest(share) <= 1.0f; ++row) {
+      const auto mass = masses_of_blocks<Isa>(probabilities + row * stride, run, block, run.end_block() - block);
+      const float inverse = left[row] > 1.0f / most_inverse ? 1.0f / left[row] : most_inverse;
+      Isa::storef(masses + row * most_value_blocks + at, mass);
+      share = Isa::maxf(Isa::mulf(mass, Isa::setf(inverse)), share);
+    }
+    Isa::storef(shares + at, share);
+  }
+}
+
+/// What the blocks of a row whose share is at most `limit` weigh together.
+template <class Isa>
+PQATTN_ALWAYS_INLINE float mass_within(const float* masses, const float* shares, float limit) noexcept {
+  typename Isa::floats sum = Isa::setf(0.0f);
+  for (std::size_t i = 0; i < most_value_blocks; i += Isa::lanes) {
+    sum = Isa::addf(sum, Isa::where_at_most(Isa::loadf(shares + i), Isa::setf(limit), Isa::loadf(masses + i)));
+  }
+  return Isa::sum(sum);
 }
 
 /// Moves the masses of a block from what is left to what is taken, if that is enough in every row.
 inline bool take_masses(const float* masses, std::size_t rows, float* left, float* taken) noexcept {
   for (std::size_t row = 0; row < rows; ++row) {
-    if (!(masses[row] <= left[row])) {
+    if (!(masses[row * most_value_blocks] <= left[row])) {
       return false;
     }
   }
   for (std::size_t row = 0; row < rows; ++row) {
-    left[row] -= masses[row];
-    taken[row] += masses[row];
+    left[row] -= masses[row * most_value_blocks];
+    taken[row] += masses[row * most_value_blocks];
   }
   return true;
 }
 
-/// Which of at most most_value_blocks blocks are left out, a bit each: light ones first, so that there are many. Moves
-/// their masses from left[row] to taken[row].
+/// Which of at most most_value_blocks blocks are left out, a bit each: all whose share of left[row] is at most some
+/// limit, the largest, within 4 %, at which together they stay within it, and of those within the 4 % as many as still
+/// fit. Moves their masses from left[row] to taken[row]. `masses`: workspace, (rows, most_value_blocks).
 template <class Isa>
 inline std::uint64_t skipped_blocks(const float* probabilities, std::size_t stride, std::size_t rows,
                                     const slot_run& run, float* left, float* taken, float* masses) noexcept {
-  float shares[most_value_blocks];
-  const std::size_t blocks = run.end_block() - run.first_block();
-  std::uint64_t light = 0;
-  for (std::size_t i = 0; i < blocks; ++i) {
-    shares[i] = share_of_block<Isa>(probabilities, stride, rows, run, run.first_block() + i, left, masses + i * rows);
-    light |= std::uint64_t{shares[i] <= 1.0f} << i;
+  alignas(64) float shares[most_value_blocks];
+  weigh_blocks<Isa>(probabilities, stride, rows, run, left, masses, shares);
+  const auto fits = [&](float limit) noexcept {
+    std::size_t row = 0;
+    while (row < rows && mass_within<Isa>(masses + row * most_value_blocks, shares, limit) <= left[row]) {
+      ++row;
+    }
+    return row == rows;
+  };
+  float limit = 1.0f;
+  float beyond = limit;
+  if (!fits(limit)) {
+    limit = 1.0f / most_value_blocks;
+    for (int step = 0; step < 7; ++step) {
+      const float middle = std::sqrt(limit * beyond);
+      (fits(middle) ? limit : beyond) = middle;
+    }
+    if (!fits(limit)) {  // that of the smallest may be rounded
+      beyond = limit;
+      limit = -1.0f;
+    }
+  }
+  for (std::size_t row = 0; row < rows; ++row) {
+    const float mass = mass_within<Isa>(masses + row * most_value_blocks, shares, limit);
+    left[row] -= mass;
+    taken[row] += mass;
   }
   std::uint64_t skipped = 0;
-  for (float limit = 1.0f / most_value_blocks; limit <= 1.0f && skipped != light; limit *= 2.0f) {
-    for (std::uint64_t rest = light & ~skipped; rest != 0; rest &= rest - 1) {
-      const int i = std::countr_zero(rest);
-      if (shares[i] <= limit && take_masses(masses + static_cast<std::size_t>(i) * rows, rows, left, taken)) {
-        skipped |= std::uint64_t{1} << i;
-      }
+  for (std::size_t i = 0; i < run.end_block() - run.first_block(); ++i) {
+    if (shares[i] <= beyond) {
+      const bool light = shares[i] <= limit || take_masses(masses + i, rows, left, taken);
+      skipped |= std::uint64_t{light} << i;
     }
   }
   return skipped;
@@ -251,39 +301,40 @@ inline void clear_sums(const value_scratch& scratch, std::size_t rows) noexcept 
   }
 }
 
-/// Rounds the probabilities of Rows rows of a batch to multiples of their steps, at most byte_limit of them, and notes
-/// the largest of each row.
+/// Rounds the probabilities of Rows rows of a batch to multiples of their steps, those above their row's limit to the
+/// limit, and notes which these are.
 template <class Isa, std::size_t Rows>
 PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks, const float* probabilities,
-                                std::size_t stride, const float* steps, float* carried_over, float* peaks,
-                                std::uint8_t* bytes, std::size_t byte_stride) noexcept {
+                                std::size_t stride, std::size_t rows, std::size_t first,
+                                const value_scratch& scratch) noexcept {
   using floats = typename Isa::floats;
   using ints = typename Isa::ints;
   constexpr std::size_t registers = slots / Isa::lanes;
   floats inverse[Rows];
-  floats most[Rows];
-  floats largest[Rows];
+  floats limit[Rows];
   floats carried[Rows][registers];  // chains of their own, to hide the latency of four operations
+  float* const carried_over = scratch.carried + first * slots;
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
-    inverse[row] = Isa::setf(inverse_step(steps[row]));
-    most[row] = Isa::setf(byte_room<Isa> * steps[row]);
-    largest[row] = Isa::setf(0.0f);
+    inverse[row] = Isa::setf(inverse_step(scratch.steps[first + row]));
+    limit[row] = Isa::setf(scratch.limits[first + row]);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
       carried[row][i] = Isa::loadf(carried_over + row * slots + i * Isa::lanes);
     }
   }
-  for (std::size_t b = 0; b < blocks.count; ++b, bytes += byte_stride) {
+  std::uint8_t* bytes = scratch.bytes + first * slots;
+  std::uint64_t* above = scratch.above + first;
+  for (std::size_t b = 0; b < blocks.count; ++b, bytes += rows * slots, above += rows) {
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
       floats p[registers];
       ints rounded[registers];
-      load_probabilities<Isa>(probabilities + row * stride, run, blocks.index[b], p);
+      load_probabilities<Isa>(probabilities + (first + row) * stride, run, blocks.index[b], p);
+      above[row] = Isa::above(p, limit[row]);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < registers; ++i) {
-        largest[row] = Isa::maxf(largest[row], p[i]);
-        const floats wanted = Isa::fma(Isa::minf(p[i], most[row]), inverse[row], carried[row][i]);
+        const floats wanted = Isa::fma(Isa::minf(p[i], limit[row]), inverse[row], carried[row][i]);
         rounded[i] = Isa::to_ints(wanted);
         carried[row][i] = Isa::subf(wanted, Isa::to_floats(rounded[i]));
       }
@@ -296,28 +347,11 @@ PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks,
   }
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; ++row) {
-    peaks[row] = Isa::largest(largest[row]);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
       Isa::storef(carried_over + row * slots + i * Isa::lanes, carried[row][i]);
     }
   }
-}
-
-/// Slots of a block, a bit each, whose probability in one row is above `limit`.
-template <class Isa>
-inline std::uint64_t slots_above(const float* row, const slot_run& run, std::size_t block, float limit) noexcept {
-  typename Isa::floats p[slots / Isa::lanes];
-  load_probabilities<Isa>(row, run, block, p);
-  if (!(largest_of<Isa>(p) > limit)) {
-    return 0;
-  }
-  std::uint64_t above = 0;
-  const float* at = row + run.offset_of(block);
-  for (std::ptrdiff_t slot = run.begin_in(block); slot < run.end_in(block); ++slot) {
-    above |= static_cast<std::uint64_t>(at[slot] > limit) << slot;
-  }
-  return above;
 }
 
 /// Adds to one group's sums what `count` probabilities have above their rows' limits.
@@ -337,17 +371,15 @@ inline void add_excess(const std::int8_t* tables, std::size_t width, std::size_t
 
 /// Lists what probabilities of a batch have above their rows' limits. Returns how many are left on the list: when it is
 /// full they are added to the sums.
-template <class Isa, unsigned Bits>
+template <unsigned Bits>
 inline std::size_t list_excess(const geometry& shape, const byte_codebook& book, const slot_run& run,
                                const value_blocks& blocks, const float* probabilities, std::size_t stride,
                                std::size_t rows, const value_scratch& scratch) noexcept {
   std::size_t count = 0;
   for (std::size_t row = 0; row < rows; ++row) {
-    const float limit = scratch.limits[row];
-    for (std::size_t i = 0; scratch.peaks[row] > limit && i < blocks.count; ++i) {
-      const float* at = probabilities + row * stride;
-      std::uint64_t above = slots_above<Isa>(at, run, blocks.index[i], limit);
-      for (; above != 0; above &= above - 1) {
+    const float* at = probabilities + row * stride;
+    for (std::size_t i = 0; i < blocks.count; ++i) {
+      for (std::uint64_t above = scratch.above[i * rows + row]; above != 0; above &= above - 1) {
         if (count == most_excess) {
           for (group_walk group(shape); !group.done(); group.next()) {
             add_excess<Bits>(book.bytes + group.plane() * table_bytes(Bits), group.width(),
@@ -357,7 +389,7 @@ inline std::size_t list_excess(const geometry& shape, const byte_codebook& book,
         }
         const int slot = std::countr_zero(above);
         scratch.over[count++] = {blocks.codes[i], static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(row),
-                                 at[run.offset_of(blocks.index[i]) + slot] - limit};
+                                 at[run.offset_of(blocks.index[i]) + slot] - scratch.limits[row]};
       }
     }
   }
@@ -441,12 +473,15 @@ PQATTN_ALWAYS_INLINE void sum_blocks(std::size_t blocks, const std::uint8_t* byt
   add_batch<Isa, Count, Rows>(sum, rows, sums);
 }
 
-/// The codes of a group and part of a block. Those of the next group are fetched into the first-level cache meanwhile:
-/// a whole batch would push out what is in use.
+/// Groups whose codes come into the first-level cache ahead of the one that is looked up: a whole batch would push out
+/// what is in use.
+inline constexpr std::size_t value_groups_ahead = 2;
+
+/// The codes of a group and part of a block.
 template <class Look, unsigned Bits>
 PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, std::size_t part) noexcept {
   if (part == 0) {
-    fetch_lines(group + 8 * Bits, 8 * Bits);
+    fetch_lines(group + value_groups_ahead * 8 * Bits, 8 * Bits);
   }
   return Look::load_codes(group, part);
 }
@@ -554,12 +589,10 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
                       const value_blocks& next, fetch_queue& later, const slot_run& run, const float* probabilities,
                       std::size_t stride, std::size_t rows, const value_scratch& scratch) noexcept {
   for_rows<Isa::bytes == 64 ? 4 : 1>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
-    round_rows<Isa, Rows>(run, blocks, probabilities + row * stride, stride, scratch.steps + row,
-                          scratch.carried + row * slots, scratch.peaks + row, scratch.bytes + row * slots,
-                          rows * slots);
+    round_rows<Isa, Rows>(run, blocks, probabilities, stride, rows, row, scratch);
   });
   const std::size_t over =
-      list_excess<Isa, Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
+      list_excess<Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
   fetch_queue following(next.codes, next.count, run.block_bytes);
   following.share_among(shape.groups());
   for (group_walk group(shape); !group.done(); group.next()) {
@@ -592,8 +625,9 @@ inline void finish_values(const geometry& shape, const byte_codebook& book, std:
 }
 
 /// Lists the blocks of a run of at most most_value_blocks that are not skipped; what the others hold is in scratch.mass
-/// then. The first batch of what might have been skipped is fetched here; others are while one is summed.
-template <class Isa>
+/// then. The first codes of the first batch of what might have been skipped are fetched here; others are while they are
+/// summed.
+template <class Isa, unsigned Bits>
 inline void list_blocks(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
                         bool skips, const value_scratch& scratch, value_block_list& list) noexcept {
   std::memset(scratch.mass, 0, rows * sizeof(float));
@@ -610,7 +644,7 @@ inline void list_blocks(const slot_run& run, const float* probabilities, std::si
     list.index[list.count] = block;
     list.codes[list.count++] = codes;
     if (skips && list.count <= value_batch) {
-      fetch_lines(codes, run.block_bytes);
+      fetch_lines(codes, value_groups_ahead * 8 * Bits);
     }
   }
 }
@@ -644,7 +678,7 @@ inline void sum_run(const geometry& shape, const byte_codebook& book, const slot
                     std::size_t& skipped, const value_scratch& scratch, fetch_queue& next,
                     const known_sums& known) noexcept {
   value_block_list list;
-  list_blocks<Isa>(run, probabilities, stride, rows, skips, scratch, list);
+  list_blocks<Isa, Bits>(run, probabilities, stride, rows, skips, scratch, list);
   skipped += run.end_block() - run.first_block() - list.count;
   if (list.count == 0) {
     return;
