@@ -422,7 +422,7 @@ TEMPLATE_TEST_CASE("as many blocks are skipped as what may be skipped allows", "
 
 TEMPLATE_TEST_CASE("of blocks alike as many are skipped as fit", "[x86]", PQATTN_TEST_X86_ISAS) {
   constexpr std::size_t blocks = pqattn::x86::most_value_blocks;
-  const std::size_t rows = GENERATE(1, 3);
+  const auto rows = GENERATE(std::size_t{1}, std::size_t{3});
   const bool heavy = GENERATE(false, true);  // the first block more than may be skipped
   weights p(rows, blocks * 64);
   for (std::size_t row = 0; row < rows; ++row) {
