@@ -79,6 +79,9 @@ struct batch_scene {
     }
   }
 
+  float skip_mass = attention_params{}.skip_mass;
+  skip_statistics* skips = nullptr;
+
   void grow(std::size_t i, std::size_t count) {
     world.draw(count);
     REQUIRE_OK(tokens[i].append(world.key_rows(), world.value_rows()));
@@ -96,6 +99,8 @@ struct batch_scene {
     lse.resize(heads * steps, 5.0f);
     batch_params params;
     params.softcap = 3.0f;
+    params.skip_mass = skip_mass;
+    params.skips = skips;
     return batch.attend(world.pool, list, count,
                         {view_rows(queries.data(), steps, world.shape.key_channels()), heads,
                          static_cast<std::ptrdiff_t>(steps * world.shape.key_channels())},
@@ -112,6 +117,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of workers", "[cache]") {
   const bool rounded = GENERATE(false, true);  // in f32 throughout, and as shipped
+  std::uint64_t most_skipped = 0;
   for (std::size_t k = 0; k < 2 * std::size(edit_shapes); ++k) {
     const edit_shape& shape = edit_shapes[k / 2];
     batch_scene scene(shape, 51, k % 2 == 1, {}, rounded ? host_options{} : exact_arithmetic);
@@ -135,11 +141,29 @@ TEST_CASE("a batch equals the loop of its entries, bit for bit, on any number of
       CHECK(same_bits(out, thread_out));
       CHECK(same_bits(lse, thread_lse));
     }
+    // What is left out is counted over all entries and heads.
+    scene.skip_mass = 0.3f;
+    skip_statistics alone;
+    scene.skips = &alone;
+    for (const auto& entry : scene.entries) {
+      REQUIRE_OK(scene.run(&entry, 1, {}, out, lse));
+    }
+    skip_statistics together;
+    scene.skips = &together;
+    thread_executor threads(3);
+    std::vector<float> skipping_out;
+    std::vector<float> skipping_lse;
+    REQUIRE_OK(scene.run(scene.entries.data(), scene.entries.size(), threads.get(), skipping_out, skipping_lse));
+    CHECK(together.blocks == alone.blocks);
+    CHECK(together.skipped == alone.skipped);
+    CHECK(alone.skipped <= alone.blocks);
+    most_skipped = std::max(most_skipped, alone.skipped);
     CHECK((k % 2 == 0 || !scene.world.pool.trained() || scene.world.pool.epoch_count() == 2));
     // Rows of no entry were left alone, an empty context gives nothing.
     CHECK(out[1 * shape.value_dim] == 5.0f);
     CHECK(lse[scene.entries[5].first_query] == -std::numeric_limits<float>::infinity());
   }
+  CHECK(most_skipped > 0);
 }
 
 TEST_CASE("appending on any number of workers holds the same", "[cache]") {

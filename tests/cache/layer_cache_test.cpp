@@ -332,6 +332,25 @@ TEST_CASE("a layer gives the same bits on any executor", "[cache]") {
       reference = out;
     }
     CHECK(out == reference);
+
+    skip_statistics skips{1, 1};
+    params.skip_mass = 0.45f;
+    params.skips = &skips;
+    REQUIRE_OK(layer.attend({view_rows(queries.data(), 1, key_dim), 2 * kv_heads, key_dim}, params,
+                            {ref_rows(out.data(), 1, value_dim), 2 * kv_heads, value_dim}));
+    skip_statistics alone{1, 1};
+    for (std::size_t head = 0; head < kv_heads; ++head) {
+      attend_scratch<bank_type> scratch(bank, {});
+      attention_params one;
+      one.skip_mass = params.skip_mass;
+      one.skips = &alone;
+      REQUIRE_OK(layer.head(head).attend(view_rows(queries.data() + 2 * head * key_dim, 2, key_dim), one, scratch,
+                                         ref_rows(out.data(), 2, value_dim), nullptr));
+    }
+    CHECK(skips.blocks == alone.blocks);
+    CHECK(skips.skipped == alone.skipped);
+    CHECK(skips.skipped > 1);
+    CHECK(skips.skipped < skips.blocks);
   }
 }
 

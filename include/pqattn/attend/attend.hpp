@@ -79,6 +79,12 @@ struct segment {
 struct skip_statistics {
   std::uint64_t blocks = 0;   ///< blocks of coded values
   std::uint64_t skipped = 0;  ///< of which were left out
+
+  constexpr skip_statistics& operator+=(const skip_statistics& other) noexcept {
+    blocks += other.blocks;
+    skipped += other.skipped;
+    return *this;
+  }
 };
 
 /// What stays fixed over all segments of a call.

@@ -158,6 +158,7 @@ struct batch_params {
   const std::int64_t* positions = nullptr;   ///< of every query token of the batch; overrides batch_entry's
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
+  skip_statistics* skips = nullptr;                ///< optional: counts of all entries and heads are added here
 };
 
 /// Runs batches over one pool. Holds the scratch of its workers; one attend() at a time, but any number of these may
@@ -225,6 +226,9 @@ class batch_attention {
         memory.failed_part = part;
       }
     });
+    for (std::size_t i = 0; params.skips != nullptr && i < parts_.workers; ++i) {
+      *params.skips += workers_[i].skips;
+    }
     return first_failure();
   }
 
@@ -247,6 +251,7 @@ class batch_attention {
     buffer gathered;                      ///< outliers of a head
     status outcome;
     std::size_t failed_part = 0;
+    skip_statistics skips{};
   };
   struct batch_call {
     const page_pool<Bank>& pool;
@@ -374,6 +379,7 @@ class batch_attention {
     for (std::size_t i = 0; i < parts_.workers; ++i) {
       PQATTN_TRY(workers_[i].segments.reserve(segments + 1));
       workers_[i].outcome = {};
+      workers_[i].skips = {};
     }
     std::size_t workspace = 0;
     std::size_t columns = 0;
@@ -450,6 +456,7 @@ class batch_attention {
     segment<address>* segments = memory.segments.data();
     collect(call.pool, entry, head, memory.scratch.tables(), segments, memory.gathered.data());
     attention_params one = staged.params(params, causal);
+    one.skips = &memory.skips;
     if (entry.bias != nullptr) {
       staged.mask(*entry.bias, call.rows.group, head, tokens, one);
       number_columns(entry, head, segments, memory.columns.data());

@@ -32,6 +32,7 @@ struct layer_attention_params {
   const head_rows* bias = nullptr;
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
+  skip_statistics* skips = nullptr;                ///< optional: counts of all heads are added here
 };
 
 /// What a layer's append is given besides rows.
@@ -144,9 +145,15 @@ class layer_cache {
     }
     const std::size_t group = queries.heads / head_count_;
     PQATTN_TRY(reserve(group * tokens, queries.rows.cols, out.rows.cols));
+    for (std::size_t worker = 0; worker < worker_count_; ++worker) {
+      workers_[worker].skips = {};
+    }
     run_parts(parts_, head_count_, [&](std::size_t head, std::size_t worker) {
       outcomes_[head] = attend_head(head, group, queries, params, out, lse_e, workers_[worker]);
     });
+    for (std::size_t worker = 0; params.skips != nullptr && worker < worker_count_; ++worker) {
+      *params.skips += workers_[worker].skips;
+    }
     return first_failure();
   }
 
@@ -217,6 +224,7 @@ class layer_cache {
     attend_scratch<Bank> scratch;
     buffer staging;
     coding_scratch coding;
+    skip_statistics skips{};
   };
 
   using staged_rows = detail::staged_rows;
@@ -291,6 +299,7 @@ class layer_cache {
     const bool causal =
         params.causal && (tokens > 1 || params.first_position + 1 < static_cast<std::int64_t>(heads_[head].size()));
     attention_params one = staged.params(params, causal);
+    one.skips = &memory.skips;
     if (params.bias != nullptr) {
       staged.mask(*params.bias, group, head, tokens, one);
     }
