@@ -52,8 +52,9 @@ void run_heads(benchmark::State& state, coded_heads<Isa>& heads, decode_step<pqa
 /// Of no more than at_most heads: one stays in the processor's caches.
 template <class Isa, bool Rotary>
 void decode_coded(benchmark::State& state, std::size_t at_most = SIZE_MAX) {
-  const head_shape shape = shape_of(state);
+  head_shape shape = shape_of(state);
   const bench::rotation_of rope(shape.dim);
+  shape.key_order = Rotary ? rope.order() : nullptr;
   coded_heads<Isa> heads(shape, Rotary ? rope.get() : pqattn::rope{}, at_most);
   decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0)}, shape.dim, rows_of(state), threads_of(state));
   run_heads(state, heads, step);
@@ -320,7 +321,7 @@ void kernel_arguments(benchmark::internal::Benchmark* family) {
 
 void scaled_arguments(benchmark::internal::Benchmark* family) {
   family->ArgNames({"n", "g"})->UseRealTime();
-  for (const std::int64_t tokens : {512, 2048, 8192, 32768, 131072}) {
+  for (const std::int64_t tokens : {512, 2048, 4096, 8192, 32768, 131072, 1048576}) {
     for (const std::int64_t rows : groups) {
       family->Args({tokens, rows});
     }

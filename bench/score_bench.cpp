@@ -17,7 +17,7 @@ struct score_scene {
       : rows(static_cast<std::size_t>(state.range(3))),
         rope(128),
         heads({128, static_cast<std::uint32_t>(state.range(0)), static_cast<std::uint32_t>(state.range(1)),
-               static_cast<std::size_t>(state.range(2))},
+               static_cast<std::size_t>(state.range(2)), rotary ? rope.order() : nullptr},
               rotary ? rope.get() : pqattn::rope{}, 1),
         head(heads.head(0)),
         queries(bench::normals(rows * 128, 0.1f)),

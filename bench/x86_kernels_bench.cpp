@@ -12,7 +12,6 @@
 
 #include "baselines/block_scaled_cache.hpp"
 #include "baselines/exact_cache.hpp"
-#include "baselines/scalar_lookup.hpp"
 #include "pqattn/bank/host/x86/exact_rows.hpp"
 #include "pqattn/bank/host/x86/nearest.hpp"
 #include "pqattn/bank/host/x86/rotary_score.hpp"
@@ -26,7 +25,8 @@
 namespace {
 
 using pqattn::x86::native;
-using rotary_kernel = pqattn::x86::rotary_narrow<native>;
+using rotary_narrow = pqattn::x86::rotary_narrow<native>;
+using rotary_few = pqattn::x86::rotary_few<native>;
 
 class aligned_block {
  public:
@@ -53,8 +53,9 @@ std::vector<float> normals(std::size_t count, float scale = 1.0f) {
   return values;
 }
 
-/// Random codes of `tokens` tokens and a byte codebook, 128 channels.
+/// Random codes of `tokens` tokens and a byte codebook, 128 channels in the order of their pairs.
 struct coded_head {
+  std::vector<std::uint16_t> order = pair_order();
   pqattn::geometry shape;
   std::size_t tokens;
   std::vector<float> scale = std::vector<float>(128, 0.02f);
@@ -63,7 +64,7 @@ struct coded_head {
   aligned_block codes;
 
   coded_head(std::uint32_t subvectors, std::uint32_t centroids, std::size_t count)
-      : shape{128, subvectors, centroids, 1, nullptr},
+      : shape{128, subvectors, centroids, 1, order.data()},
         tokens(count),
         tables(128 * pqattn::x86::table_bytes(shape.code_bits())),
         codes(count / 64 * block_bytes()) {
@@ -74,6 +75,12 @@ struct coded_head {
     for (std::size_t i = 0; i < count / 64 * block_bytes(); ++i) {
       static_cast<std::uint8_t*>(codes.data())[i] = static_cast<std::uint8_t>(random());
     }
+  }
+  coded_head(const coded_head&) = delete;
+  coded_head& operator=(const coded_head&) = delete;
+  static std::vector<std::uint16_t> pair_order() {
+    const bench::rotation_of turning(128);
+    return {turning.order(), turning.order() + 128};
   }
   [[nodiscard]] std::size_t block_bytes() const { return std::size_t{shape.groups()} * 8 * shape.code_bits(); }
   [[nodiscard]] pqattn::x86::byte_codebook book() const {
@@ -103,38 +110,57 @@ coded_head head_of(const benchmark::State& state) {
           static_cast<std::size_t>(state.range(2))};
 }
 
-/// A codebook that was stored for the rotation, as the bank prepares it for each call.
-void list_pairs(const coded_head& head, const pqattn::rope& rotation, void* memory) {
-  pqattn::x86::list_rotary_pairs(head.shape, rotation, head.book(), memory);
-  if (rotary_kernel::raised_tables) {
-    pqattn::x86::raise_tables<native>(head.shape, rotation, head.book().bytes, memory);
+/// Everything a call prepares for keys coded before RoPE, on a codebook that was stored for the rotation, and scores.
+template <class Kernel>
+class rotary_head {
+ public:
+  rotary_head(const coded_head& head, std::size_t rows)
+      : head_(head),
+        rows_(rows),
+        rotation_(turning_.get()),
+        book_memory_(pqattn::x86::rotary_book_bytes(head.shape, rotation_)),
+        turns_(Kernel::table_bytes_for(64)),
+        query_memory_(pqattn::x86::rotary_query_bytes<Kernel>(64, rows)),
+        scratch_(pqattn::x86::rotary_scratch_bytes<Kernel>(head.shape, rotation_, rows)) {}
+
+  void prepare(const std::vector<float>& queries) {
+    pqattn::x86::list_rotary_pairs(head_.shape, rotation_, head_.book(), book_memory_.data());
+    pqattn::x86::prepare_rotary_queries<Kernel>(book(), queries.data(), rows_, 128, query_memory_.data());
+    pqattn::x86::fill_row_tables<Kernel>(pqattn::x86::rotary_queries_at(64, rows_, query_memory_.data()));
+    pqattn::x86::finish_rotary_book<Kernel>(head_.shape, rotation_, head_.book().bytes, book_memory_.data());
+    pqattn::x86::fill_turns<Kernel>(rotation_, nullptr, turns_.data());
   }
-}
+  void score(const pqattn::x86::slot_run& run, float* out, std::size_t stride) {
+    pqattn::x86::rotary_score<Kernel>(book(), rotation_, turns_.data(),
+                                      pqattn::x86::rotary_queries_at(64, rows_, query_memory_.data()), run,
+                                      pqattn::slot_positions{}, out, stride, scratch_.data());
+  }
+
+ private:
+  [[nodiscard]] pqattn::x86::rotary_book book() const {
+    const bool own = Kernel::raised_tables || Kernel::by_phase;
+    return pqattn::x86::rotary_book_at(head_.shape, rotation_, book_memory_.data(), own ? nullptr : head_.book().bytes);
+  }
+
+  const coded_head& head_;
+  std::size_t rows_;
+  bench::rotation_of turning_ = bench::rotation_of(128);
+  const pqattn::rope& rotation_;
+  aligned_block book_memory_;
+  aligned_block turns_;
+  aligned_block query_memory_;
+  aligned_block scratch_;
+};
 
 template <class Kernel>
 void rotary_score(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
-  const bench::rotation_of turning(128);
-  const pqattn::rope& rotation = turning.get();
-  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  pqattn::x86::build_rotary_book<native>(head.shape, rotation, head.book(), book_memory.data());
-  if (Kernel::raised_tables) {
-    pqattn::x86::raise_tables<native>(head.shape, rotation, nullptr, book_memory.data());
-  }
-  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data());
-  const aligned_block turns(Kernel::table_bytes_for(64));
-  pqattn::x86::fill_turn_table<Kernel>(rotation, nullptr, turns.data());
-  const std::vector<float> queries = normals(rows * 128, 0.3f);
-  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
-  pqattn::x86::prepare_rotary_queries<Kernel>(book, queries.data(), rows, 128, query_memory.data());
-  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<Kernel>(head.shape, rotation, rows));
+  rotary_head<Kernel> keys(head, rows);
+  keys.prepare(normals(rows * 128, 0.3f));
   const aligned_block out(rows * head.tokens * sizeof(float));
   for (auto iteration : state) {
-    pqattn::x86::rotary_score<Kernel>(
-        book, rotation, turns.data(),
-        pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), head.run(),
-        pqattn::slot_positions{}, static_cast<float*>(out.data()), head.tokens, scratch.data());
+    keys.score(head.run(), static_cast<float*>(out.data()), head.tokens);
     benchmark::ClobberMemory();
   }
   count_tokens(state, head.tokens, head.block_bytes() / 64);
@@ -174,27 +200,14 @@ void build_tables(benchmark::State& state) {
 }
 
 /// What attention does once per call for keys coded before RoPE, on a codebook that was stored for the rotation.
+template <class Kernel>
 void prepare_rotary(benchmark::State& state) {
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
-  std::vector<float> frequencies(64);
-  pqattn::fill_rope_frequencies(frequencies.data(), 128, 10000.0);
-  std::vector<float> tables(pqattn::rope_floats(64));
-  pqattn::rope rotation;
-  if (!pqattn::build_rope(frequencies.data(), 64, pqattn::rope_pairing::half_split, tables.data(), rotation)) {
-    state.SkipWithError("no rotation");
-    return;
-  }
+  rotary_head<Kernel> keys(head, rows);
   const std::vector<float> queries = normals(rows * 128, 0.3f);
-  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  const aligned_block turns(rotary_kernel::table_bytes_for(64));
-  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(64, rows));
   for (auto iteration : state) {
-    list_pairs(head, rotation, book_memory.data());
-    pqattn::x86::load_turn_table<rotary_kernel>(rotation, turns.data());
-    const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(),
-                                              rotary_kernel::raised_tables ? nullptr : head.book().bytes);
-    pqattn::x86::prepare_rotary_queries<rotary_kernel>(book, queries.data(), rows, 128, query_memory.data());
+    keys.prepare(queries);
     benchmark::ClobberMemory();
   }
   state.SetLabel(native::name);
@@ -233,23 +246,17 @@ void value_sum(benchmark::State& state, bool worst) {
 }
 
 /// Whole decode attention on codes, keys and values alike: everything prepared for each call as the bank does, scores,
-/// softmax, values. Arguments as above.
-template <bool Rotary>
+/// softmax, values. Kernel: that of keys before RoPE, or void for tables. Arguments as above.
+template <class Kernel>
 void decode(benchmark::State& state) {
+  constexpr bool rotary = !std::is_void_v<Kernel>;
   constexpr std::size_t tile = 4096;
   const coded_head head = head_of(state);
   const auto rows = static_cast<std::size_t>(state.range(3));
   const auto precision = pqattn::x86::table_precision::bytes;
-  const bench::rotation_of turning(128);
-  const pqattn::rope& rotation = turning.get();
-  const aligned_block book_memory(pqattn::x86::rotary_book_bytes(head.shape, rotation));
-  const auto book = pqattn::x86::rotary_book_at(head.shape, rotation, book_memory.data(),
-                                              rotary_kernel::raised_tables ? nullptr : head.book().bytes);
-  const aligned_block turns(rotary_kernel::table_bytes_for(64));
-  const aligned_block query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
+  rotary_head<std::conditional_t<rotary, Kernel, rotary_narrow>> keys(head, rows);
   const aligned_block tables(pqattn::x86::score_table_bytes(head.shape, rows, precision));
-  const aligned_block scratch(pqattn::x86::rotary_scratch_bytes<rotary_kernel>(head.shape, rotation, rows) +
-                              pqattn::x86::score_table_scratch_bytes(head.shape) +
+  const aligned_block scratch(pqattn::x86::score_table_scratch_bytes(head.shape) +
                               pqattn::x86::value_scratch_bytes<native>(head.shape, rows));
   const aligned_block score_memory(rows * tile * sizeof(float));
   auto* scores = static_cast<float*>(score_memory.data());
@@ -259,10 +266,8 @@ void decode(benchmark::State& state) {
   std::vector<float> sum(rows);
   std::size_t skipped = 0;
   for (auto iteration : state) {
-    if constexpr (Rotary) {
-      list_pairs(head, rotation, book_memory.data());
-      pqattn::x86::load_turn_table<rotary_kernel>(rotation, turns.data());
-      pqattn::x86::prepare_rotary_queries<rotary_kernel>(book, queries.data(), rows, 128, query_memory.data());
+    if constexpr (rotary) {
+      keys.prepare(queries);
     } else {
       pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
                                               tables.data(), scratch.data());
@@ -274,11 +279,8 @@ void decode(benchmark::State& state) {
       pqattn::x86::slot_run run = head.run();
       run.first = first;
       run.count = std::min(tile, head.tokens - first);
-      if constexpr (Rotary) {
-        pqattn::x86::rotary_score<rotary_kernel>(
-            book, rotation, turns.data(),
-            pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data()), run,
-            pqattn::slot_positions{}, scores, tile, scratch.data());
+      if constexpr (rotary) {
+        keys.score(run, scores, tile);
       } else {
         pqattn::x86::table_score<native>(head.shape,
                                          pqattn::x86::score_tables_at(head.shape, rows, precision, tables.data()), run,
@@ -395,27 +397,6 @@ void attend_block_scaled(benchmark::State& state) {
   count_tokens(state, tokens, 2 * cache->keys.row_bytes());
 }
 
-void attend_scalar(benchmark::State& state) {
-  const auto tokens = static_cast<std::size_t>(state.range(0));
-  const auto rows = static_cast<std::size_t>(state.range(1));
-  bench::scalar_codes keys{32, 4, std::vector<std::uint8_t>(32 * tokens), normals(128 * 256)};
-  std::mt19937 random(3);
-  for (std::uint8_t& code : keys.codes) {
-    code = static_cast<std::uint8_t>(random());
-  }
-  const bench::scalar_codes values = keys;
-  const std::vector<float> queries = normals(rows * 128, 0.1f);
-  std::vector<float> out(128);
-  std::vector<float> scores;
-  for (auto iteration : state) {
-    for (std::size_t row = 0; row < rows; ++row) {
-      bench::attend_by_scalar_lookup(keys, values, queries.data() + row * 128, scores, out.data());
-    }
-    benchmark::ClobberMemory();
-  }
-  count_tokens(state, tokens, 64);
-}
-
 /// One Lloyd iteration of one head: 4096 points of 128 channels, 32 sub-vectors, 256 centroids.
 void lloyd_iteration(benchmark::State& state) {
   constexpr std::size_t points = 4096;
@@ -511,22 +492,32 @@ void exact_arguments(benchmark::internal::Benchmark* bench) {
   }
 }
 
-BENCHMARK(rotary_score<rotary_kernel>)->Name("rotary_score/bytes")->Apply(coded_arguments);
+BENCHMARK(rotary_score<rotary_few>)->Name("rotary_score/phases")->Apply(coded_arguments);
+BENCHMARK(rotary_score<rotary_narrow>)->Name("rotary_score/bytes")->Apply(coded_arguments);
 BENCHMARK(rotary_score<pqattn::x86::rotary_words<native>>)->Name("rotary_score/words")->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(value_sum, softmax, false)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(value_sum, worst, true)->Apply(coded_arguments);
-BENCHMARK(decode<false>)->Name("decode_tables")->Apply(decode_arguments);
-BENCHMARK(decode<true>)->Name("decode_rotary")->Apply(decode_arguments);
+BENCHMARK(decode<void>)->Name("decode_tables")->Apply(decode_arguments);
+BENCHMARK(decode<rotary_few>)->Name("decode_rotary/phases")->Apply(decode_arguments);
+BENCHMARK(decode<rotary_narrow>)->Name("decode_rotary/bytes")->Apply(decode_arguments);
 BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
-BENCHMARK(prepare_rotary)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
+BENCHMARK(prepare_rotary<rotary_few>)
+    ->Name("prepare_rotary/phases")
+    ->ArgNames({"m", "K", "n", "g"})
+    ->Args({32, 256, 64, 1})
+    ->Args({32, 256, 64, 4});
+BENCHMARK(prepare_rotary<rotary_narrow>)
+    ->Name("prepare_rotary/bytes")
+    ->ArgNames({"m", "K", "n", "g"})
+    ->Args({32, 256, 64, 1})
+    ->Args({32, 256, 64, 4});
 BENCHMARK(attend_exact<native, pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
 BENCHMARK(attend_exact<native, float>)->Name("attend_f32")->Apply(exact_arguments);
 BENCHMARK(attend_exact<pqattn::x86::avx2, pqattn::half>)->Name("attend_f16_avx2")->Apply(exact_arguments);
 BENCHMARK(attend_block_scaled<8>)->Name("attend_int8")->Apply(exact_arguments);
 BENCHMARK(attend_block_scaled<4>)->Name("attend_int4")->Apply(exact_arguments);
-BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({cached, 1})->Args({cached, 4});
 BENCHMARK(lloyd_iteration)->Unit(benchmark::kMillisecond);
 BENCHMARK(encode_floats);
 BENCHMARK(encode_bytes);

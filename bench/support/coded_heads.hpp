@@ -14,6 +14,7 @@
 
 #include "pqattn/attend/attend.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/train/channel_order.hpp"
 #include "support/memory.hpp"
 #include "support/worker_pool.hpp"
 
@@ -25,27 +26,33 @@ struct head_shape {
   std::uint32_t subvectors = 32;
   std::uint32_t bits = 8;
   std::size_t tokens = 0;
+  const std::uint16_t* key_order = nullptr;  ///< channels of keys; null for the model's order
 
   [[nodiscard]] pqattn::geometry geometry() const { return {dim, subvectors, 1u << bits, 1, nullptr}; }
+  [[nodiscard]] pqattn::geometry key_geometry() const { return {dim, subvectors, 1u << bits, 1, key_order}; }
   /// Codes of keys and values.
   [[nodiscard]] double code_bytes_per_token() const { return 2.0 * subvectors * bits / 8.0; }
 };
 
-/// A rotation over all channels, theta 10000.
+/// A rotation over all channels, theta 10000, and the order in which a cache codes keys before RoPE by default.
 class rotation_of {
  public:
-  explicit rotation_of(std::uint32_t dim) : frequencies_(dim / 2), memory_(pqattn::rope_floats(dim / 2)) {
+  explicit rotation_of(std::uint32_t dim)
+      : frequencies_(dim / 2), memory_(pqattn::rope_floats(dim / 2)), order_(dim) {
     pqattn::fill_rope_frequencies(frequencies_.data(), dim, 10000.0);
     static_cast<void>(pqattn::build_rope(frequencies_.data(), dim / 2, pqattn::rope_pairing::half_split, memory_.data(),
                                          rotation_));
+    pqattn::fill_pair_order(rotation_, dim, order_.data());
   }
   rotation_of(const rotation_of&) = delete;
   rotation_of& operator=(const rotation_of&) = delete;
   [[nodiscard]] const pqattn::rope& get() const { return rotation_; }
+  [[nodiscard]] const std::uint16_t* order() const { return order_.data(); }
 
  private:
   std::vector<float> frequencies_;
   std::vector<float> memory_;
+  std::vector<std::uint16_t> order_;
   pqattn::rope rotation_;
 };
 
@@ -57,7 +64,7 @@ class coded_heads {
   using bank_type = pqattn::host_bank<Isa>;
   using segment = pqattn::segment<std::byte*>;
 
-  /// With a rotation, which must live as long as the heads, keys are coded before RoPE.
+  /// With a rotation, which must live as long as the heads, as must a key order, keys are coded before RoPE.
   explicit coded_heads(const head_shape& shape, const pqattn::rope& rotation = {}, std::size_t at_most = SIZE_MAX)
       : shape_(shape),
         rotation_(rotation),
@@ -85,8 +92,9 @@ class coded_heads {
   [[nodiscard]] pqattn::token_source<std::byte*> source(std::size_t side) const {
     pqattn::token_source<std::byte*> result;
     result.coded = true;
-    result.codes = {shape_.geometry(), codes_ + side * code_bytes_, nullptr};
-    result.book = {shape_.geometry(), pqattn::codebook_storage::i8, books_ + side * book_bytes_};
+    const pqattn::geometry geometry = side % 2 == 0 ? shape_.key_geometry() : shape_.geometry();
+    result.codes = {geometry, codes_ + side * code_bytes_, nullptr};
+    result.book = {geometry, pqattn::codebook_storage::i8, books_ + side * book_bytes_};
     return result;
   }
 
@@ -101,8 +109,8 @@ class coded_heads {
       }
       place = all.emplace(key, pages(2 * heads * book_bytes)).first;
       std::byte* first = place->second.data();
-      store_book(bank, shape, rotation, first);
-      store_book(bank, shape, {}, first + book_bytes);
+      store_book(bank, shape.key_geometry(), rotation, first);
+      store_book(bank, shape.geometry(), {}, first + book_bytes);
       for (std::size_t head = 1; head < heads; ++head) {
         std::memcpy(first + 2 * head * book_bytes, first, 2 * book_bytes);
       }
@@ -110,8 +118,8 @@ class coded_heads {
     return place->second.data();
   }
 
-  static void store_book(bank_type& bank, const head_shape& shape, const pqattn::rope& rotation, std::byte* place) {
-    const pqattn::geometry geometry = shape.geometry();
+  static void store_book(bank_type& bank, const pqattn::geometry& geometry, const pqattn::rope& rotation,
+                         std::byte* place) {
     constexpr auto storage = pqattn::codebook_storage::i8;
     std::vector<float> centroids = normals(geometry.codebook_values());
     static_cast<void>(pqattn::round_codebook(geometry, storage, centroids.data(), rotation));

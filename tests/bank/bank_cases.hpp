@@ -57,6 +57,8 @@ inline constexpr bank_case bank_cases[] = {
     {64, 16, 256, 1, detail::f16, 1000, 4, detail::half, 300000},
     {64, 16, 256, 1, detail::f16, 200, 12, detail::interleaved, 0, true, true, true},
     {64, 32, 16, 2, detail::i8, 130, 2, detail::half, 20000000},
+    {64, 16, 256, 1, detail::i8, 200, 2, detail::interleaved, 300000},
+    {50, 7, 100, 1, detail::i8, 130, 1, detail::interleaved, 5},
     {64, 8, 256, 2, detail::f32, 130, 4, detail::none, 0},
     {80, 9, 300, 1, detail::f32, 65, 17, detail::partial, 100000, true},
     {96, 24, 512, 1, detail::f16, 130, 4},

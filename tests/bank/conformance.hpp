@@ -348,6 +348,10 @@ class bank_case_run {
       rotate(data_.frequencies.data(), data_.pairs, data_.rotation.pairing, data_.positions.at(slot), 1.0,
              keys.data() + slot * dim);
     }
+    for (std::size_t most = 1; most < 40; ++most) {
+      CHECK(bank_.table_bytes(data_.shape, most, data_.rotation) <=
+            bank_.table_bytes(data_.shape, most + 1, data_.rotation));
+    }
     bank_block<Bank> tables(bank_, bank_.table_bytes(data_.shape, rows, data_.rotation));
     run([&] { return bank_.prepare_scores(view, book_.resident, data_.rotation, tables.get()); });
 

@@ -107,6 +107,8 @@ inline const edit_shape edit_shapes[] = {
     {.name = "outliers of latent keys with tails", .value_dim = 16, .value_subvectors = 4, .heads = 1, .group = 3,
      .key_tail = 6, .values_from_keys = true, .outlier_share = 0.05f},
     {.name = "outliers of a preset", .key_dim = 24, .value_dim = 16, .outlier_share = 0.05f, .preset_bits = 2.0},
+    {.name = "pairs within sub-vectors", .key_dim = 64, .key_subvectors = 16, .centroids = 16,
+     .pairing = pqattn::rope_pairing::interleaved},
 };
 
 /// Rows of one token, per head.

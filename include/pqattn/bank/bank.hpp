@@ -252,6 +252,7 @@ concept bank_attention =
              const resident_codebook<typename Bank::address>& book, const code_span<typename Bank::address>& codes,
              typename Bank::address tables, slot_range slots, const slot_positions& positions, const score_tile& tile,
              const softmax_state& state, const value_options& options, float* out, std::size_t stride) {
+      // Bytes of `tables` for that many rows or fewer; asked for before anything is checked.
       { bank.table_bytes(shape, rows, rotation) } noexcept -> std::same_as<std::size_t>;
       // What every score program of these queries shares: inner-product tables, or, for keys coded before RoPE,
       // the queries themselves.

@@ -7,9 +7,11 @@
 
 #include "pqattn/attend/attend.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/train/channel_order.hpp"
 #include "support/memory_resources.hpp"
 #include "support/message.hpp"
 #include "support/random_data.hpp"
+#include "support/resident.hpp"
 
 namespace {
 
@@ -147,6 +149,86 @@ TEST_CASE("scratch of the fast programs fits their stack at every size they are 
 }
 #endif
 
+#if PQATTN_X86_AVX512VBMI
+TEST_CASE("few rows of coarse codes by pairs are scored by phases, where these are fine enough", "[bank]") {
+  using programs = detail::x86_programs<isa::native>;
+  constexpr std::uint32_t dim = 64;
+  constexpr std::size_t tokens = 640;
+  random_data random(54);
+  CAPTURE(random.seed());
+  std::vector<float> frequencies(dim / 2);
+  fill_rope_frequencies(frequencies.data(), dim, 10000.0);
+  std::vector<float> angles(rope_floats(dim / 2));
+  rope rotation;
+  REQUIRE_OK(build_rope(frequencies.data(), dim / 2, rope_pairing::half_split, angles.data(), rotation));
+  std::vector<std::uint16_t> order(dim);
+  fill_pair_order(rotation, dim, order.data());
+
+  // Sizes are asked for before shapes are checked, and read no further than they may.
+  std::vector<std::uint16_t> broken = order;
+  broken[5] = 5000;
+  CHECK(host_bank<>().table_bytes({dim, 16, 256, 1, broken.data()}, 1, rotation) != 0);
+  CHECK(host_bank<>().table_bytes({2000, 16, 256, 1, nullptr}, 1, rotation) != 0);
+
+  struct scene {
+    std::uint32_t subvectors;
+    bool by_pairs;
+    score_precision precision;
+    std::size_t rows;
+    float query;  ///< standard deviation of a query's numbers
+    bool phases;
+  };
+  const std::size_t most = x86::rotary_phases::most_rows;
+  const scene scenes[] = {{16, true, score_precision::bytes, 1, 0.1f, true},
+                          {16, true, score_precision::bytes, most, 0.5f, true},
+                          {16, true, score_precision::bytes, most + 1, 0.5f, false},
+                          {16, true, score_precision::bytes, 2, 40.0f, false},
+                          {16, true, score_precision::words, 2, 0.5f, false},
+                          {16, false, score_precision::bytes, 2, 0.5f, false},
+                          {32, true, score_precision::bytes, 2, 0.5f, true},
+                          {32, true, score_precision::bytes, 2, 40.0f, false}};
+  for (const scene& in : scenes) {
+    CAPTURE(in.subvectors, in.by_pairs, in.rows, in.query);
+    const geometry shape{dim, in.subvectors, 256, 1, in.by_pairs ? order.data() : nullptr};
+    const std::vector<float> centroids = random.normals(shape.codebook_values());
+    const std::vector<std::uint16_t> stored = random.codes(tokens * shape.groups(), 256);
+    const std::vector<float> queries = random.normals(in.rows * dim, in.query);
+    std::vector<float> scores[2];
+    bool by_phase = false;
+    for (const bool rounded : {false, true}) {
+      host_bank<> bank(rounded ? host_options{in.precision, true} : exact_arithmetic);
+      const resident_codebook<std::byte*> like{shape, codebook_storage::i8, nullptr, rotation};
+      pqattn_test::bank_block<host_bank<>> book_memory(bank, bank.codebook_bytes(shape, like.storage));
+      const resident_codebook<std::byte*> book{shape, like.storage, book_memory.get(), rotation};
+      REQUIRE_OK(bank.store_codebook({shape, centroids.data()}, book));
+      pqattn_test::bank_block<host_bank<>> blocks(bank, blocks_for(tokens) * bank.code_block_bytes(shape));
+      const code_span<std::byte*> codes{shape, blocks.get(), nullptr};
+      REQUIRE_OK(bank.store_codes(codes, {0, tokens}, stored.data()));
+      pqattn_test::bank_block<host_bank<>> tables(bank, bank.table_bytes(shape, in.rows, rotation));
+      REQUIRE_OK(bank.prepare_scores({queries.data(), in.rows, dim}, book, rotation, tables.get()));
+      by_phase = *tables.get() == std::byte{1};
+      pqattn_test::bank_block<host_bank<>> tile(bank, in.rows * tokens * sizeof(float));
+      auto* const first = reinterpret_cast<float*>(tile.get());
+      REQUIRE_OK(bank.score(tables.get(), in.rows, book, rotation, {123456, nullptr}, codes, {0, tokens},
+                            {first, in.rows, tokens}));
+      scores[rounded].assign(first, first + in.rows * tokens);
+    }
+    CHECK(by_phase == in.phases);
+    double squares = 0.0;
+    double spread = 0.0;
+    for (std::size_t i = 0; i < scores[0].size(); ++i) {
+      squares += std::pow(static_cast<double>(scores[1][i]) - static_cast<double>(scores[0][i]), 2.0);
+      spread += std::pow(static_cast<double>(scores[0][i]), 2.0);
+    }
+    const auto count = static_cast<double>(scores[0].size());
+    CHECK(squares < (in.precision == score_precision::bytes ? 5e-4 : 1e-5) * spread);
+    if (in.phases) {
+      CHECK(squares / count < static_cast<double>(programs::most_phase_noise));
+    }
+  }
+}
+#endif
+
 TEST_CASE("what the host bank fetches ahead changes no bit", "[bank]") {
   random_data random(53);
   CAPTURE(random.seed());
@@ -179,6 +261,9 @@ TEST_CASE("the default host bank answers as the exact one does, to rounding", "[
       {{96, 48, 16, 2}, 3, 130, 48, rope_pairing::half_split, true},
       {{33, 7, 60}, 9, 65, 16, rope_pairing::half_split, false},
       {{576, 72, 256}, 5, 90, 32, rope_pairing::interleaved, false},
+      {{128, 32, 256}, 1, 9000, 64, rope_pairing::interleaved, false},
+      {{64, 8, 512}, 2, 500, 32, rope_pairing::interleaved, true},
+      {{72, 9, 40}, 2, 130, 10, rope_pairing::interleaved, true},
       {{1024, 128, 64}, 12, 70, 512, rope_pairing::half_split, false},
       {{40, 10, 512}, 2, 300, 20, rope_pairing::half_split, false},
       {{40, 10, 4096}, 2, 300, 20, rope_pairing::half_split, false},

@@ -8,8 +8,8 @@ namespace pqattn {
 inline namespace v0 {
 
 /// Precision of scores over codes. Rounded scores need codebooks stored as bytes and codes of at most 8 bits (9 with
-/// VBMI); otherwise scores are f32 whatever is asked for. Error bounds: bank/host/x86/table_score.hpp and
-/// rotary_bytes.hpp and rotary_words.hpp (keys before RoPE).
+/// VBMI); otherwise scores are f32 whatever is asked for. Error bounds: bank/host/x86/table_score.hpp and,
+/// for keys before RoPE, rotary_phases.hpp, rotary_bytes.hpp and rotary_words.hpp.
 enum class score_precision : std::uint8_t {
   bytes,  ///< 8-bit tables: a score is off by step * sqrt(groups / 12) rms, step = widest table / 255
   words,  ///< 16-bit tables: the same with step = widest table * min(groups, 256) / 65535

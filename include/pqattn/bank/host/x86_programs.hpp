@@ -66,14 +66,18 @@ struct x86_kernels {
     }
     return at_once;
   }
-  /// Calls body<Kernel>() with the rotary kernel of a precision. Codes of more than 4 bits per channel or with residual
-  /// stages lose too little for the 8-bit kernel to stay far below that.
+  /// Whether keys before RoPE take 8-bit kernels. Codes of more than 4 bits per channel or with residual stages lose too
+  /// little for these to stay far below that.
+  [[nodiscard]] static bool narrow(const geometry& shape, score_precision precision) noexcept {
+    return precision == score_precision::bytes && shape.stages == 1 &&
+           shape.subvectors * shape.code_bits() <= 4 * shape.dim;
+  }
+  /// Calls body<Kernel>() with the rotary kernel of a precision.
   template <class Body>
   static decltype(auto) with_rotary_kernel(const geometry& shape, score_precision precision,
                                            const Body& body) noexcept {
-    const bool coarse = shape.stages == 1 && shape.subvectors * shape.code_bits() <= 4 * shape.dim;
-    return precision == score_precision::bytes && coarse ? body.template operator()<x86::rotary_narrow<Ops>>()
-                                               : body.template operator()<x86::rotary_words<Ops>>();
+    return narrow(shape, precision) ? body.template operator()<x86::rotary_narrow<Ops>>()
+                                    : body.template operator()<x86::rotary_words<Ops>>();
   }
 
   [[nodiscard]] static x86::byte_codebook bytes_of(const codebook& book) noexcept {
@@ -105,10 +109,18 @@ struct x86_kernels {
   [[nodiscard]] static std::size_t table_bytes(const geometry& shape, std::size_t rows, const rope& rotation,
                                                score_precision precision) noexcept {
     if (rotation.enabled()) {
-      return with_rotary_kernel(shape, precision, [&]<class Kernel>() noexcept {
-        const rotary_places at = places_of<Kernel>(shape, rotation, rows);
-        return at.queries + row_batches(rows, at.at_once) * at.query_step;
-      });
+      std::size_t bytes = with_rotary_kernel(
+          shape, precision, [&]<class Kernel>() noexcept { return rotary_bytes_of<Kernel>(shape, rotation, rows); });
+      // What fewer rows need fits too: callers size tables for the most rows they will ask for, before a shape is checked.
+      if constexpr (has_phases) {
+        const std::size_t few = rows < phases::most_rows ? rows : phases::most_rows;
+        if (check_geometry(shape) && 2 * std::uint64_t{rotation.pairs} <= shape.dim &&
+            suits_phases(shape, rotation, few, precision)) {
+          const std::size_t by_phase = rotary_bytes_of<phases>(shape, rotation, few);
+          bytes = bytes < by_phase ? by_phase : bytes;
+        }
+      }
+      return rotary_header + bytes;
     }
     return align_up(x86::score_table_bytes(shape, rows_at_once, width_of(precision))) *
                row_batches(rows, rows_at_once) +
@@ -151,9 +163,31 @@ struct x86_kernels {
     at.turns = align_up(x86::rotary_book_bytes(shape, rotation));
     at.queries = at.turns + align_up(Kernel::table_bytes_for(rotation.pairs));
     at.at_once = rotary_rows<Kernel>(shape, rotation, rows);
-    at.query_step = align_up(x86::rotary_query_bytes(x86::detail::rotary_pairs(shape, rotation), at.at_once));
+    at.query_step = align_up(x86::rotary_query_bytes<Kernel>(x86::detail::rotary_pairs(shape, rotation), at.at_once));
     return at;
   }
+  template <class Kernel>
+  [[nodiscard]] static std::size_t rotary_bytes_of(const geometry& shape, const rope& rotation,
+                                                   std::size_t rows) noexcept {
+    const rotary_places at = places_of<Kernel>(shape, rotation, rows);
+    return at.queries + row_batches(rows, at.at_once) * at.query_step;
+  }
+
+  /// The 8-bit kernel by phases, for few rows where pairs are within sub-vectors. Whether it can serve these:
+  using phases = x86::rotary_few<Ops>;
+  static constexpr bool has_phases = phases::by_phase;
+  [[nodiscard]] static bool suits_phases(const geometry& shape, const rope& rotation, std::size_t rows,
+                                         score_precision precision) noexcept {
+    if constexpr (has_phases) {
+      return narrow(shape, precision) && rows <= phases::most_rows && rotary_rows<phases>(shape, rotation, rows) != 0 &&
+             x86::pairs_share_codes(shape, rotation);
+    }
+    return false;
+  }
+  /// Variance that rounded phases may add to a score, in squared nats, by phase_noise; beyond it keys are turned by components.
+  static constexpr float most_phase_noise = 0.1f;
+  /// In front of prepared tables: whether they are the kernel by phases'.
+  static constexpr std::size_t rotary_header = 64;
 
   /// Whether store_codebook rounded the book for this rotation.
   [[nodiscard]] static bool stored_by_pairs(const codebook& book, const rope& rotation) noexcept {
@@ -163,43 +197,86 @@ struct x86_kernels {
   template <class Kernel>
   [[nodiscard]] static x86::rotary_book rotary_book_of(const codebook& book, const rope& rotation,
                                                        const std::byte* memory) noexcept {
-    const bool in_place = !Kernel::raised_tables && stored_by_pairs(book, rotation);
+    const bool in_place = !Kernel::raised_tables && !Kernel::by_phase && stored_by_pairs(book, rotation);
     return x86::rotary_book_at(book.shape, rotation, memory, in_place ? bytes_of(book).bytes : nullptr);
+  }
+
+  /// Prepares queries for a kernel, unless it is by_phase and its noise would be too large.
+  template <class Kernel>
+  [[nodiscard]] static bool prepare_rotary_for(const query_rows& queries, const codebook& book, const rope& rotation,
+                                               std::byte* memory) noexcept {
+    const rotary_places at = places_of<Kernel>(book.shape, rotation, queries.rows);
+    const bool by_pairs = stored_by_pairs(book, rotation);
+    if (by_pairs) {
+      x86::list_rotary_pairs(book.shape, rotation, bytes_of(book), memory);
+    } else {
+      x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), memory);
+    }
+    const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
+    float noise = 0.0f;
+    for_each_batch(queries.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
+      std::byte* place = memory + at.queries + first / at.at_once * at.query_step;
+      x86::prepare_rotary_queries<Kernel>(pairs, queries.row(first), rows, queries.stride, place);
+      if constexpr (Kernel::by_phase) {
+        const float more = x86::phase_noise<Kernel>(x86::rotary_queries_at(pairs.count, rows, place));
+        noise = more > noise ? more : noise;
+      }
+    });
+    if (!(noise <= most_phase_noise)) {
+      return false;
+    }
+    if constexpr (Kernel::by_phase) {
+      for_each_batch(queries.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
+        std::byte* place = memory + at.queries + first / at.at_once * at.query_step;
+        x86::fill_row_tables<Kernel>(x86::rotary_queries_at(pairs.count, rows, place));
+      });
+    }
+    x86::finish_rotary_book<Kernel>(book.shape, rotation, by_pairs ? bytes_of(book).bytes : nullptr, memory);
+    x86::fill_turns<Kernel>(rotation, nullptr, memory + at.turns);
+    return true;
   }
 
   static void prepare_rotary(const query_rows& queries, const codebook& book, const rope& rotation,
                              score_precision precision, std::byte* memory) noexcept {
+    std::byte* tables = memory + rotary_header;
+    if constexpr (has_phases) {
+      if (suits_phases(book.shape, rotation, queries.rows, precision) &&
+          prepare_rotary_for<phases>(queries, book, rotation, tables)) {
+        *memory = std::byte{1};
+        return;
+      }
+    }
+    *memory = std::byte{0};
     with_rotary_kernel(book.shape, precision, [&]<class Kernel>() noexcept {
-      const rotary_places at = places_of<Kernel>(book.shape, rotation, queries.rows);
-      const bool by_pairs = stored_by_pairs(book, rotation);
-      if (by_pairs) {
-        x86::list_rotary_pairs(book.shape, rotation, bytes_of(book), memory);
-      } else {
-        x86::build_rotary_book<Ops>(book.shape, rotation, bytes_of(book), memory);
-      }
-      if constexpr (Kernel::raised_tables) {
-        x86::raise_tables<Ops>(book.shape, rotation, by_pairs ? bytes_of(book).bytes : nullptr, memory);
-      }
-      x86::load_turn_table<Kernel>(rotation, memory + at.turns);
-      const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
-      for_each_batch(queries.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
-        x86::prepare_rotary_queries<Kernel>(pairs, queries.row(first), rows, queries.stride,
-                                            memory + at.queries + first / at.at_once * at.query_step);
-      });
+      static_cast<void>(prepare_rotary_for<Kernel>(queries, book, rotation, tables));
     });
+  }
+
+  /// Calls body<Kernel>() with the kernel that tables were prepared for.
+  template <class Body>
+  static void with_prepared_kernel(const std::byte* memory, const geometry& shape, score_precision precision,
+                                   const Body& body) noexcept {
+    if constexpr (has_phases) {
+      if (*memory == std::byte{1}) {
+        body.template operator()<phases>();
+        return;
+      }
+    }
+    with_rotary_kernel(shape, precision, body);
   }
 
   static void score_rotary(const std::byte* memory, const codebook& book, const rope& rotation,
                            score_precision precision, const slot_positions& positions, const span& codes,
                            slot_range slots, const score_tile& tile, const hint& next) noexcept {
     alignas(64) std::byte scratch[stack_bytes];
-    with_rotary_kernel(book.shape, precision, [&]<class Kernel>() noexcept {
+    const std::byte* tables = memory + rotary_header;
+    with_prepared_kernel(memory, book.shape, precision, [&]<class Kernel>() noexcept {
       const rotary_places at = places_of<Kernel>(codes.shape, rotation, tile.rows);
-      const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, memory);
+      const x86::rotary_book pairs = rotary_book_of<Kernel>(book, rotation, tables);
       for_each_batch(tile.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
         const x86::rotary_queries queries =
-            x86::rotary_queries_at(pairs.count, rows, memory + at.queries + first / at.at_once * at.query_step);
-        x86::rotary_score<Kernel>(pairs, rotation, memory + at.turns, queries, run_of(codes, slots), positions,
+            x86::rotary_queries_at(pairs.count, rows, tables + at.queries + first / at.at_once * at.query_step);
+        x86::rotary_score<Kernel>(pairs, rotation, tables + at.turns, queries, run_of(codes, slots), positions,
                                   tile.row(first), tile.stride, scratch, queue_of(next, first));
       });
     });

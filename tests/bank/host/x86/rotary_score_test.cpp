@@ -8,6 +8,7 @@
 
 #include "bank/host/x86/coded_data.hpp"
 #include "bank/host/x86/isa_list.hpp"
+#include "pqattn/train/channel_order.hpp"
 
 #ifdef PQATTN_TEST_X86_ISAS
 namespace {
@@ -20,7 +21,7 @@ using pqattn_test::coded_data;
 #if PQATTN_X86_AVX512VBMI
 #define PQATTN_TEST_ROTARY_KERNELS                                                  \
   pqattn::x86::rotary_words<pqattn::x86::avx2>, pqattn::x86::rotary_words<pqattn::x86::avx512bw>, \
-      pqattn::x86::rotary_words<pqattn::x86::avx512vbmi>, pqattn::x86::rotary_bytes
+      pqattn::x86::rotary_words<pqattn::x86::avx512vbmi>, pqattn::x86::rotary_bytes, pqattn::x86::rotary_phases
 #elif PQATTN_X86_AVX512BW
 #define PQATTN_TEST_ROTARY_KERNELS \
   pqattn::x86::rotary_words<pqattn::x86::avx2>, pqattn::x86::rotary_words<pqattn::x86::avx512bw>
@@ -46,7 +47,23 @@ struct turn_error<pqattn::x86::rotary_bytes> {
   static constexpr double relative = 1.4143 * (0.5 / 105.0 + 0.5 / 255.0) + 2e-5;
   static constexpr double units = 1.4143 * 64.0 / 105.0;
 };
+template <>
+struct turn_error<pqattn::x86::rotary_phases> {
+  // Phases of the centroid and of the position, and the length.
+  static constexpr double relative = (0.64 + 0.63) * 6.2832 / 256.0 + 1.0 / 200.0;
+  static constexpr double units = 0.25;
+};
 #endif
+
+/// Puts both channels of every pair into one sub-vector for kernels that need it; false where the shape does not allow that.
+template <class Kernel>
+bool suit(coded_data& data, const rope& rotation) {
+  if (Kernel::by_phase) {
+    pqattn::fill_pair_order(rotation, data.shape.dim, data.order.data());
+    return pqattn::x86::pairs_share_codes(data.shape, rotation);
+  }
+  return true;
+}
 
 template <class Kernel>
 expected_score reference(const coded_data& data, const rope& rotation, const pqattn::x86::rotary_book& book,
@@ -88,13 +105,16 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
            std::size_t count, int positions) {
   using Isa = typename Kernel::isa;
   pqattn_test::random_data random(shape.dim * 1000 + rows * 100 + static_cast<std::size_t>(positions));
-  const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
+  coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
   std::vector<float> frequencies(turn.pairs + 1);
   pqattn::fill_rope_frequencies(frequencies.data(), 2 * turn.pairs, 10000.0);
   rope rotation;
   rotation.pairs = turn.pairs;
   rotation.pairing = turn.pairing;
   rotation.frequencies = frequencies.data();
+  if (!suit<Kernel>(data, rotation)) {
+    return;
+  }
   std::vector<std::int32_t> at(first + count);
   for (std::size_t slot = 0; slot < at.size(); ++slot) {
     const auto s = static_cast<std::int32_t>(slot);
@@ -102,17 +122,16 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   }
   const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
   pqattn::x86::build_rotary_book<Isa>(data.shape, rotation, data.book(), book_memory.data());
-  if (Kernel::raised_tables) {
-    pqattn::x86::raise_tables<Isa>(data.shape, rotation, nullptr, book_memory.data());
-  }
+  pqattn::x86::finish_rotary_book<Kernel>(data.shape, rotation, nullptr, book_memory.data());
   const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
   const aligned_bytes turns(Kernel::table_bytes_for(turn.pairs));
-  pqattn::x86::fill_turn_table<Kernel>(rotation, nullptr, turns.data());
+  pqattn::x86::fill_turns<Kernel>(rotation, nullptr, turns.data());
   const std::size_t query_stride = shape.dim + 3;
   const std::vector<float> queries = random.normals(rows * query_stride);
-  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, rows));
+  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes<Kernel>(book.count, rows));
   pqattn::x86::prepare_rotary_queries<Kernel>(book, queries.data(), rows, query_stride, query_memory.data());
   const auto prepared = pqattn::x86::rotary_queries_at(book.count, rows, query_memory.data());
+  pqattn::x86::fill_row_tables<Kernel>(prepared);
   const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<Kernel>(data.shape, rotation, rows));
   const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
                                   data.block_bytes(), first, count};
@@ -167,24 +186,24 @@ TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]
 TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]",
                    PQATTN_TEST_ROTARY_KERNELS) {
   pqattn_test::random_data random(5);
-  const coded_data data(random, 64, 16, 256, 1, 700);
+  coded_data data(random, 64, 16, 256, 1, 700);
   std::vector<float> frequencies(32);
   pqattn::fill_rope_frequencies(frequencies.data(), 64, 500000.0);
   rope rotation;
   rotation.pairs = 32;
   rotation.frequencies = frequencies.data();
+  REQUIRE(suit<TestType>(data, rotation));
   const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
   pqattn::x86::build_rotary_book<typename TestType::isa>(data.shape, rotation, data.book(), book_memory.data());
-  if (TestType::raised_tables) {
-    pqattn::x86::raise_tables<typename TestType::isa>(data.shape, rotation, nullptr, book_memory.data());
-  }
+  pqattn::x86::finish_rotary_book<TestType>(data.shape, rotation, nullptr, book_memory.data());
   const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
   const aligned_bytes turns(TestType::table_bytes_for(32));
-  pqattn::x86::fill_turn_table<TestType>(rotation, nullptr, turns.data());
+  pqattn::x86::fill_turns<TestType>(rotation, nullptr, turns.data());
   const std::vector<float> queries = random.normals(128);
-  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes(book.count, 2));
+  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes<TestType>(book.count, 2));
   pqattn::x86::prepare_rotary_queries<TestType>(book, queries.data(), 2, 64, query_memory.data());
   const auto prepared = pqattn::x86::rotary_queries_at(book.count, 2, query_memory.data());
+  pqattn::x86::fill_row_tables<TestType>(prepared);
   const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<TestType>(data.shape, rotation, 2));
   const auto score = [&](std::size_t first, std::size_t count, float* out) {
     const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),

@@ -25,8 +25,8 @@ struct turned_pair {
   std::uint32_t code_x = 0;  ///< byte offset in a block of the codes that give x
   std::uint32_t code_y = 0;
   std::uint32_t turn = 0;       ///< index in the turn table
-  std::uint16_t channel_x = 0;  ///< channel of the token row; no_channel when the component is padding
-  std::uint16_t channel_y = 0;
+  std::uint16_t channel_x = 0;  ///< channel of the token row
+  std::uint16_t channel_y = 0;  ///< no_channel when the component is padding
   float scale = 0.0f;         ///< value of one unit of x and y
   std::uint32_t table_x = 0;  ///< byte offsets of the tables of x and y
   std::uint32_t table_y = 0;
@@ -125,6 +125,27 @@ inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, c
 }
 
 }  // namespace detail
+
+/// Whether both channels of every pair are in one sub-vector, as in fill_pair_order. O(dim).
+[[nodiscard]] inline bool pairs_share_codes(const geometry& shape, const rope& rotation) noexcept {
+  std::uint16_t run_of[max_dim];
+  for (std::uint32_t run = 0; run < shape.subvectors; ++run) {
+    for (std::uint32_t i = 0; i < shape.width(run); ++i) {
+      run_of[shape.channel(shape.first_channel(run) + i)] = static_cast<std::uint16_t>(run);
+    }
+  }
+  for (std::uint32_t pair = 0; pair < rotation.pairs; ++pair) {
+    if (run_of[rotation.first(pair)] != run_of[rotation.second(pair)]) {
+      return false;
+    }
+  }
+  for (std::uint32_t still = 2 * rotation.pairs; still + 1 < shape.dim; still += 2) {
+    if (run_of[still] != run_of[still + 1]) {
+      return false;
+    }
+  }
+  return true;
+}
 
 /// Bytes of the memory behind a rotary_book, which must be aligned to 64.
 [[nodiscard]] inline std::size_t rotary_book_bytes(const geometry& shape, const rope& rotation) noexcept {

@@ -36,7 +36,9 @@ struct rotary_bytes {
   static constexpr float product = static_cast<float>(circle) / 128.0f;
   static constexpr float key_offset = 128.0f;
   static constexpr bool raised_tables = true;
+  static constexpr bool by_phase = false;
 
+  static constexpr bool sums_magnitudes = false;
   [[nodiscard]] static float unit_of(float, float largest) noexcept { return largest / 126.99f; }
   static PQATTN_ALWAYS_INLINE void put_queries(ints x, ints y, query* out) noexcept {
     const __m256i bytes = _mm512_cvtepi16_epi8(isa::pair_words(x, y));

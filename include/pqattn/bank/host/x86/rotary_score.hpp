@@ -5,12 +5,14 @@
 // consecutive positions R(t) = R(base) R(i), so the query is turned back by the block's base once per row and the
 // keys are turned by R(i), i < 64: one small table of bytes that serves every block, head and layer.
 //
-// How keys are decoded, turned and multiplied is a kernel's: rotary_words for every instruction set, rotary_bytes where
-// there are byte permutes and dot products of bytes. Their headers state the numbers and errors.
+// How keys are decoded, turned and multiplied is a kernel's: rotary_words for every instruction set, rotary_bytes and, for
+// few rows, rotary_phases where there are byte permutes and dot products of bytes. Their headers state the numbers and
+// errors. Kernels by_phase add the block's turn to the keys' phases instead of turning queries.
 #pragma once
 
 #include "../../bank.hpp"
 #include "rotary_bytes.hpp"
+#include "rotary_phases.hpp"
 #include "rotary_words.hpp"
 
 #if PQATTN_X86_AVX2
@@ -20,14 +22,44 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-/// The kernel of 8-bit scores.
+/// The kernel of 8-bit scores, and that of few rows.
 #if PQATTN_X86_AVX512VBMI
 template <class Isa>
 using rotary_narrow = std::conditional_t<std::is_same_v<Isa, avx512vbmi>, rotary_bytes, rotary_words<Isa>>;
+template <class Isa>
+using rotary_few = std::conditional_t<std::is_same_v<Isa, avx512vbmi>, rotary_phases, rotary_narrow<Isa>>;
 #else
 template <class Isa>
 using rotary_narrow = rotary_words<Isa>;
+template <class Isa>
+using rotary_few = rotary_words<Isa>;
 #endif
+
+// --- codebooks and turns ---------------------------------------------------------------------------------------------
+
+/// Makes the listed or built book at `memory` one that Kernel reads. `resident`: the tables list_rotary_pairs was for, or
+/// null where the book has its own. O(stages * dim * 2^code_bits).
+template <class Kernel>
+inline void finish_rotary_book(const geometry& shape, const rope& rotation, const std::int8_t* resident,
+                               void* memory) noexcept {
+  if constexpr (Kernel::by_phase) {
+    Kernel::store_phases(shape, rotation, resident, memory);
+  } else if constexpr (Kernel::raised_tables) {
+    raise_tables<typename Kernel::isa>(shape, rotation, resident, memory);
+  }
+}
+
+/// Fills a turn table for slots at `offsets[0..64)` positions from the block's base, or 0..63 when null. O(64 * pairs).
+template <class Kernel>
+inline void fill_turns(const rope& rotation, const std::int64_t* offsets, void* memory) noexcept {
+  if constexpr (Kernel::by_phase) {
+    Kernel::fill_turns(rotation, offsets, memory);
+  } else if (offsets == nullptr) {
+    load_turn_table<Kernel>(rotation, memory);
+  } else {
+    fill_turn_table<Kernel>(rotation, offsets, memory);
+  }
+}
 
 // --- queries ---------------------------------------------------------------------------------------------------------
 
@@ -37,12 +69,18 @@ struct rotary_queries {
   const float* x = nullptr;  ///< (rows, padded pairs)
   const float* y = nullptr;
   const float* factor = nullptr;  ///< (rows)
+  const std::uint8_t* tables = nullptr;  ///< (rows, padded pairs, row_bytes) of kernels by_phase
   std::size_t rows = 0;
   std::size_t padded = 0;  ///< pairs rounded up to 16
 };
 
+template <class Kernel>
 [[nodiscard]] inline std::size_t rotary_query_bytes(std::size_t pairs, std::size_t rows) noexcept {
-  return 2 * align_up(rows * detail::pad16(pairs) * sizeof(float)) + align_up(rows * sizeof(float));
+  std::size_t tables = 0;
+  if constexpr (Kernel::by_phase) {
+    tables = rows * detail::pad16(pairs) * Kernel::row_bytes;
+  }
+  return 2 * align_up(rows * detail::pad16(pairs) * sizeof(float)) + align_up(rows * sizeof(float)) + tables;
 }
 
 [[nodiscard]] inline rotary_queries rotary_queries_at(std::size_t pairs, std::size_t rows,
@@ -51,38 +89,87 @@ struct rotary_queries {
   const auto* base = static_cast<const std::byte*>(memory);
   const std::size_t plane = align_up(rows * padded * sizeof(float));
   return {reinterpret_cast<const float*>(base), reinterpret_cast<const float*>(base + plane),
-          reinterpret_cast<const float*>(base + 2 * plane), rows, padded};
+          reinterpret_cast<const float*>(base + 2 * plane),
+          reinterpret_cast<const std::uint8_t*>(base + 2 * plane + align_up(rows * sizeof(float))), rows, padded};
 }
+
+namespace detail {
+
+template <class Isa>
+PQATTN_ALWAYS_INLINE typename Isa::floats squares(const float* x, const float* y) noexcept {
+  const auto a = Isa::loadf(x);
+  const auto b = Isa::loadf(y);
+  return Isa::fma(a, a, Isa::mulf(b, b));
+}
+
+}  // namespace detail
 
 /// Prepares `rows` queries (f32, `stride` apart, channels in the model's order, softmax scale multiplied in).
 /// O(rows * dim).
 template <class Kernel>
 inline void prepare_rotary_queries(const rotary_book& book, const float* queries, std::size_t rows,
                                    std::size_t stride, void* memory) noexcept {
+  using Isa = typename Kernel::isa;
+  using floats = typename Isa::floats;
   const rotary_queries out = rotary_queries_at(book.count, rows, memory);
   for (std::size_t row = 0; row < rows; ++row) {
     const float* query = queries + row * stride;
     float* x = const_cast<float*>(out.x) + row * out.padded;
     float* y = const_cast<float*>(out.y) + row * out.padded;
-    float magnitudes = 0.0f;
-    float largest = 0.0f;
-    for (std::size_t i = 0; i < out.padded; ++i) {
-      const bool exists = i < book.count;
-      const turned_pair pair = exists ? book.pairs[i] : turned_pair{};
-      x[i] = exists && pair.channel_x != no_channel ? query[pair.channel_x] * pair.scale : 0.0f;
-      y[i] = exists && pair.channel_y != no_channel ? query[pair.channel_y] * pair.scale : 0.0f;
-      const float magnitude = std::sqrt(x[i] * x[i] + y[i] * y[i]);
-      magnitudes += magnitude;
-      largest = largest < magnitude ? magnitude : largest;
+    for (std::size_t i = 0; i < book.count; ++i) {
+      const turned_pair& pair = book.pairs[i];
+      x[i] = query[pair.channel_x] * pair.scale;
+      y[i] = pair.channel_y == no_channel ? 0.0f : query[pair.channel_y] * pair.scale;
     }
-    const float unit = Kernel::unit_of(magnitudes, largest);
-    const float inverse = unit > 0.0f ? 1.0f / unit : 0.0f;
-    for (std::size_t i = 0; i < out.padded; ++i) {
-      x[i] *= inverse;
-      y[i] *= inverse;
+    for (std::size_t i = book.count; i < out.padded; ++i) {
+      x[i] = y[i] = 0.0f;
+    }
+    float magnitudes = 0.0f;
+    for (std::size_t i = 0; Kernel::sums_magnitudes && i < book.count; ++i) {
+      magnitudes += std::sqrt(x[i] * x[i] + y[i] * y[i]);
+    }
+    floats longest = Isa::setf(0.0f);  // squared
+    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
+      longest = Isa::maxf(longest, detail::squares<Isa>(x + i, y + i));
+    }
+    const float unit = Kernel::unit_of(magnitudes, std::sqrt(Isa::largest(longest)));
+    const floats inverse = Isa::setf(unit > 0.0f ? 1.0f / unit : 0.0f);
+    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
+      Isa::storef(x + i, Isa::mulf(Isa::loadf(x + i), inverse));
+      Isa::storef(y + i, Isa::mulf(Isa::loadf(y + i), inverse));
     }
     const_cast<float*>(out.factor)[row] = unit / Kernel::product;
   }
+}
+
+/// Fills the rows' tables of a kernel by_phase from prepared queries. O(rows * pairs).
+template <class Kernel>
+inline void fill_row_tables(const rotary_queries& queries) noexcept {
+  if constexpr (Kernel::by_phase) {
+    for (std::size_t row = 0; row < queries.rows; ++row) {
+      const std::size_t at = row * queries.padded;
+      Kernel::fill_row(queries.x + at, queries.y + at, queries.padded,
+                       const_cast<std::uint8_t*>(queries.tables) + at * Kernel::row_bytes);
+    }
+  }
+}
+
+/// About the variance of the error that rounded phases add to a score, were every pair as long as its longest centroid, across
+/// the query and rounded independently: the largest of all rows. Frequencies near odd halves of a step exceed it by a third.
+template <class Kernel>
+[[nodiscard]] inline float phase_noise(const rotary_queries& queries) noexcept {
+  using Isa = typename Kernel::isa;
+  float most = 0.0f;
+  for (std::size_t row = 0; row < queries.rows; ++row) {
+    auto squares = Isa::setf(0.0f);
+    for (std::size_t i = row * queries.padded; i < (row + 1) * queries.padded; i += Isa::lanes) {
+      squares = Isa::addf(squares, detail::squares<Isa>(queries.x + i, queries.y + i));
+    }
+    const float longest = 127.0f * Kernel::product * queries.factor[row];
+    const float noise = 0.5f * Kernel::phase_variance * longest * longest * Isa::sum(squares);
+    most = most < noise ? noise : most;
+  }
+  return most;
 }
 
 // --- scores ----------------------------------------------------------------------------------------------------------
@@ -94,7 +181,8 @@ template <class Kernel>
 struct rotary_scratch {
   std::byte* keys;                  // (batch, chunk, key_bytes): turned keys
   std::int32_t* sums;               // (batch, rows, 64), in the order of the unpacking
-  typename Kernel::query* queries;  // (batch, rows, padded): rounded, turned back by the block's base
+  typename Kernel::query* queries;  // (batch, rows, padded): rounded, turned back by the block's base; by_phase (batch,
+                                    // padded): the block's turns
   float* offsets;                   // (batch, rows): what the keys' offset adds to a score
   float* angles;                    // (4, padded): cosines and sines of position `angles_of`, if has_angles; of a block
   std::int64_t angles_of;
@@ -109,7 +197,8 @@ inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_
   const std::size_t batch = Kernel::batch_for(rows);
   const std::size_t keys = batch * Kernel::chunk * Kernel::key_bytes;
   const std::size_t sums = batch * rows * slots * sizeof(std::int32_t);
-  const std::size_t queries = align_up(batch * rows * pad16(pairs) * sizeof(typename Kernel::query));
+  const std::size_t queries =
+      align_up(batch * (Kernel::by_phase ? 1 : rows) * pad16(pairs) * sizeof(typename Kernel::query));
   const std::size_t offsets = align_up(batch * rows * sizeof(float));
   const std::size_t angles = 4 * pad16(pairs) * sizeof(float);
   auto* base = static_cast<std::byte*>(memory);
@@ -231,10 +320,14 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
                           const std::int64_t* bases, std::size_t blocks, rotary_scratch<Kernel>& scratch, float* out,
                           std::size_t stride, fetch_queue& next) noexcept {
   const std::uint8_t* codes[Kernel::batch];
-  const std::size_t query_block = queries.rows * queries.padded;
+  const std::size_t query_block = (Kernel::by_phase ? 1 : queries.rows) * queries.padded;
   for (std::size_t b = 0; b < blocks; ++b) {
     codes[b] = run.block(block + b);
-    turn_queries<Kernel>(book, rotation, queries, bases[b], scratch, b);
+    if constexpr (Kernel::by_phase) {
+      Kernel::turn_block(book.steps, queries.padded, bases[b], scratch.queries + b * query_block);
+    } else {
+      turn_queries<Kernel>(book, rotation, queries, bases[b], scratch, b);
+    }
   }
   const std::size_t end = run.end_block();
   const std::size_t after = block + blocks;
@@ -249,18 +342,27 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
       fetch_lines(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
     }
     next.fetch_share();
-    Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
-    for (std::size_t b = 0; b < blocks; ++b) {
-      Kernel::sum_block(scratch.keys + b * Kernel::chunk * Kernel::key_bytes, count,
-                        scratch.queries + b * query_block + pair, queries.padded, queries.rows,
-                        scratch.sums + b * queries.rows * slots, pair == 0);
+    const auto sum_blocks = [&](const auto* rows, std::size_t row_stride, std::size_t block_stride) noexcept {
+      for (std::size_t b = 0; b < blocks; ++b) {
+        Kernel::sum_block(scratch.keys + b * Kernel::chunk * Kernel::key_bytes, count, rows + b * block_stride, row_stride,
+                          queries.rows, scratch.sums + b * queries.rows * slots, pair == 0);
+      }
+    };
+    if constexpr (Kernel::by_phase) {
+      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.queries + pair, query_block,
+                                       scratch.keys);
+      sum_blocks(queries.tables + pair * Kernel::row_bytes, queries.padded * Kernel::row_bytes, 0);
+    } else {
+      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
+      sum_blocks(scratch.queries + pair, queries.padded, query_block);
     }
   }
   for (std::size_t b = 0; b < blocks; ++b) {
     for (std::size_t row = 0; row < queries.rows; ++row) {
       const std::size_t at = b * queries.rows + row;
-      finish_block<typename Kernel::isa>(scratch.sums + at * slots, queries.factor[row], scratch.offsets[at], run,
-                                         block + b, out + row * stride);
+      finish_block<typename Kernel::isa>(scratch.sums + at * slots, queries.factor[row],
+                                         Kernel::by_phase ? 0.0f : scratch.offsets[at], run, block + b,
+                                         out + row * stride);
     }
   }
 }
@@ -321,7 +423,7 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
         for (std::ptrdiff_t i = begin; i < end; ++i) {
           offsets[i] = positions.at(slot + static_cast<std::size_t>(i)) - base;
         }
-        fill_turn_table<Kernel>(rotation, offsets, scratch.turns);
+        fill_turns<Kernel>(rotation, offsets, scratch.turns);
         detail::rotary_blocks<Kernel, Bits>(book, rotation, Kernel::table_at(rotation.pairs, scratch.turns), queries,
                                             run, block, &base, 1, scratch, out, stride, next);
       }

@@ -36,9 +36,11 @@ struct rotary_words {
   static constexpr float product = 255.0f;
   static constexpr float key_offset = 0.0f;
   static constexpr bool raised_tables = false;
+  static constexpr bool by_phase = false;
 
   /// Unit of the query's integers. The sum of |x| + |y| is at most sqrt(2) times the sum of magnitudes, however the
   /// pairs are turned.
+  static constexpr bool sums_magnitudes = true;
   [[nodiscard]] static float unit_of(float magnitudes, float largest) noexcept {
     const float by_sum = 1.41421357f * magnitudes / 65000.0f;
     const float by_largest = largest / 32766.0f;
