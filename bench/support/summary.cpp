@@ -96,8 +96,8 @@ std::string coded(const std::string& family, std::size_t m, std::size_t bits, st
   return family + "/d:128/m:" + number(m) + "/bits:" + number(bits) + "/n:" + number(n) + "/g:" + number(g) +
          "/threads:" + number(threads) + "/real_time";
 }
-std::string exact_api(std::size_t n, std::size_t g) {
-  return "attend_f16/d:128/n:" + number(n) + "/g:" + number(g) + "/threads:1/real_time";
+std::string exact_api(std::size_t n, std::size_t g, const std::string& family = "attend_f16") {
+  return family + "/d:128/n:" + number(n) + "/g:" + number(g) + "/threads:1/real_time";
 }
 std::string exact_kernels(const std::string& family, std::size_t n, std::size_t g) {
   return family + "/d:128/n:" + number(n) + "/g:" + number(g) + "/real_time";
@@ -109,6 +109,8 @@ std::string program(const std::string& family, std::size_t g) {
   return family + "/m:32/bits:8/n:4096/g:" + number(g) + "/real_time";
 }
 std::string encoded(std::size_t rows) { return "encode/m:32/bits:8/rows:" + number(rows) + "/real_time"; }
+
+const char* const scalar_look_up = "attend_scalar/n:4096/g:4";
 
 constexpr std::size_t context = 32768;
 constexpr std::size_t break_even_lengths[] = {64, 128, 256, 384, 512, 768, 1024, 2048};
@@ -132,6 +134,8 @@ std::vector<std::string> benches_of_a_round() {
   }
   names.push_back(scaled("attend_int8", context, 4));
   names.push_back(scaled("attend_int4", context, 4));
+  names.push_back(exact_api(context, 4, "attend_f32"));
+  names.push_back(scalar_look_up);
   names.push_back(coded("decode_tables", 64, 8, context, 4));
   names.push_back(coded("decode_rotary", 64, 8, context, 4));
   names.push_back(coded("decode_tables_cached", 32, 8, context, 1));
@@ -321,6 +325,7 @@ std::vector<figure> figures_of(const collector& measured) {
       {"rope_ns_per_token_g1", "decode, keys before RoPE, ns per token", median(rotary(1))},
       {"rope_ns_per_token_g4", "4 query heads", median(rotary(4)), at_most(13)},
       {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", against_f16(4, rotary(4)), at_least(2.8)},
+      {"rope_decode_g1_vs_f16", "the same, 1 query head", against_f16(1, rotary(1))},
       {"cached_ns_per_token_g1", "decode, 2 bits, one head that stays in cache", median(decode("decode_tables_cached", 1))},
       {"cached_ns_per_token_g4", "4 query heads", median(decode("decode_tables_cached", 4))},
       {"cached4bit_ns_per_token_g4", "4 bits, 4 query heads", median(decode("decode_tables_cached", 4, 64))},
@@ -339,6 +344,8 @@ std::vector<figure> figures_of(const collector& measured) {
       {"f16_dram_share", "f16 baseline, n 131072, share of DRAM bandwidth", f16_bytes / dram, at_least(0.8)},
       {"int8_ns_per_token_g4", "the int8 baseline, ns per token", median(int8), at_most(37)},
       {"int4_ns_per_token_g4", "the int4 baseline, ns per token", median(int4), at_most(37)},
+      {"f32_ns_per_token_g4", "exact f32, ns per token", f.per_token(exact_api(context, 4, "attend_f32"))},
+      {"scalar_ns_per_token_g4", "a plain look-up of codes, n 4096, ns per token", f.per_token(scalar_look_up)},
       {"dram_gb_per_s", "DRAM read by one thread, best round of anything, GB/s", dram * 1e-9},
       {"clock_ghz", "cycles per ns", cycles_per_ns()},
   };
