@@ -22,6 +22,7 @@
 
 #include "bank/bank_cases.hpp"
 #include "pqattn/bank/bank.hpp"
+#include "pqattn/quant/code_rows.hpp"
 #include "support/allocations.hpp"
 #include "support/message.hpp"
 #include "support/random_data.hpp"
@@ -233,6 +234,21 @@ class bank_case_run {
       run([&] { return bank_.store_codes(codes_, {first, count}, written.data()); });
       std::copy(written.begin(), written.end(), expected.begin() + static_cast<std::ptrdiff_t>(first * groups()));
       REQUIRE(load({first, count}) == written);
+    }
+    CHECK(load({0, slots}) == expected);
+    // Canonical code rows, token after token, are had by a repack, and bring the same codes back.
+    const std::size_t row_bytes = data_.shape.row_bytes();
+    std::vector<std::uint8_t> rows(slots * row_bytes);
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      const std::vector<std::uint16_t> codes = load({slot, 1});
+      pqattn::pack_code_row(codes.data(), data_.shape.groups(), data_.shape.code_bits(), rows.data() + slot * row_bytes);
+    }
+    const std::vector<std::uint16_t> other = data_.random.codes(slots * groups(), data_.shape.code_limit());
+    run([&] { return bank_.store_codes(codes_, {0, slots}, other.data()); });
+    std::vector<std::uint16_t> back(groups());
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      pqattn::unpack_code_row(rows.data() + slot * row_bytes, data_.shape.groups(), data_.shape.code_bits(), back.data());
+      run([&] { return bank_.store_codes(codes_, {slot, 1}, back.data()); });
     }
     CHECK(load({0, slots}) == expected);
   }
