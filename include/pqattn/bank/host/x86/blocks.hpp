@@ -47,11 +47,19 @@ struct slot_run {
   }
 };
 
-/// Fetches the cache lines of [at, at + bytes) early; the range may end beyond what exists. Into all levels: Zen 5 ignores
-/// hints for the second level alone for minutes at a time.
+/// Fetches the cache lines of [at, at + bytes) into the first-level cache; the range may end beyond what exists. For what
+/// the second level holds already.
 PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes) noexcept {
   for (std::size_t line = 0; line < bytes; line += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(at + line), _MM_HINT_T0);
+  }
+}
+
+/// The same into the second-level cache, for what may lie in memory: on Zen 4 the first level has too few places for lines
+/// that are under way, and loads wait for one meanwhile.
+PQATTN_ALWAYS_INLINE void fetch_from_memory(const std::uint8_t* at, std::size_t bytes) noexcept {
+  for (std::size_t line = 0; line < bytes; line += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(at + line), _MM_HINT_T1);
   }
 }
 
@@ -126,7 +134,7 @@ class fetch_queue {
   void fetch(std::size_t count) noexcept {
     for (std::size_t i = 0; i < count; ++i) {
       lines_here();
-      fetch_lines(at_, 64);
+      fetch_from_memory(at_, 64);
       skip(1);
     }
   }
@@ -158,9 +166,10 @@ template <class Isa, std::size_t Count>
 PQATTN_ALWAYS_INLINE void store_slots(float* row, std::ptrdiff_t offset, std::ptrdiff_t slot, std::ptrdiff_t begin,
                                       std::ptrdiff_t end, const typename Isa::floats (&values)[Count]) noexcept {
   constexpr auto lanes = static_cast<std::ptrdiff_t>(Isa::lanes);
+  const bool whole = begin == 0 && end == static_cast<std::ptrdiff_t>(slots);
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < Count; ++i, slot += lanes) {
-    if (slot >= begin && slot + lanes <= end) {
+    if (whole) {
       Isa::storef(row + offset + slot, values[i]);
     } else {
       Isa::storef_range(row + (offset + slot), begin - slot, end - slot, values[i]);

@@ -52,38 +52,64 @@ inline typename Isa::floats load_tail(const Element* p, std::size_t count) noexc
   return load_elements<Isa>(copy);
 }
 
-/// Bytes ahead of the rows in use that are fetched early: several times the distance memory needs at full speed.
-inline constexpr std::ptrdiff_t exact_prefetch_rows = 24;
+/// Rows ahead of those in use that are fetched early, where the processor's own prefetchers do not follow: several times the
+/// distance memory needs at full speed.
+inline constexpr std::size_t exact_prefetch_rows = 24;
 
+/// Into the second-level cache: the first level has few places for lines that are under way.
 template <class Element>
 PQATTN_ALWAYS_INLINE void prefetch_row(const exact_rows<Element>& rows, std::size_t index) noexcept {
   if (index < rows.count) {
     const auto* at = reinterpret_cast<const char*>(rows.row(index));
     for (std::size_t byte = 0; byte < rows.dim * sizeof(Element); byte += 64) {
-      _mm_prefetch(at + byte, _MM_HINT_T0);
+      _mm_prefetch(at + byte, _MM_HINT_T1);
     }
   }
 }
 
-/// Inner products of lanes / Rows token rows, from `first` on, with Rows query rows.
+/// Whether Rows query rows read the token rows' bytes one after the other from start to end, which the processor's own
+/// prefetchers follow best; hints would only be in their way.
+template <std::size_t Rows, class Element>
+PQATTN_ALWAYS_INLINE bool reads_in_order(const exact_rows<Element>& rows) noexcept {
+  return Rows == 1 && rows.stride == static_cast<std::ptrdiff_t>(rows.dim);
+}
+
+/// Inner products of lanes / Rows token rows, from `first` on, with Rows query rows: one row takes its token rows one after
+/// the other, more share a look at each register of channels.
 template <class Isa, std::size_t Rows, class Element>
 inline void score_exact(const exact_rows<Element>& rows, std::size_t first, const float* queries,
                         std::size_t query_stride, float* out, std::size_t stride) noexcept {
   using floats = typename Isa::floats;
   constexpr std::size_t tokens = Isa::lanes / Rows;
+  const bool in_order = reads_in_order<Rows>(rows);
   const Element* at[tokens];
   PQATTN_X86_UNROLL
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::size_t index = first + t < rows.count ? first + t : rows.count - 1;  // repeats the last row
     at[t] = rows.row(index);
-    prefetch_row(rows, first + t + exact_prefetch_rows);
+    if (!in_order) {
+      prefetch_row(rows, first + t + exact_prefetch_rows);
+    }
   }
   floats sum[Isa::lanes];
-  PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < Isa::lanes; ++i) {
-    sum[i] = Isa::setf(0.0f);
-  }
   std::size_t c = 0;
+  if constexpr (Rows == 1) {
+    const std::size_t end = rows.dim / (2 * Isa::lanes) * (2 * Isa::lanes);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      floats even = Isa::setf(0.0f);
+      floats odd = Isa::setf(0.0f);
+      for (c = 0; c < end; c += 2 * Isa::lanes) {
+        even = Isa::fma(load_elements<Isa>(at[t] + c), Isa::loadf(queries + c), even);
+        odd = Isa::fma(load_elements<Isa>(at[t] + c + Isa::lanes), Isa::loadf(queries + c + Isa::lanes), odd);
+      }
+      sum[t] = Isa::addf(even, odd);
+    }
+  } else {
+    PQATTN_X86_UNROLL
+    for (std::size_t i = 0; i < Isa::lanes; ++i) {
+      sum[i] = Isa::setf(0.0f);
+    }
+  }
   for (; c + Isa::lanes <= rows.dim; c += Isa::lanes) {
     floats query[Rows];
     PQATTN_X86_UNROLL
@@ -145,7 +171,7 @@ inline void add_exact(const exact_rows<Element>& rows, std::size_t first, std::s
   }
   for (std::size_t t = first; t < last; ++t) {
     const Element* at = rows.row(t) + channel;
-    if (prefetch) {
+    if (prefetch && !reads_in_order<Rows>(rows)) {
       prefetch_row(rows, t + exact_prefetch_rows);
     }
     floats value[Vectors];

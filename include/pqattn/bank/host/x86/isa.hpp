@@ -157,6 +157,10 @@ struct avx2 {
     v[3] = d;
   }
   /// low8(v, 0) and high8(v, 0) words, as f32 in slot order: part 0..3 of 8 slots.
+  /// Words of slots 2 i in `even`, 2 i + 1 in `odd`, to f32 in slot order.
+  static PQATTN_ALWAYS_INLINE void even_odd_to_floats(ints even, ints odd, floats* out) noexcept {
+    words_to_floats(low16(even, odd), high16(even, odd), out);
+  }
   static PQATTN_ALWAYS_INLINE void words_to_floats(ints low, ints high, floats* out) noexcept {
     const ints a = _mm256_permute2x128_si256(low, high, 0x20);  // slots 0-15
     const ints b = _mm256_permute2x128_si256(low, high, 0x31);  // slots 16-31
@@ -423,6 +427,15 @@ struct avx512bw {
     v[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
     v[2] = _mm512_shuffle_i32x4(c, d, 0x88);
     v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+  /// Words of slots 2 i in `even`, 2 i + 1 in `odd`.
+  static PQATTN_ALWAYS_INLINE void even_odd_to_floats(ints even, ints odd, floats* out) noexcept {
+    ints at = _mm512_setr_epi32(0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39);
+    PQATTN_X86_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      out[i] = to_floats(_mm512_maskz_permutex2var_epi16(0x55555555u, even, at, odd));
+      at = _mm512_add_epi32(at, _mm512_set1_epi32(8));
+    }
   }
   static PQATTN_ALWAYS_INLINE void words_to_floats(ints low, ints high, floats* out) noexcept {
     ints v[4] = {low16(low, zero()), high16(low, zero()), low16(high, zero()), high16(high, zero())};

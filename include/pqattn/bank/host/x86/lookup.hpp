@@ -70,8 +70,20 @@ PQATTN_ALWAYS_INLINE __m256i load_codes_256(const std::uint8_t* group, std::size
 template <class Isa, unsigned Bits, bool Shared = true>
 struct lookup;
 
+/// What only some of them have.
+template <class Lookup>
+struct plain_lookup {
+  static constexpr bool has_halves = false;
+  template <class Table, class Codes>
+  static PQATTN_ALWAYS_INLINE auto look_merged(const Table& t, const Codes& c) noexcept {
+    return Lookup::look(t, c);
+  }
+  template <class Table>
+  static PQATTN_ALWAYS_INLINE void keep(Table&) noexcept {}
+};
+
 template <unsigned Bits, bool Shared>
-struct lookup<avx2, Bits, Shared> {
+struct lookup<avx2, Bits, Shared> : plain_lookup<lookup<avx2, Bits, Shared>> {
   struct codes {
     __m256i low;
   };
@@ -137,7 +149,7 @@ PQATTN_ALWAYS_INLINE Table load_registers(const void* memory, std::index_sequenc
 /// Without byte permutes, tables wider than 16 bytes are looked up as 16-bit words: one look-up for the even and
 /// one for the odd slots, then the wanted half of the word is moved into place.
 template <unsigned Bits, bool Shared>
-struct lookup<avx512bw, Bits, Shared> {
+struct lookup<avx512bw, Bits, Shared> : plain_lookup<lookup<avx512bw, Bits, Shared>> {
   struct codes {
     __m512i low;
     __m512i odd;          // word index of the odd slots
@@ -217,6 +229,7 @@ struct lookup<avx512vbmi, Bits, Shared> {
     __m512i low;
     __mmask64 bit6;
     __mmask64 bit7;
+    __mmask64 not7;
     __mmask64 bits67;
     __mmask64 bit8;
   };
@@ -226,6 +239,7 @@ struct lookup<avx512vbmi, Bits, Shared> {
     c.low = load_codes_512<Bits>(group);
     if constexpr (Bits >= 8) {
       c.bit7 = _mm512_movepi8_mask(c.low);
+      c.not7 = _knot_mask64(c.bit7);
     }
     if constexpr (masked) {
       c.bit6 = _mm512_movepi8_mask(_mm512_add_epi8(c.low, c.low));
@@ -277,6 +291,47 @@ struct lookup<avx512vbmi, Bits, Shared> {
     } else {
       return _mm512_mask_blend_epi8(c.bit8, look256(t.bytes, c), look256(t.bytes + 4, c));
     }
+  }
+
+  /// A table of which every second register is read from memory with each look-up.
+  struct half_table {
+    __m512i first;
+    __m512i third;
+    const __m512i* memory;
+  };
+  static constexpr bool has_halves = Bits == 8 && !masked;
+  static PQATTN_ALWAYS_INLINE half_table load_halves(const void* memory) noexcept {
+    const auto* at = static_cast<const __m512i*>(memory);
+    return {_mm512_loadu_si512(at), _mm512_loadu_si512(at + 2), at};
+  }
+  static PQATTN_ALWAYS_INLINE __m512i look_merged(const half_table& t, const codes& c) noexcept {
+    const __m512i* memory = not_hoisted(t.memory);
+    const __m512i found = _mm512_mask2_permutex2var_epi8(t.first, c.low, c.not7, _mm512_load_si512(memory + 1));
+    return _mm512_mask2_permutex2var_epi8(t.third, found, c.bit7, _mm512_load_si512(memory + 3));
+  }
+  /// look() without a blend: the second permute fills in what the first, under a mask, has left as it was. One instruction
+  /// less and a longer chain: for look-ups among dot products.
+  static PQATTN_ALWAYS_INLINE __m512i look_merged(const table& t, const codes& c) noexcept {
+    if constexpr (has_halves) {
+      const __m512i found = _mm512_mask2_permutex2var_epi8(t.bytes[0], c.low, c.not7, t.bytes[1]);
+      return _mm512_mask2_permutex2var_epi8(t.bytes[2], found, c.bit7, t.bytes[3]);
+    } else {
+      return look(t, c);
+    }
+  }
+
+  /// Keeps the compiler from reading tables from memory with each look-up: loads have one port, or two.
+  static PQATTN_ALWAYS_INLINE void keep(table& t) noexcept {
+    if constexpr (!in_memory) {
+      PQATTN_X86_UNROLL
+      for (std::size_t i = 0; i < registers; ++i) {
+        keep_in_register(t.bytes[i]);
+      }
+    }
+  }
+  static PQATTN_ALWAYS_INLINE void keep(half_table& t) noexcept {
+    keep_in_register(t.first);
+    keep_in_register(t.third);
   }
 };
 #endif

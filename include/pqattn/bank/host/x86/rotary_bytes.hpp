@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The rotary kernel in 8 bits, for instruction sets with byte permutes and dot products of bytes.
 //
-// Two pairs of channels and 64 slots at a time: four look-ups give unsigned bytes (centroids 128 up), multiply-adds with
-// the turn table give turned components in 16 bits, whose upper bits become bytes again; four of them lie side by side
-// for every slot, so that one dot product of bytes per 16 slots adds both pairs to a row's score.
+// A pair of channels and 64 slots at a time: two look-ups give unsigned bytes (centroids 128 up), multiply-adds with the
+// turn table give turned components in 16 bits, whose upper bits become bytes again. Those of two pairs are laid side by
+// side for every slot, so that one dot product of bytes per 16 slots adds both pairs to a row's score.
 //
 // Numbers: cosine and sine are rounded to 1/255 and then to 1/105, the most whose product with two raised bytes fits 16
 // bits. A turned component is kept as u = round(105 / 128 component) + 128, the query as bytes with the longest pair
@@ -26,12 +26,14 @@ struct rotary_bytes {
   using query = std::uint16_t;  ///< x and y of a pair
 
   static constexpr std::size_t batch = 8;
-  static constexpr std::size_t chunk = 16;
+  static constexpr std::size_t chunk = 32;
   /// Blocks of a batch for so many rows: their sums should stay in the first-level cache.
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t rows) noexcept { return rows <= 8 ? batch : 4; }
   /// The most rows below `rows` with a larger batch; 0 when there are none.
   [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t rows) noexcept { return rows <= 8 ? 0 : 8; }
   static constexpr std::size_t key_bytes = 128;
+  /// Between the turned keys of two blocks: a line more than they take, so that they do not share sets of the cache.
+  static constexpr std::size_t key_block_bytes = chunk * key_bytes + 64;
   static constexpr int circle = 105;  ///< what cosine 1 is in the turn table
   static constexpr float product = static_cast<float>(circle) / 128.0f;
   static constexpr float key_offset = 128.0f;
@@ -82,57 +84,43 @@ struct rotary_bytes {
     }
   }
 
-  struct turned {
-    ints low;
-    ints high;
-  };
   /// Turned x and y of 32 slots side by side.
-  static PQATTN_ALWAYS_INLINE ints turn_half(ints key, const turn* t, int half) noexcept {
-    const ints x = isa::add16(isa::mul_bytes(key, t->factor[half]), t->offset[half]);
-    const ints y = isa::add16(isa::mul_bytes(key, t->factor[half + 2]), t->offset[half + 2]);
+  static PQATTN_ALWAYS_INLINE ints turn_half(ints key, const turn& by, int half) noexcept {
+    const ints x = isa::add16(isa::mul_bytes(key, by.factor[half]), by.offset[half]);
+    const ints y = isa::add16(isa::mul_bytes(key, by.factor[half + 2]), by.offset[half + 2]);
     // Bits 7 to 14 of every word, of y in the upper byte: x where the mask is 0 ... 255, 2 y elsewhere. Bitwise work and sums
     // run on more ports than permutes and shifts.
     return _mm512_ternarylogic_epi32(isa::right16<7>(x), isa::add16(y, y), isa::set16(255), 0xe4);
   }
-  static PQATTN_ALWAYS_INLINE turned turn_pair(ints x, ints y, const turn* t) noexcept {
-    return {turn_half(isa::low8(x, y), t, 0), turn_half(isa::high8(x, y), t, 1)};
-  }
-  static PQATTN_ALWAYS_INLINE void store_pairs(const turned& a, const turned& b, std::byte* out) noexcept {
-    isa::store(out, isa::low16(a.low, b.low));
-    isa::store(out + 64, isa::high16(a.low, b.low));
-    isa::store(out + 128, isa::low16(a.high, b.high));
-    isa::store(out + 192, isa::high16(a.high, b.high));
-  }
-
-  /// Two pairs of `blocks` blocks. Of: which of the four codes (x and y of the first pair, x and y of the second) each
-  /// component reads, so that codes which are the same are loaded once.
-  template <unsigned Bits, std::size_t... Of>
-  static void turn_two(const turned_pair* pair, const std::int8_t* tables, table turns,
-                       const std::uint8_t* const* block, std::size_t blocks, std::byte* keys) noexcept {
+  /// One pair of `blocks` blocks: turned x and y side by side, of slots in the order of low8, then of high8. Same: whether
+  /// one code stands for both channels. Tables and turns stay in registers.
+  template <unsigned Bits, bool Same>
+  static void turn_pair(const turned_pair& pair, const std::int8_t* tables, table turns, const std::uint8_t* const* block,
+                        std::size_t blocks, std::byte* keys) noexcept {
     using look = lookup<isa, Bits>;
-    constexpr std::size_t of[4] = {Of...};
-    const std::uint32_t code_at[4] = {pair[0].code_x, pair[0].code_y, pair[1].code_x, pair[1].code_y};
-    const std::uint32_t table_at[4] = {pair[0].table_x, pair[0].table_y, pair[1].table_x, pair[1].table_y};
-    typename look::table table[4];
+    typename look::table table_x = look::load_table(tables + pair.table_x);
+    typename look::table table_y = look::load_table(tables + pair.table_y);
+    if constexpr (Bits <= 8) {  // wider ones are too many
+      look::keep(table_x);
+      look::keep(table_y);
+    }
+    turn by = turns[pair.turn];
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < 4; ++i) {
-      table[i] = look::load_table(tables + table_at[i]);
+      keep_in_register(by.factor[i]);
+      keep_in_register(by.offset[i]);
     }
-    for (std::size_t b = 0; b < blocks; ++b, keys += chunk * key_bytes) {
-      typename look::codes codes[4];
-      PQATTN_X86_UNROLL
-      for (std::size_t i = 0; i < 4; ++i) {
-        if (of[i] == i) {
-          codes[i] = look::load_codes(block[b] + code_at[i], 0);
-        }
-      }
-      const auto component = [&](std::size_t i) PQATTN_X86_INLINE_LAMBDA {
-        return look::look(look::in_memory ? look::load_table(not_hoisted(tables) + table_at[i]) : table[i], codes[of[i]]);
-      };
-      // Turns are read from memory in every round: in registers they would push the tables out.
-      const turn* t = not_hoisted(turns);
-      const turned first = turn_pair(component(0), component(1), t + pair[0].turn);
-      store_pairs(first, turn_pair(component(2), component(3), t + pair[1].turn), keys);
+    const auto table_at = [&](const typename look::table& kept, std::uint32_t at) PQATTN_X86_INLINE_LAMBDA {
+      return look::in_memory ? look::load_table(not_hoisted(tables) + at) : kept;
+    };
+    for (std::size_t b = 0; b < blocks; ++b, keys += key_block_bytes) {
+      typename look::codes code_x = look::load_codes(block[b] + pair.code_x, 0);
+      keep_in_register(code_x.low);
+      const typename look::codes code_y = Same ? code_x : look::load_codes(block[b] + pair.code_y, 0);
+      const ints x = look::look(table_at(table_x, pair.table_x), code_x);
+      const ints y = look::look(table_at(table_y, pair.table_y), code_y);
+      isa::store(keys, turn_half(isa::low8(x, y), by, 0));
+      isa::store(keys + 64, turn_half(isa::high8(x, y), by, 1));
     }
   }
 
@@ -140,16 +128,10 @@ struct rotary_bytes {
   template <unsigned Bits>
   static void turn_keys(const rotary_book& book, table turns, std::size_t first, std::size_t count,
                         const std::uint8_t* const* block, std::size_t blocks, std::byte* keys) noexcept {
-    for (std::size_t i = 0; i < count; i += 2, keys += 2 * key_bytes) {
-      const turned_pair* pair = book.pairs + first + i;
-      if (pair[0].code_x == pair[1].code_x && pair[0].code_y == pair[1].code_y) {
-        pair[0].code_x == pair[0].code_y ? turn_two<Bits, 0, 0, 0, 0>(pair, book.tables, turns, block, blocks, keys)
-                                         : turn_two<Bits, 0, 1, 0, 1>(pair, book.tables, turns, block, blocks, keys);
-      } else if (pair[0].code_x == pair[0].code_y && pair[1].code_x == pair[1].code_y) {
-        turn_two<Bits, 0, 0, 2, 2>(pair, book.tables, turns, block, blocks, keys);
-      } else {
-        turn_two<Bits, 0, 1, 2, 3>(pair, book.tables, turns, block, blocks, keys);
-      }
+    for (std::size_t i = 0; i < (count + 1) / 2 * 2; ++i, keys += key_bytes) {
+      const turned_pair& pair = book.pairs[first + i];
+      pair.code_x == pair.code_y ? turn_pair<Bits, true>(pair, book.tables, turns, block, blocks, keys)
+                                 : turn_pair<Bits, false>(pair, book.tables, turns, block, blocks, keys);
     }
   }
 
@@ -166,11 +148,12 @@ struct rotary_bytes {
       }
     }
     for (std::size_t pair = 0; pair < pairs; pair += 2, keys += 2 * key_bytes) {
-      ints key[4];
-      PQATTN_X86_UNROLL
-      for (std::size_t i = 0; i < 4; ++i) {
-        key[i] = isa::load(keys + i * 64);
-      }
+      const ints a_low = isa::load(keys);
+      const ints a_high = isa::load(keys + 64);
+      const ints b_low = isa::load(keys + key_bytes);
+      const ints b_high = isa::load(keys + key_bytes + 64);
+      ints key[4] = {isa::low16(a_low, b_low), isa::high16(a_low, b_low), isa::low16(a_high, b_high),
+                     isa::high16(a_high, b_high)};
       PQATTN_X86_UNROLL
       for (std::size_t row = 0; row < Rows; ++row) {
         std::int32_t two = 0;

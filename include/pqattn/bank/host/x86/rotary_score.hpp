@@ -195,7 +195,7 @@ template <class Kernel>
 inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_t turns, std::size_t rows,
                                                    void* memory) noexcept {
   const std::size_t batch = Kernel::batch_for(rows);
-  const std::size_t keys = batch * Kernel::chunk * Kernel::key_bytes;
+  const std::size_t keys = batch * Kernel::key_block_bytes;
   const std::size_t sums = batch * rows * slots * sizeof(std::int32_t);
   const std::size_t queries =
       align_up(batch * (Kernel::by_phase ? 1 : rows) * pad16(pairs) * sizeof(typename Kernel::query));
@@ -339,12 +339,12 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     const std::size_t from = run.block_bytes * pair / book.count;
     const std::size_t to = run.block_bytes * (pair + count) / book.count;
     for (std::size_t b = 0; b < ahead; ++b) {
-      fetch_lines(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
+      fetch_from_memory(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
     }
     next.fetch_share();
     const auto sum_blocks = [&](const auto* rows, std::size_t row_stride, std::size_t block_stride) noexcept {
       for (std::size_t b = 0; b < blocks; ++b) {
-        Kernel::sum_block(scratch.keys + b * Kernel::chunk * Kernel::key_bytes, count, rows + b * block_stride, row_stride,
+        Kernel::sum_block(scratch.keys + b * Kernel::key_block_bytes, count, rows + b * block_stride, row_stride,
                           queries.rows, scratch.sums + b * queries.rows * slots, pair == 0);
       }
     };

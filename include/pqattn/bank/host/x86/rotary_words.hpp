@@ -32,6 +32,8 @@ struct rotary_words {
   [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t) noexcept { return 0; }
   static constexpr std::size_t chunk = 8;
   static constexpr std::size_t key_bytes = 256;
+  /// Between the turned keys of two blocks: a line more than they take, so that they do not share sets of the cache.
+  static constexpr std::size_t key_block_bytes = chunk * key_bytes + 64;
   /// What a unit of query times table byte becomes in a sum, and what a key of 0 does.
   static constexpr float product = 255.0f;
   static constexpr float key_offset = 0.0f;
@@ -101,7 +103,7 @@ struct rotary_words {
         const auto y_low_sign = Isa::load_signs(sign + 2 * Isa::sign_bytes);
         const auto y_high_sign = Isa::load_signs(sign + 3 * Isa::sign_bytes);
         std::byte* out = keys + i * 256 + part * 4 * width;
-        for (std::size_t b = 0; b < blocks; ++b, out += chunk * 256) {
+        for (std::size_t b = 0; b < blocks; ++b, out += key_block_bytes) {
           const ints x = look::look(table_x, look::load_codes(block[b] + pair.code_x, part));
           const ints y = look::look(table_y, look::load_codes(block[b] + pair.code_y, part));
           const ints low = Isa::low8(x, y);

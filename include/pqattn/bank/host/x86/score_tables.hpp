@@ -312,7 +312,7 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
   for (group_walk at(shape); !at.done(); at.next()) {
     const std::size_t width = at.width();
     const std::int8_t* tables = book.bytes + at.plane() * entries;
-    fetch_lines(reinterpret_cast<const std::uint8_t*>(tables) + 4096, width * entries);
+    fetch_from_memory(reinterpret_cast<const std::uint8_t*>(tables) + 4096, width * entries);
     next.fetch_share();
     round_factors(scratch.factors + table_rows * at.plane(), width, scale, scratch.pairs);
     std::int32_t* range = ranges + 2 * table_rows * at.group();

@@ -78,25 +78,23 @@ PQATTN_ALWAYS_INLINE void add_entries(const typename Isa::ints (&value)[Planes],
 template <class Isa, std::size_t Planes>
 PQATTN_ALWAYS_INLINE void sums_to_scores(const typename Isa::ints (&sum)[2], float step, float base,
                                          typename Isa::floats (&score)[4]) noexcept {
-  using ints = typename Isa::ints;
-  ints low = sum[0];
-  ints high = sum[1];
-  if constexpr (Planes == 1) {
-    const ints even = Isa::sub16(sum[0], Isa::template left16<8>(sum[1]));  // all - 256 * odd, modulo 2^16
-    low = Isa::low16(even, sum[1]);
-    high = Isa::high16(even, sum[1]);
+  if constexpr (Planes == 1) {  // the words' sums without 256 times those of the high bytes, modulo 2^16
+    Isa::even_odd_to_floats(Isa::sub16(sum[0], Isa::template left16<8>(sum[1])), sum[1], score);
+  } else {
+    Isa::words_to_floats(sum[0], sum[1], score);
   }
-  Isa::words_to_floats(low, high, score);
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < 4; ++i) {
     score[i] = Isa::fma(score[i], Isa::setf(step), Isa::setf(base));
   }
 }
 
-/// Stores the scores of one row and a part of a block; those of groups after the first 256 are added to what is there.
+/// Stores the scores of one row and a part of a block, of which the run may have some slots only; those of groups after the
+/// first 256 are added to what is there.
 template <class Isa, std::size_t Planes>
-PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, std::size_t block, std::size_t part,
-                                       const typename Isa::ints (&sum)[2]) noexcept {
+PQATTN_NOINLINE void store_any_scores(const score_pass& pass, std::size_t row, std::size_t block, std::size_t part,
+                                      typename Isa::ints first_sum, typename Isa::ints second_sum) noexcept {
+  const typename Isa::ints sum[2] = {first_sum, second_sum};
   float* const scores = pass.out + row * pass.stride;
   const std::ptrdiff_t offset = pass.run.offset_of(block);
   const std::ptrdiff_t begin = pass.run.begin_in(block);
@@ -109,6 +107,24 @@ PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, 
     add_slots<Isa>(scores, offset, slot, begin, end, score);
   }
   store_slots<Isa>(scores, offset, slot, begin, end, score);
+}
+
+/// The same. Nearly all blocks are whole and have no more groups; the rest is out of line, as its masks would take ports.
+template <class Isa, std::size_t Planes>
+PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, std::size_t block, std::size_t part,
+                                       const typename Isa::ints (&sum)[2]) noexcept {
+  const std::size_t slot = block * slots;
+  if (pass.first != 0 || slot < pass.run.first || slot + slots > pass.run.first + pass.run.count) {
+    store_any_scores<Isa, Planes>(pass, row, block, part, sum[0], sum[1]);
+    return;
+  }
+  typename Isa::floats score[4];
+  sums_to_scores<Isa, Planes>(sum, pass.tables.step[row], pass.tables.base[row], score);
+  float* const at = pass.out + row * pass.stride + (slot - pass.run.first) + part * Isa::bytes;
+  PQATTN_X86_UNROLL
+  for (std::size_t i = 0; i < 4; ++i) {
+    Isa::storef(at + i * Isa::lanes, score[i]);
+  }
 }
 
 /// Scores of Rows rows from `row` on and Blocks blocks from `block` on.
@@ -130,8 +146,8 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
       sum[i / Blocks][i % Blocks][0] = sum[i / Blocks][i % Blocks][1] = Isa::zero();
     }
     for (std::size_t group = 0; group < pass.groups; ++group) {
-      fetch_lines(lines.at + group * lines.step, 64);
-      fetch_lines(lines.at + group * lines.step + lines.step / 2, 64);
+      fetch_from_memory(lines.at + group * lines.step, 64);
+      fetch_from_memory(lines.at + group * lines.step + lines.step / 2, 64);
       const std::uint8_t* const of_group = tables + group * Planes * table_bytes(Bits);
       const auto table_of = [&](const std::uint8_t* here, std::size_t r, std::size_t i) PQATTN_X86_INLINE_LAMBDA {
         return look::load_table(here + r * pass.row_bytes + i * table_bytes(Bits));
@@ -140,6 +156,9 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < Rows * Planes; ++i) {
         table[i / Planes][i % Planes] = table_of(of_group, i / Planes, i % Planes);
+        if constexpr (Planes == 1) {  // two tables a row do not fit
+          look::keep(table[i][0]);
+        }
       }
       PQATTN_X86_UNROLL
       for (std::size_t b = 0; b < Blocks; ++b) {

@@ -64,14 +64,14 @@ inline constexpr std::size_t most_excess = 64;
 
 /// Workspace of value_sum.
 struct value_scratch {
-  float* sums;           // (stages * dim, rows): of bytes times steps
+  float* sums;           // (rows, planes): of bytes times steps; planes is stages * dim rounded up to 16
   float* mass;           // (rows): sums of the probabilities used
   float* steps;          // (rows): of the rounded probabilities
   float* limits;         // (rows): what is above is excess; huge where there is none
   std::uint64_t* above;  // (batch, rows): slots of a batch with an excess, a bit each
   float* left;           // (rows): mass that may still be skipped
   float* carried;        // (rows, 64): what rounding left over, in steps
-  float* excess;         // (rows, planes): sums of excess * byte; planes is stages * dim rounded up to 16
+  float* excess;         // (rows, planes): sums of excess * byte
   excess_slot* over;     // (most_excess): what has an excess and is not in the sums yet
   std::size_t planes;
   std::uint8_t* bytes;   // (batch, rows, 64): rounded probabilities
@@ -396,31 +396,36 @@ inline std::size_t list_excess(const geometry& shape, const byte_codebook& book,
   return count;
 }
 
-/// Adds the integer sums of a batch to the f32 sums of Count components and Rows rows; `sums` has `rows` for a
-/// component.
+/// Adds the integer sums of a batch to the f32 sums of Count components and Rows rows, whose rows are `planes` apart.
 template <class Isa, std::size_t Count, std::size_t Rows>
-PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows], std::size_t rows,
+PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows], std::size_t planes,
                                     float* sums) noexcept {
-  static_assert(Rows <= 4);
-  constexpr std::size_t together = 4 / Rows;  // components that fill four lanes
+  static_assert(Count <= 4);
+  constexpr std::size_t together = 4 / Count;  // rows that fill four lanes
   const auto register_of = [&](std::size_t number) PQATTN_X86_INLINE_LAMBDA {
-    return number < Count * Rows ? sum[number / Rows][number % Rows] : Isa::zero();
+    return number < Count * Rows ? sum[number % Count][number / Count] : Isa::zero();
   };
   PQATTN_X86_UNROLL
-  for (std::size_t i = 0; i < Count; i += together) {
-    const std::size_t first = i * Rows;
+  for (std::size_t row = 0; row < Rows; row += together) {
+    const std::size_t first = row * Count;
     const __m128 total = _mm_cvtepi32_ps(Isa::sums_of_four(register_of(first), register_of(first + 1),
                                                            register_of(first + 2), register_of(first + 3)));
-    float* at = sums + i * rows;
-    if (Count * Rows % 4 == 0 && (Rows == 4 || Rows == rows)) {  // four sums side by side
+    float* const at = sums + row * planes;
+    if constexpr (Count == 4) {
       _mm_storeu_ps(at, _mm_add_ps(total, _mm_loadu_ps(at)));
+    } else if constexpr (Count == 2 && Rows > 1) {
+      auto* const low = reinterpret_cast<__m64*>(at);
+      auto* const high = reinterpret_cast<__m64*>(at + planes);
+      const __m128 both = _mm_add_ps(total, _mm_loadh_pi(_mm_loadl_pi(_mm_setzero_ps(), low), high));
+      _mm_storel_pi(low, both);
+      _mm_storeh_pi(high, both);
     } else {
       alignas(16) float totals[4];
       _mm_store_ps(totals, total);
       PQATTN_X86_UNROLL
-      for (std::size_t j = 0; j < 4; ++j) {
-        if (first + j < Count * Rows) {
-          at[j / Rows * rows + j % Rows] += totals[j];
+      for (std::size_t i = 0; i < 4; ++i) {
+        if (first + i < Count * Rows) {
+          at[i / Count * planes + i % Count] += totals[i];
         }
       }
     }
@@ -431,15 +436,18 @@ PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows]
 /// no room for all.
 inline constexpr std::size_t lines_with_block = 2;
 
+/// `lines`: null where there is nothing to fetch.
 PQATTN_ALWAYS_INLINE void fetch_with_block(const std::uint8_t* lines, std::size_t block) noexcept {
-  fetch_lines(lines + 64 * lines_with_block * block, 64 * lines_with_block);
+  if (lines != nullptr) {
+    fetch_from_memory(lines + 64 * lines_with_block * block, 64 * lines_with_block);
+  }
 }
 
 /// Sums of Count components of one group for Rows rows over `blocks` blocks. `load(block, part, use)` gives the
 /// components of a part of a block.
 template <class Isa, std::size_t Count, std::size_t Rows, class Load>
 PQATTN_ALWAYS_INLINE void sum_blocks(std::size_t blocks, const std::uint8_t* bytes, std::size_t rows, float* sums,
-                                     const Load& load) noexcept {
+                                     std::size_t planes, const Load& load) noexcept {
   using ints = typename Isa::ints;
   ints sum[Count][Rows];
   PQATTN_X86_UNROLL
@@ -470,7 +478,7 @@ PQATTN_ALWAYS_INLINE void sum_blocks(std::size_t blocks, const std::uint8_t* byt
       });
     }
   }
-  add_batch<Isa, Count, Rows>(sum, rows, sums);
+  add_batch<Isa, Count, Rows>(sum, planes, sums);
 }
 
 /// Groups whose codes come into the first-level cache ahead of the one that is looked up: a whole batch would push out
@@ -490,31 +498,45 @@ PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, 
 template <class Isa, unsigned Bits, std::size_t Count, std::size_t Rows>
 PQATTN_NOINLINE void sum_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
                                     const std::uint8_t* lines, const std::uint8_t* bytes, std::size_t rows,
-                                    float* sums) noexcept {
+                                    float* sums, std::size_t planes) noexcept {
   using look = lookup<Isa, Bits>;
-  typename look::table table[Count];
+  constexpr bool halves = look::has_halves && Count == 4 && Rows > 1;
+  const auto table_at = [](const std::int8_t* at) PQATTN_X86_INLINE_LAMBDA {
+    if constexpr (halves) {
+      return look::load_halves(at);
+    } else {
+      return look::load_table(at);
+    }
+  };
+  decltype(table_at(tables)) table[Count];
   PQATTN_X86_UNROLL
   for (std::size_t i = 0; i < Count; ++i) {
-    table[i] = look::load_table(tables + i * table_bytes(Bits));
+    table[i] = table_at(tables + i * table_bytes(Bits));
+    if constexpr (halves) {
+      look::keep(table[i]);
+    }
   }
   const auto load = [&](std::size_t block, std::size_t part, const auto& use) PQATTN_X86_INLINE_LAMBDA {
     if (part == 0) {
       fetch_with_block(lines, block);
     }
-    const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
+    auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
+    if constexpr (halves) {
+      keep_in_register(codes.low);
+    }
     const std::int8_t* here = look::in_memory ? not_hoisted(tables) : tables;
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < Count; ++i) {
-      use(i, look::look(look::in_memory ? look::load_table(here + i * table_bytes(Bits)) : table[i], codes));
+      use(i, look::look_merged(look::in_memory ? table_at(here + i * table_bytes(Bits)) : table[i], codes));
     }
   };
-  sum_blocks<Isa, Count, Rows>(blocks.count, bytes, rows, sums, load);
+  sum_blocks<Isa, Count, Rows>(blocks.count, bytes, rows, sums, planes, load);
 }
 
 /// From decoded components.
 template <class Isa, std::size_t Count, std::size_t Rows>
 PQATTN_NOINLINE void sum_decoded(const std::int8_t* decoded, std::size_t blocks, const std::uint8_t* bytes,
-                                 std::size_t rows, float* sums) noexcept {
+                                 std::size_t rows, float* sums, std::size_t planes) noexcept {
   const auto load = [&](std::size_t block, std::size_t part, const auto& use) PQATTN_X86_INLINE_LAMBDA {
     const std::int8_t* at = decoded + block * value_decoded * slots + part * Isa::bytes;
     PQATTN_X86_UNROLL
@@ -522,13 +544,16 @@ PQATTN_NOINLINE void sum_decoded(const std::int8_t* decoded, std::size_t blocks,
       use(i, Isa::load(at + i * slots));
     }
   };
-  sum_blocks<Isa, Count, Rows>(blocks, bytes, rows, sums, load);
+  sum_blocks<Isa, Count, Rows>(blocks, bytes, rows, sums, planes, load);
 }
 
-/// Components of one group that share a look at its codes: as many as registers hold sums for.
+/// Components of one group that share a look at its codes: as many as registers hold sums and tables for.
 template <class Isa, unsigned Bits, std::size_t Rows>
 inline constexpr std::size_t components_at_once =
-    Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || Bits <= 4 || (Bits <= 8 && Rows == 1)) ? 4 : 2;
+    Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || lookup<Isa, Bits>::has_halves || Bits <= 4 ||
+                         (Bits <= 8 && Rows == 1))
+        ? 4
+        : 2;
 
 /// Looks up Count components of all blocks of a batch.
 template <class Isa, unsigned Bits, std::size_t Count>
@@ -547,7 +572,7 @@ PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_bl
       const auto codes = load_codes<look, Bits>(blocks.codes[block] + code_at, part);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < Count; ++i) {
-        Isa::store(decoded + i * slots + part * Isa::bytes, look::look(table[i], codes));
+        Isa::store(decoded + i * slots + part * Isa::bytes, look::look_merged(table[i], codes));
       }
     }
   }
@@ -560,15 +585,15 @@ inline void sum_group(const std::int8_t* tables, std::size_t width, const value_
                       const std::uint8_t* lines, std::size_t rows, const value_scratch& scratch,
                       float* sums) noexcept {
   const auto lines_of = [&](std::size_t i, std::size_t row) noexcept {
-    return lines != nullptr && i == 0 && row == 0 ? lines : reinterpret_cast<const std::uint8_t*>(tables);
+    return i == 0 && row == 0 ? lines : nullptr;
   };
   const auto tables_of = [&](std::size_t i) noexcept { return tables + i * table_bytes(Bits); };
-  const auto sums_of = [&](std::size_t i, std::size_t row) noexcept { return sums + i * rows + row; };
+  const auto sums_of = [&](std::size_t i, std::size_t row) noexcept { return sums + row * scratch.planes + i; };
   if (rows <= most_value_rows) {
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
       for_rows<components_at_once<Isa, Bits, Rows>>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
         sum_components<Isa, Bits, Count, Rows>(tables_of(i), blocks, code_at, lines_of(i, row),
-                                               scratch.bytes + row * slots, rows, sums_of(i, row));
+                                               scratch.bytes + row * slots, rows, sums_of(i, row), scratch.planes);
       });
     });
     return;
@@ -577,7 +602,8 @@ inline void sum_group(const std::int8_t* tables, std::size_t width, const value_
   for_rows<at_once>(width, [&]<std::size_t Count>(std::size_t i) noexcept {
     decode_components<Isa, Bits, Count>(tables_of(i), blocks, code_at, lines_of(i, 0), scratch.decoded);
     for_rows<most_value_rows>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
-      sum_decoded<Isa, Count, Rows>(scratch.decoded, blocks.count, scratch.bytes + row * slots, rows, sums_of(i, row));
+      sum_decoded<Isa, Count, Rows>(scratch.decoded, blocks.count, scratch.bytes + row * slots, rows, sums_of(i, row),
+                                    scratch.planes);
     });
   });
 }
@@ -602,7 +628,7 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
     fetch_queue& longest = following.due() < later.due() ? later : following;
     const std::uint8_t* lines = longest.take(lines_with_block * blocks.count);
     const std::int8_t* tables = book.bytes + group.plane() * table_bytes(Bits);
-    float* sums = scratch.sums + group.plane() * rows;
+    float* sums = scratch.sums + group.plane();
     sum_group<Isa, Bits>(tables, group.width(), blocks, code_at, lines, rows, scratch, sums);
     add_excess<Bits>(tables, group.width(), code_at, group.plane(), scratch, over);
   }
@@ -610,15 +636,27 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
 }
 
 /// Adds the integer part's sums and the constant part to `out`.
+template <class Isa>
 inline void finish_values(const geometry& shape, const byte_codebook& book, std::size_t rows,
                           const value_scratch& scratch, float* out, std::size_t stride) noexcept {
   for (std::size_t row = 0; row < rows; ++row, out += stride) {
-    const float* excess = scratch.excess + row * scratch.planes;
-    std::size_t plane = 0;
+    const float* const sums = scratch.sums + row * scratch.planes;
+    const float* const excess = scratch.excess + row * scratch.planes;
+    const auto step = Isa::setf(scratch.steps[row]);
+    const auto mass = Isa::setf(scratch.mass[row]);
     for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
-      for (std::uint32_t position = 0; position < shape.dim; ++position, ++plane) {
-        const float sum = __builtin_fmaf(scratch.steps[row], scratch.sums[plane * rows + row], excess[plane]);
-        out[shape.channel(position)] += __builtin_fmaf(book.scale[plane], sum, book.offset[plane] * scratch.mass[row]);
+      for (std::uint32_t position = 0; position < shape.dim; position += Isa::lanes) {
+        const std::size_t plane = std::size_t{stage} * shape.dim + position;
+        const std::size_t count = shape.dim - position < Isa::lanes ? shape.dim - position : Isa::lanes;
+        const auto of = [&](const float* numbers) PQATTN_X86_INLINE_LAMBDA {
+          return Isa::loadf_range(numbers + plane, 0, static_cast<std::ptrdiff_t>(count));
+        };
+        const auto sum = Isa::fma(step, of(sums), of(excess));
+        alignas(64) float added[Isa::lanes];
+        Isa::storef(added, Isa::fma(of(book.scale), sum, Isa::mulf(of(book.offset), mass)));
+        for (std::size_t i = 0; i < count; ++i) {
+          out[shape.channel(position + static_cast<std::uint32_t>(i))] += added[i];
+        }
       }
     }
   }
@@ -693,7 +731,7 @@ inline void sum_run(const geometry& shape, const byte_codebook& book, const slot
                          probabilities, stride, rows, scratch);
   }
   next.fetch_due();
-  finish_values(shape, book, rows, scratch, out, out_stride);
+  finish_values<Isa>(shape, book, rows, scratch, out, out_stride);
 }
 
 }  // namespace detail
