@@ -16,9 +16,9 @@ namespace {
 void dram_read(benchmark::State& state) {
   const std::size_t bytes = bench::cold_bytes();
   const std::byte* data = bench::random_bytes(bytes);
-  const std::size_t streams = bench::dram().streams;
+  const bench::dram_speed& best = bench::dram();
   for (auto iteration : state) {
-    benchmark::DoNotOptimize(bench::read_all(data, bytes, streams));
+    benchmark::DoNotOptimize(bench::read_all(data, bytes, best.streams, best.hints));
   }
   state.counters["bytes_per_second"] = benchmark::Counter(
       static_cast<double>(state.iterations()) * static_cast<double>(bytes), benchmark::Counter::kIsRate);

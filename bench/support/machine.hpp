@@ -2,6 +2,7 @@
 // What this machine can do, measured: bytes read from DRAM per second and clock cycles per nanosecond.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -20,27 +21,39 @@ double seconds_of(const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Sums 8-byte words of `streams` streams side by side: on some processors one alone does not keep the memory busy, on
-/// others many are slower than one. Returns the sum so that nothing is removed.
-inline std::uint64_t read_all(const std::byte* data, std::size_t bytes, std::size_t streams) {
+/// Numbers that are read at once: as wide as loads get, so that many lines are under way.
+#if PQATTN_X86_AVX2
+using word = pqattn::x86::native::ints;
+#else
+using word = std::uint64_t;
+#endif
+
+/// Reads `streams` streams side by side, with hints or without: which of these keeps the memory busiest differs between
+/// processors. Returns a sum so that nothing is removed.
+inline std::uint64_t read_all(const std::byte* data, std::size_t bytes, std::size_t streams, bool hints) {
   constexpr std::size_t ahead = 1024;
-  std::uint64_t sum[16] = {};
+  constexpr std::size_t step = 256;
+  constexpr std::size_t words = step / sizeof(word);
+  word sum[words] = {};
   const std::size_t stream_bytes = bytes / streams;
-  for (std::size_t i = 0; i + 128 <= stream_bytes; i += 128) {
+  for (std::size_t i = 0; i + step <= stream_bytes; i += step) {
     for (std::size_t stream = 0; stream < streams; ++stream) {
       const std::byte* place = data + stream * stream_bytes + i;
-      __builtin_prefetch(place + ahead);
-      __builtin_prefetch(place + ahead + 64);
-      std::uint64_t words[16];
-      std::memcpy(words, place, 128);
-      for (std::size_t j = 0; j < 16; ++j) {
-        sum[j] += words[j];
+      for (std::size_t line = 0; hints && line < step; line += 64) {
+        __builtin_prefetch(place + ahead + line);
+      }
+      for (std::size_t j = 0; j < words; ++j) {
+        word here;
+        std::memcpy(&here, place + j * sizeof(word), sizeof here);
+        sum[j] ^= here;
       }
     }
   }
   std::uint64_t total = 0;
-  for (const std::uint64_t part : sum) {
-    total += part;
+  for (const word& part : sum) {
+    std::uint64_t first = 0;
+    std::memcpy(&first, &part, sizeof first);
+    total ^= first;
   }
   return total;
 }
@@ -67,24 +80,25 @@ inline double cycles_per_ns() {
   return measured;
 }
 
-/// Length of a cycle while 512-bit instructions run, from a chain of dot products that takes four: measured right after a
-/// bench, it takes the clock and whoever shares the core out of its figure. 0 where there are none.
+/// Length of a cycle while 512-bit instructions run, from a chain of scalar additions of one cycle each beside them: measured
+/// right after a bench, it takes the clock and whoever shares the core out of its figure. 0 where there are none.
 inline double vector_cycle_ns() {
 #if PQATTN_X86_AVX512VBMI
   constexpr int rounds = 2000;
   double best = 1e30;
   for (int turn = 0; turn < 20; ++turn) {
     const double seconds = seconds_of([] {
+      std::uint64_t chain = 0;
       for (int i = 0; i < rounds; ++i) {
         asm volatile(
-            "vpermb %%zmm20, %%zmm21, %%zmm0\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm4\n\t"
-            "vpermb %%zmm20, %%zmm21, %%zmm1\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm5\n\t"
-            "vpermb %%zmm20, %%zmm21, %%zmm2\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm6\n\t"
-            "vpermb %%zmm20, %%zmm21, %%zmm3\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm7\n\t" ::
-                : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7");
+            "add $1, %0\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm0\n\tadd $1, %0\n\t"
+            "add $1, %0\n\tvpermb %%zmm10, %%zmm11, %%zmm1\n\tadd $1, %0\n\t"
+            "add $1, %0\n\tvpdpbusd %%zmm10, %%zmm11, %%zmm2\n\tadd $1, %0\n\t"
+            "add $1, %0\n\tvpermb %%zmm10, %%zmm11, %%zmm3\n\tadd $1, %0\n\t"
+            : "+r"(chain)::"xmm0", "xmm1", "xmm2", "xmm3", "cc");
       }
     });
-    best = seconds * 1e9 / (4.0 * rounds) < best ? seconds * 1e9 / (4.0 * rounds) : best;
+    best = seconds * 1e9 / (8.0 * rounds) < best ? seconds * 1e9 / (8.0 * rounds) : best;
   }
   return best;
 #else
@@ -92,24 +106,29 @@ inline double vector_cycle_ns() {
 #endif
 }
 
-/// What one thread reads from memory that is in no cache, at best, and with how many streams.
+/// What one thread reads from memory that is in no cache, at best, and how.
 struct dram_speed {
   double bytes_per_second = 0.0;
   std::size_t streams = 1;
+  bool hints = false;
 };
 inline const dram_speed& dram() {
   static const dram_speed measured = [] {
     const std::size_t bytes = cold_bytes();
     const std::byte* data = random_bytes(bytes);
     dram_speed best;
-    for (int repetition = 0; repetition < 4; ++repetition) {
-      for (const std::size_t streams : {1u, 2u, 4u, 8u}) {
+    for (const std::size_t way : {0u, 1u, 2u, 3u, 4u, 5u, 6u, 7u}) {
+      const std::size_t streams = std::size_t{1} << way / 2;
+      const bool hints = way % 2 != 0;
+      double seconds[5];
+      for (double& of_turn : seconds) {
         std::uint64_t sum = 0;
-        const double seconds = seconds_of([&] { sum = read_all(data, bytes, streams); });
+        of_turn = seconds_of([&] { sum = read_all(data, bytes, streams, hints); });
         asm volatile("" : "+r"(sum));
-        if (static_cast<double>(bytes) / seconds > best.bytes_per_second) {
-          best = {static_cast<double>(bytes) / seconds, streams};
-        }
+      }
+      std::sort(seconds, seconds + 5);
+      if (static_cast<double>(bytes) / seconds[2] > best.bytes_per_second) {
+        best = {static_cast<double>(bytes) / seconds[2], streams, hints};
       }
     }
     return best;
