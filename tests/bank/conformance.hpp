@@ -22,6 +22,7 @@
 
 #include "bank/bank_cases.hpp"
 #include "pqattn/bank/bank.hpp"
+#include "pqattn/encode/encode.hpp"
 #include "pqattn/quant/code_rows.hpp"
 #include "support/allocations.hpp"
 #include "support/message.hpp"
@@ -159,6 +160,7 @@ class bank_case_run {
     INFO(data_.test.text() << ", seed " << data_.random.seed());
     check_codebook();
     check_code_round_trip();
+    check_code_rows();
     check_encode();
     check_decode();
     check_scores();
@@ -236,20 +238,33 @@ class bank_case_run {
       REQUIRE(load({first, count}) == written);
     }
     CHECK(load({0, slots}) == expected);
-    // Canonical code rows, token after token, are had by a repack, and bring the same codes back.
-    const std::size_t row_bytes = data_.shape.row_bytes();
-    std::vector<std::uint8_t> rows(slots * row_bytes);
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-      const std::vector<std::uint16_t> codes = load({slot, 1});
-      pqattn::pack_code_row(codes.data(), data_.shape.groups(), data_.shape.code_bits(), rows.data() + slot * row_bytes);
+  }
+
+  /// Canonical code rows, token after token, are had by a repack of any slots, and bring the same codes back.
+  void check_code_rows() {
+    const std::size_t slots = data_.blocks * pqattn::block_tokens;
+    const std::vector<std::uint16_t> before = load({0, slots});
+    const std::size_t first = data_.random.below(slots);
+    const slot_range range{first, 1 + data_.random.below(slots - first)};
+    const std::vector<std::uint16_t> coded = data_.random.codes(range.count * groups(), data_.shape.centroids);
+    run([&] { return bank_.store_codes(codes_, range, coded.data()); });
+    std::vector<std::uint8_t> rows(range.count * data_.shape.row_bytes());
+    std::vector<std::uint16_t> scratch(code_rows_scratch(data_.shape, range.count));
+    run([&] {
+      return load_code_rows(bank_, codes_, range, rows.data(), rows.size(), scratch.data(), scratch.size());
+    });
+    std::vector<std::uint16_t> unpacked(coded.size());
+    for (std::size_t i = 0; i < range.count; ++i) {
+      pqattn::unpack_code_row(rows.data() + i * data_.shape.row_bytes(), data_.shape.groups(), data_.shape.code_bits(),
+                              unpacked.data() + i * groups());
     }
-    const std::vector<std::uint16_t> other = data_.random.codes(slots * groups(), data_.shape.code_limit());
-    run([&] { return bank_.store_codes(codes_, {0, slots}, other.data()); });
-    std::vector<std::uint16_t> back(groups());
-    for (std::size_t slot = 0; slot < slots; ++slot) {
-      pqattn::unpack_code_row(rows.data() + slot * row_bytes, data_.shape.groups(), data_.shape.code_bits(), back.data());
-      run([&] { return bank_.store_codes(codes_, {slot, 1}, back.data()); });
-    }
+    CHECK(unpacked == coded);
+    run([&] { return bank_.store_codes(codes_, {0, slots}, before.data()); });
+    run([&] {
+      return store_code_rows(bank_, rows.data(), rows.size(), codes_, range, scratch.data(), scratch.size());
+    });
+    std::vector<std::uint16_t> expected = before;
+    std::copy(coded.begin(), coded.end(), expected.begin() + static_cast<std::ptrdiff_t>(first * groups()));
     CHECK(load({0, slots}) == expected);
   }
 

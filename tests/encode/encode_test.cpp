@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -13,6 +15,7 @@
 #include "bank/scalar_bank.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
 #include "support/count_allocations.hpp"
+#include "support/message.hpp"
 #include "support/random_data.hpp"
 #include "support/reference.hpp"
 #include "support/resident.hpp"
@@ -38,6 +41,14 @@ template pqattn::status pqattn::decode<archetype_bank>(archetype_bank&,
                                                        const pqattn::resident_codebook<archetype_bank::address>&,
                                                        const pqattn::code_span<archetype_bank::address>&,
                                                        pqattn::slot_range, const pqattn::rows_ref&) noexcept;
+template pqattn::status pqattn::load_code_rows<archetype_bank>(archetype_bank&,
+                                                               const pqattn::code_span<archetype_bank::address>&,
+                                                               pqattn::slot_range, std::uint8_t*, std::size_t,
+                                                               std::uint16_t*, std::size_t) noexcept;
+template pqattn::status pqattn::store_code_rows<archetype_bank>(archetype_bank&, const std::uint8_t*, std::size_t,
+                                                                const pqattn::code_span<archetype_bank::address>&,
+                                                                pqattn::slot_range, std::uint16_t*,
+                                                                std::size_t) noexcept;
 static_assert(pqattn::host_addressable_bank<host_bank>);
 static_assert(!pqattn::host_addressable_bank<scalar_bank>, "its addresses are not pointers");
 static_assert(!pqattn::host_addressable_bank<archetype_bank>);
@@ -204,6 +215,138 @@ TEMPLATE_TEST_CASE("what cannot be decoded changes no row", "[encode]", host_ban
   const pqattn_test::doubles all = pqattn_test::decode_rows(shape, coder.book.centroids, codes, 23);
   CHECK(pqattn_test::max_error(rows.values(), {all.begin() + 13 * 12, all.end()}) <= 0.02);
   CHECK(rows.padding_is_intact());
+}
+
+namespace {
+
+/// Buffers for canonical code rows: filled with 0xa5 and a byte longer than asked, which must stay.
+struct code_rows_buffers {
+  code_rows_buffers(const geometry& shape, std::size_t slots)
+      : rows(slots * shape.row_bytes() + 1, 0xa5), scratch(code_rows_scratch(shape, slots) + 1, 0xa5a5) {}
+  [[nodiscard]] std::size_t bytes() const { return rows.size() - 1; }
+  [[nodiscard]] std::size_t codes() const { return scratch.size() - 1; }
+  [[nodiscard]] bool untouched() const {
+    return std::all_of(rows.begin(), rows.end(), [](std::uint8_t byte) { return byte == 0xa5; });
+  }
+  std::vector<std::uint8_t> rows;
+  std::vector<std::uint16_t> scratch;
+};
+
+/// A bank that refuses to hand its codes out.
+struct mute_bank : scalar_bank {
+  pqattn::status load_codes(const pqattn::code_span<address>&, pqattn::slot_range, std::uint16_t*) noexcept {
+    return pqattn::failure(status_code::unsupported, "codes", "stay where they are");
+  }
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("canonical code rows come out of any bank and go back in", "[encode]", host_bank, scalar_bank) {
+  TestType bank;
+  pqattn_test::random_data random(8);
+  CAPTURE(random.seed());
+  for (const std::uint32_t centroids : {2u, 5u, 16u, 256u, 3000u}) {
+    for (const pqattn::slot_range slots : {pqattn::slot_range{0, 1}, {63, 2}, {5, 150}, {0, 192}, {191, 1}}) {
+      const geometry shape{14, 7, centroids, 2};
+      const bank_block<TestType> memory(bank, 3 * bank.code_block_bytes(shape));
+      const pqattn::code_span<typename TestType::address> codes{shape, memory.get(), nullptr};
+      std::vector<std::uint16_t> stored = random.codes(192 * shape.groups(), centroids);
+      REQUIRE_OK(bank.store_codes(codes, {0, 192}, stored.data()));
+      code_rows_buffers out(shape, slots.count);
+      REQUIRE_OK(load_code_rows(bank, codes, slots, out.rows.data(), out.bytes(), out.scratch.data(), out.codes()));
+      CHECK(out.rows.back() == 0xa5);
+      CHECK(out.scratch.back() == 0xa5a5);
+      // Rows as pack_code_row makes them.
+      std::vector<std::uint8_t> expected(out.bytes());
+      for (std::size_t i = 0; i < slots.count; ++i) {
+        pqattn::pack_code_row(stored.data() + (slots.first + i) * shape.groups(), shape.groups(), shape.code_bits(),
+                              expected.data() + i * shape.row_bytes());
+      }
+      CHECK(std::equal(expected.begin(), expected.end(), out.rows.begin()));
+      // Into other codes: those slots change and no other.
+      const std::vector<std::uint16_t> other = random.codes(stored.size(), centroids);
+      REQUIRE_OK(bank.store_codes(codes, {0, 192}, other.data()));
+      REQUIRE_OK(store_code_rows(bank, out.rows.data(), out.bytes(), codes, slots, out.scratch.data(), out.codes()));
+      std::copy_n(other.begin(), slots.first * shape.groups(), stored.begin());
+      const auto behind = static_cast<std::ptrdiff_t>((slots.first + slots.count) * shape.groups());
+      std::copy(other.begin() + behind, other.end(), stored.begin() + behind);
+      std::vector<std::uint16_t> now(stored.size());
+      REQUIRE_OK(bank.load_codes(codes, {0, 192}, now.data()));
+      CHECK(now == stored);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("code rows that cannot be had or stored change nothing", "[encode]", host_bank, scalar_bank) {
+  TestType bank;
+  pqattn_test::random_data random(9);
+  CAPTURE(random.seed());
+  const geometry shape{12, 5, 5};  // rows of 15 bits
+  const bank_block<TestType> memory(bank, bank.code_block_bytes(shape));
+  const pqattn::code_span<typename TestType::address> good{shape, memory.get(), nullptr};
+  const std::vector<std::uint16_t> before = random.codes(64 * shape.groups(), 5);
+  REQUIRE_OK(bank.store_codes(good, {0, 64}, before.data()));
+  code_rows_buffers held(shape, 10);
+  // Both ways refuse alike.
+  const auto refuse = [&](const auto& codes, pqattn::slot_range slots, bool rows, std::size_t bytes, bool scratch,
+                          std::size_t scratch_codes) {
+    std::uint8_t* const row = rows ? held.rows.data() : nullptr;
+    std::uint16_t* const code = scratch ? held.scratch.data() : nullptr;
+    const pqattn::status loaded = load_code_rows(bank, codes, slots, row, bytes, code, scratch_codes);
+    const pqattn::status stored = store_code_rows(bank, row, bytes, codes, slots, code, scratch_codes);
+    CHECK(pqattn_test::message_of(loaded) == pqattn_test::message_of(stored));
+    CHECK(held.untouched());
+    return pqattn_test::message_of(loaded);
+  };
+  constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
+  CHECK(refuse(good, {0, 10}, true, 19, true, 50) ==
+        "rows must hold geometry.row_bytes() bytes per slot: expected 20, got 19 (capacity)");
+  CHECK(refuse(good, {0, 10}, false, 20, true, 50) ==
+        "rows must hold geometry.row_bytes() bytes per slot: expected 20, got 0 (capacity)");
+  CHECK(refuse(good, {0, 10}, true, 20, true, 49) ==
+        "scratch must hold code_rows_scratch() codes: expected 50, got 49 (capacity)");
+  CHECK(refuse(good, {0, 10}, true, 20, false, 50) ==
+        "scratch must hold code_rows_scratch() codes: expected 50, got 0 (capacity)");
+  CHECK(refuse(good, {0, huge}, true, 20, true, 50).starts_with("slots are more than memory can hold"));
+  CHECK(refuse(good, {huge, 10}, true, 20, true, 50).starts_with("slots are more than memory can hold"));
+  CHECK(refuse(good, {huge / 4, huge / 2}, true, 20, true, 50).starts_with("slots are more than memory can hold"));
+  auto codes = good;
+  codes.memory = {};
+  CHECK(refuse(codes, {0, 10}, true, 20, true, 50) == "codes have no memory (invalid_argument)");
+  codes = good;
+  codes.shape.subvectors = 13;
+  CHECK(refuse(codes, {0, 10}, true, 20, true, 50).ends_with("(invalid_argument)"));
+  // No slots need no buffers.
+  CHECK(refuse(good, {7, 0}, false, 0, false, 0) == "ok");
+  CHECK(refuse(good, {7, 0}, true, 20, true, 50) == "ok");
+
+  // Codes 5 to 7 fit three bits and name no centroid.
+  std::vector<std::uint16_t> wrong = random.codes(10 * shape.groups(), 5);
+  wrong[9 * shape.groups() + 4] = 6;
+  for (std::size_t i = 0; i < 10; ++i) {
+    pqattn::pack_code_row(wrong.data() + i * shape.groups(), shape.groups(), shape.code_bits(),
+                          held.rows.data() + i * shape.row_bytes());
+  }
+  const pqattn::status refused =
+      store_code_rows(bank, held.rows.data(), held.bytes(), good, {0, 10}, held.scratch.data(), held.codes());
+  CHECK(pqattn_test::message_of(refused) ==
+        "rows must have codes below the number of centroids: expected 5, got 6 (corrupt_data)");
+
+  std::vector<std::uint16_t> after(before.size());
+  REQUIRE_OK(bank.load_codes(good, {0, 64}, after.data()));
+  CHECK(after == before);
+}
+
+TEST_CASE("code rows are as before when the bank fails", "[encode]") {
+  mute_bank bank;
+  const geometry shape{12, 5, 5};
+  const bank_block<mute_bank> memory(bank, bank.code_block_bytes(shape));
+  code_rows_buffers held(shape, 10);
+  const pqattn::code_span<mute_bank::address> codes{shape, memory.get(), nullptr};
+  const pqattn::status refused =
+      load_code_rows(bank, codes, {0, 10}, held.rows.data(), held.bytes(), held.scratch.data(), held.codes());
+  CHECK(pqattn_test::message_of(refused) == "codes stay where they are (unsupported)");
+  CHECK(held.untouched());
 }
 
 TEST_CASE("encoding in place gives the codes of encoding elsewhere, and the tail back", "[encode]") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Token rows to codes and back, with the checks that bank programs leave to their callers.
+// Token rows to codes and back, and codes to canonical code rows and back, with the checks that bank programs leave to
+// their callers.
 #pragma once
 
 #include <bit>
@@ -11,6 +12,7 @@
 #include "../bank/bank.hpp"
 #include "../core/executor.hpp"
 #include "../core/view.hpp"
+#include "../quant/code_rows.hpp"
 
 namespace pqattn {
 inline namespace v0 {
@@ -114,6 +116,102 @@ status decode(Bank& bank, const resident_codebook<typename Bank::address>& book,
   PQATTN_TRY(detail::check_rows(rows.view(), book.shape, slots.count, "rows"));
   PQATTN_TRY(detail::check_codes(book, codes));
   return bank.decode(book, codes, slots, rows);
+}
+
+}  // namespace PQATTN_ISA_UNIT
+
+/// Codes of scratch that load_code_rows and store_code_rows need for `slots` slots.
+[[nodiscard]] constexpr std::size_t code_rows_scratch(const geometry& shape, std::size_t slots) noexcept {
+  return slots * shape.groups();
+}
+
+namespace detail {
+inline namespace PQATTN_ISA_UNIT {
+
+/// Codes with memory, and buffers that hold the rows (bytes) and codes of `slots`.
+template <class Address>
+status check_code_rows(const code_span<Address>& codes, slot_range slots, const void* rows, std::size_t bytes,
+                       const void* scratch, std::size_t scratch_codes) noexcept {
+  const geometry& shape = codes.shape;
+  PQATTN_TRY(check_geometry(shape));
+  if (codes.memory == Address{}) {
+    return failure(status_code::invalid_argument, "codes", "have no memory");
+  }
+  constexpr std::size_t most_codes = std::size_t{max_dim} * max_stages;  // of a slot: two bytes each at most
+  constexpr std::size_t most = static_cast<std::size_t>(-1) / (2 * most_codes);
+  if (slots.first > most || slots.count > most - slots.first) {
+    return failure(status_code::invalid_argument, "slots", "are more than memory can hold", most,
+                   slots.first > most ? slots.first : slots.count);
+  }
+  const std::size_t row_bytes = slots.count * shape.row_bytes();
+  if (bytes < row_bytes || (rows == nullptr && row_bytes != 0)) {
+    return failure(status_code::capacity, "rows", "must hold geometry.row_bytes() bytes per slot", row_bytes,
+                   rows == nullptr ? 0 : bytes);
+  }
+  const std::size_t needed = code_rows_scratch(shape, slots.count);
+  if (scratch_codes < needed || (scratch == nullptr && needed != 0)) {
+    return failure(status_code::capacity, "scratch", "must hold code_rows_scratch() codes", needed,
+                   scratch == nullptr ? 0 : scratch_codes);
+  }
+  return {};
+}
+
+/// Every code names a centroid.
+inline status check_code_values(const geometry& shape, const std::uint16_t* codes, std::size_t count) noexcept {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (codes[i] >= shape.centroids) {
+      return failure(status_code::corrupt_data, "rows", "must have codes below the number of centroids",
+                     shape.centroids, codes[i]);
+    }
+  }
+  return {};
+}
+
+}  // namespace PQATTN_ISA_UNIT
+}  // namespace detail
+
+inline namespace PQATTN_ISA_UNIT {
+
+/// Codes of consecutive slots as canonical code rows (quant/code_rows.hpp), whatever the bank's own layout: slot after
+/// slot, codes.shape.row_bytes() bytes each, from the start of `rows`, which has `bytes` bytes, as many or more.
+/// `scratch` holds code_rows_scratch(codes.shape, slots.count) codes: cut long ranges to keep it small. A span does not
+/// know its length, so that its slots exist is the caller's to see to; slots never coded give any codes.
+/// Errors (rows untouched): invalid geometry, codes without memory, slots beyond size_t, rows or scratch too small,
+/// what the bank reports.
+/// Cost: one load and one shift per code; no allocation.
+template <bank_policy Bank>
+status load_code_rows(Bank& bank, const code_span<typename Bank::address>& codes, slot_range slots, std::uint8_t* rows,
+                      std::size_t bytes, std::uint16_t* scratch, std::size_t scratch_codes) noexcept {
+  PQATTN_TRY(detail::check_code_rows(codes, slots, rows, bytes, scratch, scratch_codes));
+  if (slots.count == 0) {
+    return {};
+  }
+  PQATTN_TRY(bank.load_codes(codes, slots, scratch));
+  const geometry& shape = codes.shape;
+  for (std::size_t i = 0; i < slots.count; ++i) {
+    pack_code_row(scratch + i * shape.groups(), shape.groups(), shape.code_bits(), rows + i * shape.row_bytes());
+  }
+  return {};
+}
+
+/// Inverse of load_code_rows: canonical code rows into consecutive slots, in the bank's own layout. Padding bits of the
+/// rows are not looked at.
+/// Errors (no code written): those of load_code_rows, and a code that names no centroid (corrupt_data).
+/// Cost: two shifts, a comparison and a store per code; no allocation.
+template <bank_policy Bank>
+status store_code_rows(Bank& bank, const std::uint8_t* rows, std::size_t bytes,
+                       const code_span<typename Bank::address>& codes, slot_range slots, std::uint16_t* scratch,
+                       std::size_t scratch_codes) noexcept {
+  PQATTN_TRY(detail::check_code_rows(codes, slots, rows, bytes, scratch, scratch_codes));
+  if (slots.count == 0) {
+    return {};
+  }
+  const geometry& shape = codes.shape;
+  for (std::size_t i = 0; i < slots.count; ++i) {
+    unpack_code_row(rows + i * shape.row_bytes(), shape.groups(), shape.code_bits(), scratch + i * shape.groups());
+  }
+  PQATTN_TRY(detail::check_code_values(shape, scratch, code_rows_scratch(shape, slots.count)));
+  return bank.store_codes(codes, slots, scratch);
 }
 
 }  // namespace PQATTN_ISA_UNIT
