@@ -140,6 +140,20 @@ status convert_side(const pq_side_config& side, const char* subject, pqattn::sid
   return convert(side.storage, pqattn::codebook_storage::i8, subject, result.storage);
 }
 
+/// What attention may leave out. It is counted in `counted`, so that a call that fails adds nothing to the caller's.
+template <class Given, class Params>
+void convert_skips(const Given& given, pqattn::skip_statistics& counted, Params& params) noexcept {
+  params.skip_mass = given.skip_mass;
+  params.skips = given.skips != nullptr ? &counted : nullptr;
+}
+
+void add_skips(const pqattn::skip_statistics& counted, pq_skip_statistics* skips) noexcept {
+  if (skips != nullptr) {
+    skips->blocks += counted.blocks;
+    skips->skipped += counted.skipped;
+  }
+}
+
 std::byte* bytes_of(const void* memory) noexcept {
   // Programs that read a codebook or codes take the same handle as those that write them.
   return static_cast<std::byte*>(const_cast<void*>(memory));
@@ -344,7 +358,11 @@ status attend_layer(pq_cache* cache, const pq_const_rows* queries, const pq_atte
     PQATTN_TRY(convert_heads(params.bias, "params.bias", bias));
     converted.bias = &bias;
   }
-  return cache->layer.attend(query_heads, converted, out_heads, lse_e);
+  pqattn::skip_statistics skips;
+  convert_skips(params, skips, converted);
+  PQATTN_TRY(cache->layer.attend(query_heads, converted, out_heads, lse_e));
+  add_skips(skips, params.skips);
+  return {};
 }
 
 /// Reads all heads out with read(head, keys, values).
@@ -582,7 +600,11 @@ status attend_batch(pq_pool* pool, const pq_batch_entry* entries, std::size_t co
   params.alibi_slopes = read.alibi_slopes;
   params.sink_logits = read.sink_logits;
   params.positions = read.positions;
-  return pool->batch.attend(pool->pages, converted.entries, count, query_heads, params, out_heads, lse_e);
+  pqattn::skip_statistics skips;
+  convert_skips(read, skips, params);
+  PQATTN_TRY(pool->batch.attend(pool->pages, converted.entries, count, query_heads, params, out_heads, lse_e));
+  add_skips(skips, read.skips);
+  return {};
 }
 
 /// A C callback as a sink, while both are there.
@@ -820,8 +842,12 @@ status attend_segments(const pq_const_rows* queries, const pq_segment* segments,
     column += static_cast<std::int64_t>(segments[i].tokens);
   }
   bank_type bank;
-  return pqattn::attend(bank, query_rows, layout.segments, count, params, layout.attention, layout.attention_bytes,
-                        out_rows, lse_e);
+  pqattn::skip_statistics skips;
+  convert_skips(read, skips, params);
+  PQATTN_TRY(pqattn::attend(bank, query_rows, layout.segments, count, params, layout.attention, layout.attention_bytes,
+                            out_rows, lse_e));
+  add_skips(skips, read.skips);
+  return {};
 }
 
 }  // namespace
@@ -870,6 +896,7 @@ void pq_attend_params_default(pq_attend_params* params) {
   }
   params->first_position = -1;
   params->causal = 1;
+  params->skip_mass = pqattn::layer_attention_params{}.skip_mass;
 }
 
 pq_status pq_cache_create(const pq_cache_config* config, const pq_allocator* allocator, const pq_executor* executor,
@@ -1073,6 +1100,7 @@ void pq_batch_params_default(pq_batch_params* params) {
     return;
   }
   params->causal = 1;
+  params->skip_mass = pqattn::batch_params{}.skip_mass;
 }
 
 pq_status pq_batch_attend(pq_pool* pool, const pq_batch_entry* entries, size_t count, const pq_const_rows* queries,
@@ -1166,7 +1194,10 @@ pq_status pq_decode(const pq_geometry* shape, pq_storage storage, const void* co
 }
 
 void pq_segment_params_default(pq_segment_params* params) {
-  static_cast<void>(start_defaults(params));
+  if (!start_defaults(params)) {
+    return;
+  }
+  params->skip_mass = pqattn::attention_params{}.skip_mass;
 }
 
 size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_count, size_t rows, size_t key_dim,

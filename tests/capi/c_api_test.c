@@ -3,6 +3,7 @@
  * their messages, allocators that count and refuse, executors that shuffle. */
 #include <math.h>
 #include <pqattn/c/pqattn.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -796,6 +797,148 @@ static void test_sequences(const float* keys, const float* values, const float* 
 }
 
 /* A preset for a pool and for a cache, taught by its queries; and a mask over a cache. */
+/* --- blocks of values that are left out --- */
+
+/* Queries whose attention has peaks, so that most blocks of values hold next to nothing. */
+static float* peaked(const float* queries) {
+  float* made = malloc(q_heads * dim_k * sizeof *made);
+  REQUIRE(made != NULL);
+  for (size_t i = 0; i < q_heads * dim_k; ++i) {
+    made[i] = 25.0f * queries[i];
+  }
+  return made;
+}
+
+static void check_counts(const char* what, const pq_skip_statistics* skips, uint64_t calls, uint64_t blocks) {
+  printf("%s: %d of %d blocks of values left out\n", what, (int)skips->skipped, (int)skips->blocks);
+  CHECK(skips->blocks == calls * blocks);
+  CHECK(skips->skipped > 0 && skips->skipped < skips->blocks);
+}
+
+static void test_skips_of_caches(const float* keys, const float* values, const float* queries) {
+  enum { blocks = kv_heads * ((tokens - 8 - 32 + 63) / 64) };
+  pq_cache_config config = small_config();
+  pq_cache* cache = NULL;
+  REQUIRE(pq_cache_create(&config, NULL, NULL, &cache, NULL) == PQ_OK);
+  const pq_const_rows k = view(keys, kv_heads, tokens, dim_k);
+  const pq_const_rows v = view(values, kv_heads, tokens, dim_v);
+  REQUIRE(pq_cache_append(cache, &k, &v, NULL, NULL) == PQ_OK);
+  float out[q_heads * dim_v];
+  float usual[q_heads * dim_v];
+  const pq_const_rows q = view(queries, q_heads, 1, dim_k);
+  const pq_rows o = ref(out, q_heads, 1, dim_v);
+  const pq_rows u = ref(usual, q_heads, 1, dim_v);
+  REQUIRE(pq_cache_attend(cache, &q, NULL, &u, NULL, NULL) == PQ_OK);
+
+  pq_skip_statistics skips = {0, 0};
+  pq_attend_params params;
+  pq_attend_params_default(&params);
+  CHECK(params.skip_mass > 0.0f && params.skips == NULL);
+  params.skips = &skips;
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, NULL) == PQ_OK); /* looking changes nothing */
+  CHECK(memcmp(out, usual, sizeof out) == 0 && skips.blocks == blocks);
+  const uint64_t few = skips.skipped;
+  skips = (pq_skip_statistics){0, 0};
+  params.skip_mass = 0.0f;
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, NULL) == PQ_OK);
+  CHECK(skips.blocks == blocks && skips.skipped == 0);
+  skips.blocks = 0;
+  params.skip_mass = 0.3f;
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, NULL) == PQ_OK);
+  check_counts("cache", &skips, 1, blocks);
+  CHECK(skips.skipped > few);
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, NULL) == PQ_OK);
+  check_counts("cache, twice", &skips, 2, blocks);
+
+  const pq_skip_statistics before = skips; /* a call that fails counts nothing */
+  const pq_rows narrow = ref(out, q_heads, 1, dim_v - 1);
+  CHECK(pq_cache_attend(cache, &q, &params, &narrow, NULL, NULL) == PQ_SHAPE_MISMATCH);
+  CHECK(memcmp(&skips, &before, sizeof skips) == 0);
+  /* A program built with a header that ended before these fields: whatever lies there is not looked at. */
+  params.struct_bytes = offsetof(pq_attend_params, skip_mass);
+  REQUIRE(pq_cache_attend(cache, &q, &params, &o, NULL, NULL) == PQ_OK);
+  CHECK(memcmp(out, usual, sizeof out) == 0 && memcmp(&skips, &before, sizeof skips) == 0);
+  pq_cache_destroy(cache);
+}
+
+static void test_skips_of_batches(const float* keys, const float* values, const float* queries) {
+  enum { blocks = kv_heads * ((tokens - 8 - 32 + 63) / 64) };
+  pq_cache_config config = small_config();
+  pq_pool* pool = NULL;
+  pq_sequence* sequence = NULL;
+  REQUIRE(pq_pool_create(&config, NULL, NULL, &pool, NULL) == PQ_OK);
+  REQUIRE(pq_sequence_create(pool, &sequence, NULL) == PQ_OK);
+  REQUIRE(append_part(sequence, keys, values, 0, tokens, NULL) == PQ_OK);
+  const pq_sequence* held = sequence;
+  pq_batch_entry entry = {0, 1, tokens - 1, &held, 1, NULL, NULL, 0, NULL, NULL};
+  float out[q_heads * dim_v];
+  float usual[q_heads * dim_v];
+  const pq_const_rows q = view(queries, q_heads, 1, dim_k);
+  const pq_rows o = ref(out, q_heads, 1, dim_v);
+  const pq_rows u = ref(usual, q_heads, 1, dim_v);
+  REQUIRE(pq_batch_attend(pool, &entry, 1, &q, NULL, &u, NULL, NULL) == PQ_OK);
+
+  pq_skip_statistics skips = {0, 0};
+  pq_batch_params params;
+  pq_batch_params_default(&params);
+  CHECK(params.skip_mass > 0.0f && params.skips == NULL);
+  params.skips = &skips;
+  REQUIRE(pq_batch_attend(pool, &entry, 1, &q, &params, &o, NULL, NULL) == PQ_OK);
+  CHECK(memcmp(out, usual, sizeof out) == 0 && skips.blocks == blocks);
+  skips = (pq_skip_statistics){0, 0};
+  params.skip_mass = 0.3f;
+  REQUIRE(pq_batch_attend(pool, &entry, 1, &q, &params, &o, NULL, NULL) == PQ_OK);
+  check_counts("batch", &skips, 1, blocks);
+  const pq_skip_statistics before = skips;
+  entry.queries = 2;
+  CHECK(pq_batch_attend(pool, &entry, 1, &q, &params, &o, NULL, NULL) != PQ_OK);
+  CHECK(memcmp(&skips, &before, sizeof skips) == 0);
+  entry.queries = 1;
+  params.struct_bytes = offsetof(pq_batch_params, skip_mass);
+  REQUIRE(pq_batch_attend(pool, &entry, 1, &q, &params, &o, NULL, NULL) == PQ_OK);
+  CHECK(memcmp(out, usual, sizeof out) == 0 && memcmp(&skips, &before, sizeof skips) == 0);
+  pq_sequence_destroy(sequence);
+  pq_pool_destroy(pool);
+}
+
+static void test_skips_of_segments(const float* keys, const float* values, const float* queries) {
+  enum { rows = 3, blocks = (tokens + 63) / 64 };
+  struct coded_side k = code_side(keys, dim_k, 12);
+  struct coded_side v = code_side(values, dim_v, 10);
+  const pq_segment coded = {k.source, v.source, 0, tokens, 0};
+  const pq_segment exact = {exact_rows(keys, tokens, dim_k), exact_rows(values, tokens, dim_v), 0, tokens, 0};
+  float out[rows * dim_v];
+  float usual[rows * dim_v];
+  const pq_const_rows q = view(queries, 1, rows, dim_k);
+  const pq_rows o = ref(out, 1, rows, dim_v);
+  CHECK(attend_segments(&coded, 1, queries, rows, usual, NULL, 0) == PQ_OK);
+
+  pq_skip_statistics skips = {0, 0};
+  pq_segment_params params;
+  pq_segment_params_default(&params);
+  CHECK(params.skip_mass > 0.0f && params.skips == NULL);
+  params.skip_mass = 0.3f;
+  params.skips = &skips;
+  const size_t bytes = pq_attend_workspace_bytes(&coded, 1, rows, dim_k, dim_v, &params);
+  void* workspace = malloc(bytes);
+  REQUIRE(workspace != NULL);
+  CHECK(pq_attend(&q, &exact, 1, &params, workspace, bytes, &o, NULL, NULL) == PQ_OK);
+  CHECK(skips.blocks == 0 && skips.skipped == 0); /* exact values are always read */
+  CHECK(pq_attend(&q, &coded, 1, &params, workspace, bytes / 2, &o, NULL, NULL) == PQ_CAPACITY);
+  CHECK(skips.blocks == 0 && skips.skipped == 0);
+  CHECK(pq_attend(&q, &coded, 1, &params, workspace, bytes, &o, NULL, NULL) == PQ_OK);
+  check_counts("level 0", &skips, 1, blocks);
+  const pq_skip_statistics before = skips;
+  params.struct_bytes = offsetof(pq_segment_params, skip_mass);
+  CHECK(pq_attend(&q, &coded, 1, &params, workspace, bytes, &o, NULL, NULL) == PQ_OK);
+  CHECK(memcmp(out, usual, sizeof out) == 0 && memcmp(&skips, &before, sizeof skips) == 0);
+  free(workspace);
+  free(k.codebook);
+  free(k.codes);
+  free(v.codebook);
+  free(v.codes);
+}
+
 static void test_presets(const float* keys, const float* values, const float* queries) {
   pq_error error;
   pq_cache_config config = small_config();
@@ -929,6 +1072,11 @@ int main(void) {
   test_refused_memory(keys, values);
   test_level_0(keys, values, queries);
   test_sequences(keys, values, queries);
+  float* peaks = peaked(queries);
+  test_skips_of_caches(keys, values, peaks);
+  test_skips_of_batches(keys, values, peaks);
+  test_skips_of_segments(keys, values, peaks);
+  free(peaks);
   test_presets(keys, values, queries);
   test_latent(keys, queries);
   test_null_defaults();

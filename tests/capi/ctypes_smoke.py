@@ -33,6 +33,17 @@ class Config(c.Structure):
                 ("track_errors", c.c_int32), ("most_epochs", c.c_uint32)]
 
 
+class Skips(c.Structure):
+    _fields_ = [("blocks", c.c_uint64), ("skipped", c.c_uint64)]
+
+
+class Params(c.Structure):
+    _fields_ = [("struct_bytes", c.c_size_t), ("scale", c.c_float), ("first_position", c.c_int64),
+                ("causal", c.c_int32), ("window", c.c_int64), ("softcap", c.c_float), ("alibi_slopes", c.c_void_p),
+                ("sink_logits", c.c_void_p), ("bias", c.POINTER(Rows)), ("skip_mass", c.c_float),
+                ("skips", c.POINTER(Skips))]
+
+
 class Entry(c.Structure):
     _fields_ = [("first_query", c.c_size_t), ("queries", c.c_size_t), ("first_position", c.c_int64),
                 ("sequences", c.POINTER(c.c_void_p)), ("sequence_count", c.c_size_t), ("new_keys", c.POINTER(Rows)),
@@ -87,6 +98,14 @@ def main():
     status = library.pq_cache_attend(cache, c.byref(rows(query, 1, dim)), None, c.byref(rows(out, 1, dim)),
                                      c.byref(lse), c.byref(error))
     assert status == 0, error.message
+    params, skips, again = Params(), Skips(), (c.c_float * dim)()
+    library.pq_attend_params_default(c.byref(params))
+    assert params.struct_bytes == c.sizeof(Params), (params.struct_bytes, c.sizeof(Params))
+    params.skips = c.pointer(skips)
+    status = library.pq_cache_attend(cache, c.byref(rows(query, 1, dim)), c.byref(params), c.byref(rows(again, 1, dim)),
+                                     None, c.byref(error))
+    assert status == 0 and list(again) == list(out), error.message
+    assert skips.blocks == (tokens - 40 + 63) // 64 and skips.skipped <= skips.blocks, (skips.blocks, skips.skipped)
 
     scores = [sum(query[i] * keys[t * dim + i] for i in range(dim)) / math.sqrt(dim) for t in range(tokens)]
     total = sum(math.exp(score) for score in scores)

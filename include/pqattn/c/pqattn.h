@@ -175,6 +175,12 @@ typedef struct pq_cache_config {
   uint32_t most_epochs;  /* of codebooks that a pool holds, see pq_sequence_refresh: 1 to 64; 0: the default */
 } pq_cache_config;
 
+/* What attention left out, over all KV heads of a call. */
+typedef struct pq_skip_statistics {
+  uint64_t blocks;  /* of 64 coded values, or of fewer where a segment ends */
+  uint64_t skipped; /* of which were left out */
+} pq_skip_statistics;
+
 typedef struct pq_attend_params {
   size_t struct_bytes;
   float scale;            /* 0: 1 / sqrt(d_k) */
@@ -187,6 +193,10 @@ typedef struct pq_attend_params {
   /* Explicit mask (1 or q_heads, n, columns), or null: added to scores; -65504 and below, infinities and NaN exclude.
    * Columns belong to the latest tokens of the cache. */
   const pq_const_rows* bias;
+  /* Blocks of coded values are left out while their probability mass stays at most this share of each query's: the
+   * output moves by at most 2 * skip_mass * max |v|. 5e-5 by default; 0: none are. */
+  float skip_mass;
+  pq_skip_statistics* skips; /* or null: a call that succeeds adds its counts */
 } pq_attend_params;
 
 typedef struct pq_memory_report {
@@ -339,6 +349,8 @@ typedef struct pq_batch_params {
   const float* alibi_slopes; /* (query heads) or null */
   const float* sink_logits;  /* (query heads) or null */
   const int64_t* positions;  /* of every query token of the batch, or null */
+  float skip_mass;           /* as in pq_attend_params */
+  pq_skip_statistics* skips; /* or null, the same: counts of all entries */
 } pq_batch_params;
 PQ_API void pq_batch_params_default(pq_batch_params* params);
 
@@ -425,6 +437,8 @@ typedef struct pq_segment_params {
   /* Explicit mask (1, rows, columns), or null: added to scores, -infinity excludes. Columns belong to the latest tokens
    * of the segments, in their order; tokens before the first column have none. */
   const pq_const_rows* bias;
+  float skip_mass;           /* as in pq_attend_params */
+  pq_skip_statistics* skips; /* or null, the same */
 } pq_segment_params;
 PQ_API void pq_segment_params_default(pq_segment_params* params);
 
