@@ -8,6 +8,7 @@
 
 #include "bank/conformance.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/bank/host/host_options.hpp"
 
 namespace isa = pqattn::isa;
 
@@ -44,5 +45,81 @@ TEMPLATE_TEST_CASE("a table entry is the product of a query's run with a centroi
       }
     }
     CHECK(worst <= 1e-5);
+  }
+}
+
+TEMPLATE_TEST_CASE("scores in f32 keep the bound of score_precision::f32", "[bank]", isa::native, isa::emulated<128>) {
+  using bank_type = pqattn::host_bank<TestType>;
+  pqattn_test::random_data random(2);
+  CAPTURE(random.seed());
+  bank_type bank(pqattn::exact_arithmetic);
+  constexpr std::size_t tokens = 200;
+  constexpr std::int64_t base = 100000;  // positions
+  struct coding {
+    std::uint32_t dim, subvectors, centroids, stages;
+    bool rotates;
+  };
+  for (const coding& of : {coding{128, 32, 256, 1, false}, coding{64, 64, 16, 3, false}, coding{7, 2, 300, 1, false},
+                           coding{128, 32, 256, 1, true}, coding{64, 32, 16, 2, true}}) {
+    const pqattn::geometry shape{of.dim, of.subvectors, of.centroids, of.stages, nullptr};
+    const std::uint32_t pairs = of.rotates ? of.dim / 2 : 0;
+    std::vector<float> frequencies(pairs);
+    std::vector<float> rope_memory(pqattn::rope_floats(pairs));
+    pqattn::rope rotation;
+    if (of.rotates) {
+      pqattn::fill_rope_frequencies(frequencies.data(), of.dim, 10000.0);
+      REQUIRE_OK(build_rope(frequencies.data(), pairs, pqattn::rope_pairing::half_split, rope_memory.data(), rotation));
+    }
+    const pqattn_test::stored_book<bank_type> book(bank, shape, pqattn::codebook_storage::f32,
+                                                   random.normals(shape.codebook_values()), rotation);
+    const pqattn_test::bank_block<bank_type> memory(bank, pqattn::blocks_for(tokens) * bank.code_block_bytes(shape));
+    const pqattn::code_span<std::byte*> codes{shape, memory.get(), nullptr};
+    std::vector<std::uint16_t> code(tokens * shape.groups());
+    for (std::uint16_t& one : code) {
+      one = static_cast<std::uint16_t>(random.below(of.centroids));
+    }
+    REQUIRE_OK(bank.store_codes(codes, {0, tokens}, code.data()));
+    const std::vector<float> query = random.normals(of.dim, 3.0f);
+    const pqattn_test::bank_block<bank_type> tables(bank, bank.table_bytes(shape, 1, rotation));
+    pqattn_test::aligned_floats scores(pqattn::blocks_for(tokens) * pqattn::block_tokens);
+    const pqattn::slot_positions positions{base, nullptr};
+    REQUIRE_OK(bank.prepare_scores({query.data(), 1, of.dim}, book.resident, rotation, tables.get()));
+    REQUIRE_OK(bank.score(tables.get(), 1, book.resident, rotation, positions, codes, {0, tokens},
+                          {scores.data(), 1, scores.size()}));
+    double worst = 0.0;  // in terms of the bound
+    for (std::size_t t = 0; t < tokens; ++t) {
+      std::vector<double> key(of.dim, 0.0);
+      for (std::uint32_t group = 0; group < shape.groups(); ++group) {
+        const std::uint32_t width = shape.width(group);
+        for (std::uint32_t c = 0; c < width; ++c) {
+          key[shape.first_channel(group) + c] += static_cast<double>(
+              book.centroids[shape.codebook_offset(group) + code[t * shape.groups() + group] * width + c]);
+        }
+      }
+      double want = 0.0;
+      double size = 0.0;
+      for (std::uint32_t i = 0; i < of.dim; ++i) {
+        size += std::abs(static_cast<double>(query[i]) * key[i]);
+        want += static_cast<double>(query[i]) * key[i];
+      }
+      if (of.rotates) {
+        want = size = 0.0;
+        for (std::uint32_t i = 0; i < pairs; ++i) {
+          // A frequency is what the rotation keeps of it: turns in 64 bits.
+          const double angle = static_cast<double>(base + static_cast<std::int64_t>(t)) *
+                               static_cast<double>(frequencies[i]);
+          const double x = key[i] * std::cos(angle) - key[i + pairs] * std::sin(angle);
+          const double y = key[i] * std::sin(angle) + key[i + pairs] * std::cos(angle);
+          want += static_cast<double>(query[i]) * x + static_cast<double>(query[i + pairs]) * y;
+          size += std::hypot(static_cast<double>(query[i]), static_cast<double>(query[i + pairs])) *
+                  std::hypot(key[i], key[i + pairs]);
+        }
+      }
+      const double bound = (of.stages * of.dim + 32.0) * 0x1p-24 * size;
+      worst = std::max(worst, std::abs(static_cast<double>(scores.data()[t]) - want) / bound);
+    }
+    CAPTURE(of.dim, of.stages, of.rotates, worst);
+    CHECK(worst <= 1.0);
+    CHECK(worst > 1e-4);  // the bound says something
   }
 }

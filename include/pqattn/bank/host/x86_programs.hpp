@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "../../core/memory.hpp"
 #include "../bank.hpp"
@@ -15,6 +16,7 @@
 #include "resident.hpp"
 #include "x86/exact_rows.hpp"
 #include "x86/nearest.hpp"
+#include "x86/nearest_bytes.hpp"
 #include "x86/rotary_score.hpp"
 #include "x86/softmax.hpp"
 #include "x86/table_score.hpp"
@@ -385,10 +387,23 @@ struct x86_kernels {
         return in(x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries});
       case codebook_storage::f16:
         return in(x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries});
-      default:
-        return in(x86::byte_planes{reinterpret_cast<const std::int8_t*>(book.book.memory), book.scales(),
-                                   book.offsets(), entries});
+      case codebook_storage::i8: break;
     }
+    const x86::byte_planes planes{reinterpret_cast<const std::int8_t*>(book.book.memory), book.scales(), book.offsets(),
+                                  entries};
+#if PQATTN_X86_AVX512VBMI
+    if constexpr (std::is_same_v<Ops, x86::avx512vbmi>) {
+      if (x86::suits_integers(book.book.shape)) {
+        const group_walk first = at;
+        for (std::size_t row = 0; row < Rows; ++row) {
+          at = first;
+          x86::nearest_bytes<Ops>(planes, at, groups, count, x + row * stride, codes + row * code_stride);
+        }
+        return;
+      }
+    }
+#endif
+    in(planes);
   }
 
  private:

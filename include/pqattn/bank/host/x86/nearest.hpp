@@ -291,6 +291,24 @@ PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, s
   }
 }
 
+/// Codes of `groups` groups from what nearest_of_lanes() found for each. Both registers' arrays are overwritten.
+template <class Isa>
+PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lanes], typename Isa::ints (&index)[Isa::lanes],
+                                         std::size_t groups, std::uint16_t* codes) noexcept {
+  for (std::size_t i = groups; i < Isa::lanes; ++i) {
+    least[i] = Isa::setf(0.0f);
+    index[i] = Isa::zero();
+  }
+  reduce_to_least<Isa>(least, index);
+  std::uint32_t found[Isa::lanes];
+  Isa::store(found, index[0]);
+  for (std::size_t lane = 0; lane < Isa::lanes; ++lane) {
+    if (const std::size_t group = Isa::lane_source(lane); group < groups) {
+      codes[group] = static_cast<std::uint16_t>(found[lane]);
+    }
+  }
+}
+
 }  // namespace detail
 
 /// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each of
@@ -316,18 +334,7 @@ inline void nearest_centroids(const Planes& planes, group_walk& at, std::size_t 
     }
   }
   for (std::size_t row = 0; row < Rows; ++row, codes += code_stride) {
-    for (std::size_t i = groups; i < Isa::lanes; ++i) {
-      least[row][i] = Isa::setf(0.0f);
-      index[row][i] = Isa::zero();
-    }
-    detail::reduce_to_least<Isa>(least[row], index[row]);
-    std::uint32_t found[Isa::lanes];
-    Isa::store(found, index[row][0]);
-    for (std::size_t lane = 0; lane < Isa::lanes; ++lane) {
-      if (const std::size_t group = Isa::lane_source(lane); group < groups) {
-        codes[group] = static_cast<std::uint16_t>(found[lane]);
-      }
-    }
+    detail::codes_of_least<Isa>(least[row], index[row], groups, codes);
   }
 }
 
