@@ -27,11 +27,12 @@ head_shape shape_of(const benchmark::State& state) {
 std::size_t rows_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(4)); }
 std::size_t threads_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(5)); }
 
-bench::port_bound bound_of(const head_shape& shape, double rows, bool rotary) {
-  bench::port_bound bound = rotary ? bench::port_bound::rotary(shape.dim, rows, shape.bits)
-                                   : bench::port_bound::tables(shape.subvectors, rows, shape.bits);
-  bound += bench::port_bound::values(shape.dim, rows, shape.bits);
-  return bound;
+template <class Isa>
+bench::port_bound<Isa> bound_of(const head_shape& shape, double rows, bool rotary) {
+  using bound = bench::port_bound<Isa>;
+  bound both = rotary ? bound::rotary(shape.dim, rows, shape.bits) : bound::tables(shape.subvectors, rows, shape.bits);
+  both += bound::values(shape.dim, rows, shape.bits);
+  return both;
 }
 
 /// Calls step.run on one head after the other.
@@ -59,7 +60,7 @@ void decode_coded(benchmark::State& state, std::size_t at_most = SIZE_MAX) {
   decode_step<pqattn::host_bank<Isa>> step(heads.bank(), {heads.head(0)}, shape.dim, rows_of(state), threads_of(state));
   run_heads(state, heads, step);
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
-  bench::count_ports(state, shape.tokens, bound_of(shape, static_cast<double>(rows_of(state)), Rotary));
+  bench::count_ports(state, shape.tokens, bound_of<Isa>(shape, static_cast<double>(rows_of(state)), Rotary));
 }
 void decode_tables(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state); }
 void decode_rotary(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state); }
@@ -202,39 +203,45 @@ void exact_kernels(benchmark::State& state) {
 #endif
 
 /// Heads of one cache of scaled integers. Filling takes long, so the caches of one width stay for the whole program.
-template <int Bits>
-const bench::block_scaled_attention<Bits>& scaled_cache(std::size_t tokens) {
-  static bench::block_scaled_attention<Bits> cache;
-  static const std::vector<float> pattern = bench::normals(128 * 1021);
+template <int Bits, std::size_t Dim>
+const bench::block_scaled_attention<Bits, Dim>& scaled_cache(std::size_t tokens) {
+  static bench::block_scaled_attention<Bits, Dim> cache;
+  static const std::vector<float> pattern = bench::normals(Dim * 1021);
   while (cache.keys.size() < tokens) {
-    cache.keys.append(pattern.data() + cache.keys.size() % 1021 * 128);
-    cache.values.append(pattern.data() + (cache.values.size() + 5) % 1021 * 128);
+    cache.keys.append(pattern.data() + cache.keys.size() % 1021 * Dim);
+    cache.values.append(pattern.data() + (cache.values.size() + 5) % 1021 * Dim);
   }
   return cache;
 }
 
-/// Arguments n, g; d = 128.
-template <int Bits>
-void attend_scaled(benchmark::State& state) {
-  const auto tokens = static_cast<std::size_t>(state.range(0));
-  const auto rows = static_cast<std::size_t>(state.range(1));
-  const double bytes_per_token = 2.0 * static_cast<double>(bench::block_scaled_rows<Bits>(128).row_bytes());
+template <int Bits, std::size_t Dim>
+void attend_scaled_rows(benchmark::State& state) {
+  const auto tokens = static_cast<std::size_t>(state.range(1));
+  const auto rows = static_cast<std::size_t>(state.range(2));
+  bench::worker_pool pool(static_cast<std::size_t>(state.range(3)));
+  const double bytes_per_token = 2.0 * static_cast<double>(bench::block_scaled_rows<Bits>(Dim).row_bytes());
   const std::size_t heads = std::max<std::size_t>(
       1, bench::cold_bytes() / static_cast<std::size_t>(static_cast<double>(tokens) * bytes_per_token));
-  const auto& cache = scaled_cache<Bits>(heads * tokens);
-  const std::vector<float> queries = bench::normals(rows * 128, 0.1f);
-  std::vector<float> out(rows * 128);
+  const auto& cache = scaled_cache<Bits, Dim>(heads * tokens);
+  const std::vector<float> queries = bench::normals(rows * Dim, 0.1f);
+  std::vector<float> out(rows * Dim);
   std::size_t next = 0;
   for (auto iteration : state) {
-    cache.attend(queries.data(), rows, {next * tokens, tokens}, out.data());
+    cache.attend(queries.data(), rows, {next * tokens, tokens}, out.data(), pool.executor());
     benchmark::DoNotOptimize(out.data());
     next = next + 1 < heads ? next + 1 : 0;
   }
-  if (!cache.answers_right(queries.data(), {0, tokens}, rows)) {
+  if (!cache.answers_right(queries.data(), {0, tokens}, rows, pool.executor())) {
     state.SkipWithError("the baseline computes something else");
   }
   bench::count_tokens(state, tokens, bytes_per_token);
-  state.SetLabel(bench::block_scaled_attention<Bits>::vector_dot_products ? "vnni" : "plain loops");
+  state.SetLabel(bench::block_scaled_attention<Bits, Dim>::vector_dot_products ? "vnni" : "plain loops");
+}
+
+/// Arguments d, n, g, threads: a cache of integers with scales.
+template <int Bits>
+void attend_scaled(benchmark::State& state) {
+  state.range(0) == 64 ? attend_scaled_rows<Bits, 64>(state) : attend_scaled_rows<Bits, 128>(state);
 }
 
 /// Arguments n, g; d = 128, m = 32, 8 bits, one head.
@@ -291,7 +298,7 @@ int register_coded(const char* name, void (*run)(benchmark::State&)) {
   return 0;
 }
 
-void exact_arguments(benchmark::internal::Benchmark* family) {
+void uncoded_arguments(benchmark::internal::Benchmark* family) {
   family->ArgNames({"d", "n", "g", "threads"})->UseRealTime();
   for (const std::int64_t dim : {128, 64}) {
     for (const std::int64_t tokens : lengths) {
@@ -319,15 +326,6 @@ void kernel_arguments(benchmark::internal::Benchmark* family) {
   }
 }
 
-void scaled_arguments(benchmark::internal::Benchmark* family) {
-  family->ArgNames({"n", "g"})->UseRealTime();
-  for (const std::int64_t tokens : {512, 2048, 4096, 8192, 32768, 131072, 1048576}) {
-    for (const std::int64_t rows : groups) {
-      family->Args({tokens, rows});
-    }
-  }
-}
-
 void peaked_arguments(benchmark::internal::Benchmark* family) {
   decode_arguments(family)->Args({128, 32, 8, 32768, 4, 1});
 }
@@ -340,10 +338,10 @@ BENCHMARK(decode_sinks)->Apply(peaked_arguments);
 BENCHMARK(decode_needle)->Apply(peaked_arguments);
 BENCHMARK(decode_tables_cached)->Apply(cached_arguments);
 BENCHMARK(decode_rotary_cached)->Apply(cached_arguments);
-BENCHMARK(attend_rows<pqattn::half>)->Name("attend_f16")->Apply(exact_arguments);
-BENCHMARK(attend_rows<float>)->Name("attend_f32")->Apply(exact_arguments);
-BENCHMARK(attend_scaled<8>)->Name("attend_int8")->Apply(scaled_arguments);
-BENCHMARK(attend_scaled<4>)->Name("attend_int4")->Apply(scaled_arguments);
+BENCHMARK(attend_rows<pqattn::half>)->Name("attend_f16")->Apply(uncoded_arguments);
+BENCHMARK(attend_rows<float>)->Name("attend_f32")->Apply(uncoded_arguments);
+BENCHMARK(attend_scaled<8>)->Name("attend_int8")->Apply(uncoded_arguments);
+BENCHMARK(attend_scaled<4>)->Name("attend_int4")->Apply(uncoded_arguments);
 BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({4096, 1})->Args({4096, 4});
 #if PQATTN_X86_AVX2
 BENCHMARK(exact_kernels<pqattn::x86::native, pqattn::half>)->Name("kernels_f16")->Apply(kernel_arguments);

@@ -2,6 +2,8 @@
 // Training of one head's codebook: n tokens of d = 128 channels in m sub-vectors of K centroids.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+
 #include "pqattn/bank/host/host_bank.hpp"
 #include "pqattn/train/codebook_trainer.hpp"
 #include "support/counters.hpp"
@@ -32,6 +34,9 @@ struct training_scene {
   [[nodiscard]] std::byte* points_of(std::uint32_t group) const {
     return points.data() + group * bank.point_bytes(count, width);
   }
+  /// Bytes a pass over all points reads, and their codes.
+  [[nodiscard]] double point_bytes_read() const { return static_cast<double>(count) * 128.0 * sizeof(float); }
+  [[nodiscard]] double code_bytes_read() const { return static_cast<double>(count) * groups * sizeof(std::uint16_t); }
   [[nodiscard]] float* book_of(std::uint32_t group) { return book.data() + std::size_t{group} * centroids * width; }
 
   void assign(std::uint32_t group) {
@@ -85,11 +90,17 @@ void training_program(benchmark::State& state) {
     state.counters["flop_per_second"] = benchmark::Counter(
         2.0 * static_cast<double>(state.iterations()) * static_cast<double>(scene.count) * 128.0 * scene.centroids,
         benchmark::Counter::kIsRate);
+    bench::count_ports(state, scene.count, bench::port_bound<>::distances(128, scene.centroids));
   }
+  bench::count_bytes(state, (Assign ? scene.point_bytes_read() : 0.0) +
+                                (Sum ? scene.point_bytes_read() + scene.code_bytes_read() : 0.0));
   bench::label<pqattn::isa::native>(state);
 }
 
-/// train_codebook as a cache calls it: gathering, drawing the first centroids, 4 iterations, rounding.
+/// train_codebook as a cache calls it: gathering, the first centroids, the nearest of all points, 4 iterations,
+/// rounding. Drawn: whether the first centroids are drawn by k-means++, which measures every point against one centroid
+/// after the other and is part of the time, or given, the same ones in every iteration of the bench.
+template <bool Drawn>
 void train_codebook(benchmark::State& state) {
   const auto count = static_cast<std::size_t>(state.range(0));
   const pqattn::geometry shape{128, static_cast<std::uint32_t>(state.range(1)),
@@ -98,18 +109,31 @@ void train_codebook(benchmark::State& state) {
   const pqattn::rows_view samples = pqattn::view_rows(rows.data(), count, 128);
   bank_type bank;
   pqattn::training_params params;
-  params.kmeans.iterations = 4;
   params.storage = pqattn::codebook_storage::i8;
   const std::size_t bytes = pqattn::training_workspace_bytes(bank, shape, samples, params);
   const bench::pages workspace(bytes);
   std::vector<float> centroids(shape.codebook_values());
   pqattn::training_report report;
+  const auto train = [&] {
+    return pqattn::train_codebook(bank, shape, samples, nullptr, params, workspace.data(), bytes, centroids.data(),
+                                  report);
+  };
+  if constexpr (!Drawn) {
+    params.kmeans.iterations = 0;
+    static_cast<void>(train());
+    params.kmeans.init = pqattn::kmeans_init::warm_start;
+  }
+  params.kmeans.iterations = 4;
+  const std::vector<float> start = centroids;
   for (auto iteration : state) {
-    if (!pqattn::train_codebook(bank, shape, samples, nullptr, params, workspace.data(), bytes, centroids.data(), report)) {
+    std::copy(start.begin(), start.end(), centroids.begin());
+    if (!train()) {
       state.SkipWithError("training refused");
       break;
     }
   }
+  const double assignments = params.kmeans.iterations + (Drawn ? 2.0 : 1.0);
+  bench::count_ports(state, count, bench::port_bound<>::distances(128, assignments * shape.centroids));
   bench::label<pqattn::isa::native>(state);
 }
 
@@ -121,6 +145,7 @@ void training_arguments(benchmark::internal::Benchmark* family) {
 BENCHMARK(training_program<true, true>)->Name("lloyd_iteration")->Apply(training_arguments);
 BENCHMARK(training_program<true, false>)->Name("assign")->Apply(training_arguments);
 BENCHMARK(training_program<false, true>)->Name("centroid_sums")->Apply(training_arguments);
-BENCHMARK(train_codebook)->Apply(training_arguments);
+BENCHMARK(train_codebook<true>)->Name("train_codebook")->Apply(training_arguments);
+BENCHMARK(train_codebook<false>)->Name("train_iterations")->Apply(training_arguments);
 
 }  // namespace

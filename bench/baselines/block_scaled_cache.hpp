@@ -2,8 +2,8 @@
 // What a user would build instead: a KV cache of 8-bit or 4-bit numbers with one f16 scale per 32 (as ggml's q8_0 and
 // q4_0), one head's rows contiguous, and decode attention on it with VNNI dot products for keys and f32 multiply-adds
 // for values. The g query heads of a group share every load, unpacking and conversion; tokens are handled 16 / g at a
-// time so that sums stay in registers and one transposition reduces 16 of them. Without AVX-512 VNNI plain loops do the
-// same, which is no strong baseline: `vector_dot_products` says which it is.
+// time so that sums stay in registers and one transposition reduces 16 of them. Threads share a head by its tokens.
+// Without AVX-512 VNNI plain loops do the same, which is no strong baseline: `vector_dot_products` says which it is.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 #include "pqattn/bank/bank.hpp"
 #include "pqattn/bank/host/x86/isa.hpp"
 #include "pqattn/bank/host/x86/softmax.hpp"
+#include "pqattn/core/executor.hpp"
 #include "pqattn/core/half.hpp"
 #include "support/memory.hpp"
 
@@ -97,11 +98,13 @@ class block_scaled_rows {
   std::vector<std::uint8_t, huge_page_allocator<std::uint8_t>> bytes_;
 };
 
-/// Decode attention over 128-dimensional rows.
-template <int Bits>
+/// Decode attention over rows of 64 or 128 dimensions.
+template <int Bits, std::size_t Dim = 128>
 class block_scaled_attention {
  public:
-  static constexpr std::size_t dim = 128;
+  static_assert(Dim == 64 || Dim == 128);
+  static constexpr std::size_t dim = Dim;
+  static constexpr std::size_t most_rows = 8;
   static constexpr bool supported = true;
 #if PQATTN_X86_AVX512VBMI
   static constexpr bool vector_dot_products = true;
@@ -112,36 +115,37 @@ class block_scaled_attention {
   block_scaled_rows<Bits> keys{dim};
   block_scaled_rows<Bits> values{dim};
 
-  /// out (rows, 128) = attention of the queries (rows, 128, scale multiplied in) over the given tokens. rows: 1, 2, 4 or 8.
-  void attend(const float* queries, std::size_t rows, pqattn::slot_range tokens, float* out) const {
-#if PQATTN_X86_AVX512VBMI
-    switch (rows) {
-      case 1: return run<1>(queries, tokens, out);
-      case 2: return run<2>(queries, tokens, out);
-      case 4: return run<4>(queries, tokens, out);
-      default:
-        run<4>(queries, tokens, out);
-        return run<4>(queries + 4 * dim, tokens, out + 4 * dim);
-    }
-#else
+  /// out (rows, dim) = attention of the queries (rows, dim, scale multiplied in) over the given tokens. rows: 1, 2, 4
+  /// or 8.
+  void attend(const float* queries, std::size_t rows, pqattn::slot_range tokens, float* out,
+              const pqattn::executor& parts = {}) const {
+    partial pieces[most_parts];
+    const std::size_t count = part_count(tokens.count, parts.workers);
+    pqattn::run_parts(parts, count, [&](std::size_t part, std::size_t) {
+      const std::size_t first = tokens.count * part / count;
+      const std::size_t end = tokens.count * (part + 1) / count;
+      attend_part(queries, rows, {tokens.first + first, end - first}, pieces[part]);
+    });
     for (std::size_t row = 0; row < rows; ++row) {
-      run_plain(queries + row * dim, tokens, out + row * dim);
+      merge(pieces, count, row, out + row * dim);
     }
-#endif
   }
   void attend(const float* queries, std::size_t rows, float* out) const {
     attend(queries, rows, {0, keys.size()}, out);
   }
 
   /// Whether attend() is attention, by plain loops over what the cache holds.
-  [[nodiscard]] bool answers_right(const float* queries, pqattn::slot_range tokens, std::size_t rows) const {
+  [[nodiscard]] bool answers_right(const float* queries, pqattn::slot_range tokens, std::size_t rows,
+                                   const pqattn::executor& parts = {}) const {
     std::vector<float> out(rows * dim);
-    attend(queries, rows, tokens, out.data());
+    attend(queries, rows, tokens, out.data(), parts);
     std::vector<float> expected(dim);
     double error = 0.0;
     double signal = 0.0;
     for (std::size_t row = 0; row < rows; ++row) {
-      run_plain(queries + row * dim, tokens, expected.data());
+      partial plain;
+      run_plain(queries + row * dim, tokens, plain, 0);
+      merge(&plain, 1, 0, expected.data());
       for (std::size_t c = 0; c < dim; ++c) {
         const double want = static_cast<double>(expected[c]);
         const double difference = static_cast<double>(out[row * dim + c]) - want;
@@ -151,8 +155,59 @@ class block_scaled_attention {
     }
     return error <= 1e-3 * signal;
   }
+
  private:
-  void run_plain(const float* query, pqattn::slot_range tokens, float* out) const {
+  /// Attention over some of the tokens: the largest score of each row, and sums of exp(score - largest). No two of them
+  /// share a line, which threads would take from each other.
+  struct alignas(64) partial {
+    float largest[most_rows];
+    float sum[most_rows];
+    float out[most_rows * dim];
+  };
+  static constexpr std::size_t most_parts = 16;
+
+  /// Of one worker one; of more several each, so that none waits long for the last, of 256 tokens at least.
+  static std::size_t part_count(std::size_t tokens, std::size_t workers) {
+    return workers == 1 ? 1 : std::clamp<std::size_t>(tokens / 256, 1, std::min(most_parts, 8 * workers));
+  }
+
+  void attend_part(const float* queries, std::size_t rows, pqattn::slot_range tokens, partial& piece) const {
+#if PQATTN_X86_AVX512VBMI
+    switch (rows) {
+      case 1: return run<1>(queries, tokens, piece, 0);
+      case 2: return run<2>(queries, tokens, piece, 0);
+      case 4: return run<4>(queries, tokens, piece, 0);
+      default:
+        run<4>(queries, tokens, piece, 0);
+        return run<4>(queries + 4 * dim, tokens, piece, 4);
+    }
+#else
+    for (std::size_t row = 0; row < rows; ++row) {
+      run_plain(queries + row * dim, tokens, piece, row);
+    }
+#endif
+  }
+
+  static void merge(const partial* pieces, std::size_t count, std::size_t row, float* out) {
+    float largest = pqattn::masked_score;
+    for (std::size_t part = 0; part < count; ++part) {
+      largest = std::max(largest, pieces[part].largest[row]);
+    }
+    float sum = 0.0f;
+    std::fill(out, out + dim, 0.0f);
+    for (std::size_t part = 0; part < count; ++part) {
+      const float weight = std::exp(pieces[part].largest[row] - largest);
+      sum += weight * pieces[part].sum[row];
+      for (std::size_t c = 0; c < dim; ++c) {
+        out[c] += weight * pieces[part].out[row * dim + c];
+      }
+    }
+    for (std::size_t c = 0; c < dim; ++c) {
+      out[c] /= sum;
+    }
+  }
+
+  void run_plain(const float* query, pqattn::slot_range tokens, partial& piece, std::size_t row) const {
     std::vector<float> scores(tokens.count);
     float largest = pqattn::masked_score;
     for (std::size_t t = 0; t < tokens.count; ++t) {
@@ -163,6 +218,7 @@ class block_scaled_attention {
       scores[t] = score;
       largest = std::max(largest, score);
     }
+    float* out = piece.out + row * dim;
     float sum = 0.0f;
     std::fill(out, out + dim, 0.0f);
     for (std::size_t t = 0; t < tokens.count; ++t) {
@@ -172,20 +228,21 @@ class block_scaled_attention {
         out[c] += weight * values.at(tokens.first + t, c);
       }
     }
-    for (std::size_t c = 0; c < dim; ++c) {
-      out[c] /= sum;
-    }
+    piece.largest[row] = largest;
+    piece.sum[row] = sum;
   }
 
 #if PQATTN_X86_AVX512VBMI
   using isa = pqattn::x86::avx512vbmi;
   static constexpr std::size_t tile = 256;
   static constexpr int zero_level = Bits == 8 ? 128 : 8;
+  static constexpr std::size_t registers = dim / 64;     // of a row's numbers
+  static constexpr std::size_t rows_ahead = 3072 / dim;  // fetched: as many bytes whatever the width
 
   /// Queries rounded to bytes with one scale each, and what the unsigned keys' zero level must be corrected by.
   struct rounded_query {
-    __m512i numbers[2];
-    __m512i correction[2];
+    __m512i numbers[registers];
+    __m512i correction[registers];
     float scale;
   };
 
@@ -207,22 +264,46 @@ class block_scaled_attention {
         correction[i] -= zero_level * numbers[4 * i + j];
       }
     }
-    for (std::size_t i = 0; i < 2; ++i) {
+    for (std::size_t i = 0; i < registers; ++i) {
       result.numbers[i] = _mm512_load_si512(numbers + 64 * i);
       result.correction[i] = _mm512_load_si512(correction + 16 * i);
     }
     return result;
   }
 
-  /// The two registers of unsigned numbers of one row.
+  /// The registers of unsigned numbers of one row.
   static PQATTN_ALWAYS_INLINE void load_row(const std::uint8_t* row, __m512i* numbers) {
+    const __m512i low = _mm512_set1_epi8(15);
     if constexpr (Bits == 8) {
-      numbers[0] = _mm512_loadu_si512(row);
-      numbers[1] = _mm512_loadu_si512(row + 64);
-    } else {
+      PQATTN_X86_UNROLL
+      for (std::size_t i = 0; i < registers; ++i) {
+        numbers[i] = _mm512_loadu_si512(row + 64 * i);
+      }
+    } else if constexpr (dim == 128) {
       const __m512i pairs = _mm512_loadu_si512(row);
-      numbers[0] = _mm512_and_si512(pairs, _mm512_set1_epi8(15));
-      numbers[1] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), _mm512_set1_epi8(15));
+      numbers[0] = _mm512_and_si512(pairs, low);
+      numbers[1] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low);
+    } else {
+      const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(pairs), _mm256_srli_epi16(pairs, 4), 1);
+      numbers[0] = _mm512_and_si512(both, low);
+    }
+  }
+  /// The scales of a row, one per 32 channels; of 64 channels the upper two are 0.
+  static PQATTN_ALWAYS_INLINE __m128 load_scales(const std::uint8_t* scales) {
+    if constexpr (dim == 128) {
+      return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales)));
+    } else {
+      std::int32_t two = 0;
+      std::memcpy(&two, scales, sizeof two);
+      return _mm_cvtph_ps(_mm_cvtsi32_si128(two));
+    }
+  }
+  static PQATTN_ALWAYS_INLINE void fetch_ahead(const block_scaled_rows<Bits>& side, const std::uint8_t* row) {
+    const auto* ahead = reinterpret_cast<const char*>(row + rows_ahead * side.row_bytes());
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    if constexpr (Bits * dim / 8 >= 64) {  // the beginnings of shorter rows lie in every line
+      _mm_prefetch(ahead + 64, _MM_HINT_T0);
     }
   }
 
@@ -237,19 +318,20 @@ class block_scaled_attention {
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < tokens; ++i) {
         const std::uint8_t* row = keys.row(first + std::min(t + i, count - 1));
-        _mm_prefetch(reinterpret_cast<const char*>(row + 24 * keys.row_bytes()), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(row + 24 * keys.row_bytes() + 64), _MM_HINT_T0);
-        __m512i numbers[2];
+        fetch_ahead(keys, row);
+        __m512i numbers[registers];
         load_row(row, numbers);
-        const __m128 four = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + keys.number_bytes())));
-        const __m512 scale[2] = {_mm512_permutexvar_ps(pick[0], _mm512_castps128_ps512(four)),
-                                 _mm512_permutexvar_ps(pick[1], _mm512_castps128_ps512(four))};
+        const __m512 scales = _mm512_castps128_ps512(load_scales(row + keys.number_bytes()));
         PQATTN_X86_UNROLL
-        for (std::size_t r = 0; r < Rows; ++r) {
-          const __m512i low = _mm512_dpbusd_epi32(query[r].correction[0], numbers[0], query[r].numbers[0]);
-          const __m512i high = _mm512_dpbusd_epi32(query[r].correction[1], numbers[1], query[r].numbers[1]);
-          sum[r * tokens + i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), scale[1],
-                                                _mm512_mul_ps(_mm512_cvtepi32_ps(low), scale[0]));
+        for (std::size_t part = 0; part < registers; ++part) {
+          const __m512 scale = _mm512_permutexvar_ps(pick[part], scales);
+          PQATTN_X86_UNROLL
+          for (std::size_t r = 0; r < Rows; ++r) {
+            const __m512 product = _mm512_cvtepi32_ps(
+                _mm512_dpbusd_epi32(query[r].correction[part], numbers[part], query[r].numbers[part]));
+            __m512& total = sum[r * tokens + i];
+            total = part == 0 ? _mm512_mul_ps(product, scale) : _mm512_fmadd_ps(product, scale, total);
+          }
         }
       }
       alignas(64) float reduced[16];
@@ -267,20 +349,20 @@ class block_scaled_attention {
   template <std::size_t Rows>
   PQATTN_ALWAYS_INLINE void add_tile(std::size_t first, std::size_t count, const float* probabilities,
                                      float* out) const {
-    constexpr std::size_t vectors = Rows == 1 ? 8 : 4;  // registers of channels at a time
-    alignas(64) float weights[Rows][tile][4];           // one per block of channels
+    constexpr std::size_t vectors = Rows == 1 ? dim / 16 : 4;  // registers of channels at a time
+    alignas(64) float weights[Rows][tile][4];                  // one per block of channels
     float mass[Rows][4];
     for (std::size_t r = 0; r < Rows; ++r) {
       __m128 total = _mm_setzero_ps();
       for (std::size_t t = 0; t < count; ++t) {
-        const auto* scales = reinterpret_cast<const __m128i*>(values.row(first + t) + values.number_bytes());
-        const __m128 weight = _mm_mul_ps(_mm_cvtph_ps(_mm_loadl_epi64(scales)), _mm_set1_ps(probabilities[r * tile + t]));
+        const __m128 scales = load_scales(values.row(first + t) + values.number_bytes());
+        const __m128 weight = _mm_mul_ps(scales, _mm_set1_ps(probabilities[r * tile + t]));
         _mm_store_ps(weights[r][t], weight);
         total = _mm_add_ps(total, weight);
       }
       _mm_storeu_ps(mass[r], total);
     }
-    for (std::size_t part = 0; part < 8 / vectors; ++part) {
+    for (std::size_t part = 0; part < dim / 16 / vectors; ++part) {
       __m512 sum[Rows][vectors];
       PQATTN_X86_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
@@ -294,8 +376,7 @@ class block_scaled_attention {
       for (std::size_t t = 0; t < count; ++t) {
         const std::uint8_t* row = values.row(first + t);
         if (part == 0) {
-          _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes()), _MM_HINT_T0);
-          _mm_prefetch(reinterpret_cast<const char*>(row + 24 * values.row_bytes() + 64), _MM_HINT_T0);
+          fetch_ahead(values, row);
         }
         PQATTN_X86_UNROLL
         for (std::size_t i = 0; i < vectors; ++i) {
@@ -321,19 +402,23 @@ class block_scaled_attention {
     if constexpr (Bits == 8) {
       return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + channel));
     } else {
-      const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + channel % 64));
-      return _mm_and_si128(channel < 64 ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+      constexpr std::size_t half = dim / 2;
+      const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + channel % half));
+      return _mm_and_si128(channel < half ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
     }
   }
 
+  /// Fills rows [at, at + Rows) of the piece.
   template <std::size_t Rows>
-  void run(const float* queries, pqattn::slot_range tokens, float* out) const {
+  void run(const float* queries, pqattn::slot_range tokens, partial& piece, std::size_t at) const {
+    float* out = piece.out + at * dim;
+    float* maximum = piece.largest + at;
+    float* sum = piece.sum + at;
     rounded_query rounded[Rows];
-    float maximum[Rows];
-    float sum[Rows] = {};
     for (std::size_t r = 0; r < Rows; ++r) {
       rounded[r] = round_query(queries + r * dim);
       maximum[r] = pqattn::masked_score;
+      sum[r] = 0.0f;
     }
     std::fill(out, out + Rows * dim, 0.0f);
     alignas(64) float scores[Rows * tile];
@@ -351,11 +436,6 @@ class block_scaled_attention {
         }
       }
       add_tile<Rows>(first, count, scores, out);
-    }
-    for (std::size_t r = 0; r < Rows; ++r) {
-      for (std::size_t c = 0; c < dim; ++c) {
-        out[r * dim + c] /= sum[r];
-      }
     }
   }
 #endif
