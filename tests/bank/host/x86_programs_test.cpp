@@ -330,3 +330,29 @@ TEST_CASE("the search for the nearest centroid is the portable one, near ties as
 }
 
 }  // namespace
+
+TEST_CASE("keys before RoPE have their kernels for heads of up to 256 channels", "[bank]") {
+  using programs = pqattn::detail::x86_programs<pqattn::isa::native>;
+  if constexpr (!programs::available) {
+    SKIP("no kernels for this instruction set");
+  } else {
+    for (const std::uint32_t dim : {32u, 64u, 96u, 128u, 160u, 192u, 256u}) {
+      const geometry shape{dim, dim / 4, 256, 1, nullptr};
+      std::vector<float> frequencies(dim / 2);
+      std::vector<float> memory(rope_floats(dim / 2));
+      rope rotation;
+      fill_rope_frequencies(frequencies.data(), dim, 10000.0);
+      REQUIRE_OK(build_rope(frequencies.data(), dim / 2, rope_pairing::half_split, memory.data(), rotation));
+      for (const score_precision precision : {score_precision::bytes, score_precision::words}) {
+        CAPTURE(dim, precision);
+        CHECK(programs::serves_scores(shape, codebook_storage::i8, rotation, precision));
+        const std::size_t rows = programs::with_rotary_kernel(shape, precision, [&]<class Kernel>() {
+          return programs::rotary_rows<Kernel>(shape, rotation, 8);
+        });
+        // Scratch on the stack bounds what is decoded once for all rows: several passes at 192 channels would cost more
+        // than the other precision.
+        CHECK(rows >= (dim <= 192 ? 8u : 1u));
+      }
+    }
+  }
+}

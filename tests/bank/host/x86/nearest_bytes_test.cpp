@@ -78,7 +78,7 @@ TEST_CASE("the search in integers agrees with f32", "[x86]") {
         book_of book{groups, count};
         book.fill(random, spread);
         for (float& scale : book.scale) {  // of different sizes within a group
-          scale = std::exp(random.normal());
+          scale = (random.below(20) == 0 ? -1.0f : 1.0f) * std::exp(random.normal());
         }
         for (float& offset : book.offset) {
           offset = 3.0f * random.normal();
@@ -110,7 +110,7 @@ TEST_CASE("equal centroids: the first, also by integers", "[x86]") {
 TEST_CASE("numbers at the limits of the search in integers", "[x86]") {
   generator random(33);
   INFO("seed " << random.seed());
-  for (const float scale : {0.0f, 1e-38f, 1e-30f, 2e-15f, 1e-3f, 5e14f, 1e30f}) {
+  for (const float scale : {0.0f, -0.0f, -1e-3f, 1e-38f, 1e-30f, 2e-15f, 1e-3f, 5e14f, 1e30f}) {
     for (const std::size_t odd : {std::size_t{0}, std::size_t{2}, width}) {  // how many channels have this scale
       book_of book{16, 256};
       book.fill(random, 60.0f);

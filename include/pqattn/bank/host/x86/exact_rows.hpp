@@ -94,15 +94,12 @@ inline void score_exact(const exact_rows<Element>& rows, std::size_t first, cons
   floats sum[Isa::lanes];
   std::size_t c = 0;
   if constexpr (Rows == 1) {
-    const std::size_t end = rows.dim / (2 * Isa::lanes) * (2 * Isa::lanes);
     for (std::size_t t = 0; t < tokens; ++t) {
-      floats even = Isa::setf(0.0f);
-      floats odd = Isa::setf(0.0f);
-      for (c = 0; c < end; c += 2 * Isa::lanes) {
-        even = Isa::fma(load_elements<Isa>(at[t] + c), Isa::loadf(queries + c), even);
-        odd = Isa::fma(load_elements<Isa>(at[t] + c + Isa::lanes), Isa::loadf(queries + c + Isa::lanes), odd);
+      floats total = Isa::setf(0.0f);
+      for (c = 0; c + Isa::lanes <= rows.dim; c += Isa::lanes) {
+        total = Isa::fma(load_elements<Isa>(at[t] + c), Isa::loadf(queries + c), total);
       }
-      sum[t] = Isa::addf(even, odd);
+      sum[t] = total;
     }
   } else {
     PQATTN_X86_UNROLL

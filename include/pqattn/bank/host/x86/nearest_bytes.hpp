@@ -79,17 +79,18 @@ inline void prepare_integers(const byte_planes& planes, std::size_t plane, std::
     const __m512 scale = _mm512_maskz_loadu_ps(there, planes.scale + plane + i);
     const __m512 offset = _mm512_maskz_loadu_ps(there, planes.offset + plane + i);
     const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(there, x + i), offset);
-    const __m512 largest = largest_of_groups(scale);
+    const __m512 size = _mm512_abs_ps(scale);
+    const __m512 largest = largest_of_groups(size);
     const __m512 inverse = _mm512_rcp14_ps(largest);
     const __m512 relative = _mm512_mul_ps(scale, inverse);
     const __m512 weight = _mm512_mul_ps(relative, relative);
     const __m512 query = _mm512_mul_ps(_mm512_mul_ps(value, inverse), relative);
     // Scales whose squares f32 holds with room, by their bits. A channel of scale 0 says nothing, but large numbers there would
     // hide what others say in f32: it is held to the largest scale.
-    const __m512i size = _mm512_sub_epi32(_mm512_castps_si512(largest), _mm512_set1_epi32(smallest_scale));
-    const __mmask16 usable = _mm512_cmplt_epu32_mask(size, _mm512_set1_epi32(largest_scale - smallest_scale));
-    const __mmask16 varies = _mm512_test_epi32_mask(_mm512_castps_si512(scale), _mm512_castps_si512(scale));
-    const __m512 steps = _mm512_mul_ps(_mm512_abs_ps(value), _mm512_mask_rcp14_ps(inverse, varies, scale));
+    const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(largest), _mm512_set1_epi32(smallest_scale));
+    const __mmask16 usable = _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(largest_scale - smallest_scale));
+    const __mmask16 varies = _mm512_test_epi32_mask(_mm512_castps_si512(size), _mm512_castps_si512(size));
+    const __m512 steps = _mm512_mul_ps(_mm512_abs_ps(value), _mm512_mask_rcp14_ps(inverse, varies, size));
     const __mmask16 inside = _mm512_mask_cmp_ps_mask(usable, steps, _mm512_set1_ps(furthest_steps), _CMP_LE_OQ);
     out.outside |= std::uint64_t{static_cast<__mmask16>(there & ~inside)} << i;
     const __m512 furthest = _mm512_min_ps(largest_of_groups(steps), _mm512_set1_ps(furthest_steps));

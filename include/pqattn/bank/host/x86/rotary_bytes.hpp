@@ -26,14 +26,16 @@ struct rotary_bytes {
   using query = std::uint16_t;  ///< x and y of a pair
 
   static constexpr std::size_t batch = 8;
+  /// Pairs that are turned before they are summed: the most, and as many as leave room on the stack for other tables.
   static constexpr std::size_t chunk = 32;
+  [[nodiscard]] static constexpr std::size_t chunk_for(std::size_t pairs, std::size_t rows) noexcept {
+    return pairs <= 64 && rows <= 8 ? chunk : chunk / 2;
+  }
   /// Blocks of a batch for so many rows: their sums should stay in the first-level cache.
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t rows) noexcept { return rows <= 8 ? batch : 4; }
   /// The most rows below `rows` with a larger batch; 0 when there are none.
   [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t rows) noexcept { return rows <= 8 ? 0 : 8; }
   static constexpr std::size_t key_bytes = 128;
-  /// Between the turned keys of two blocks: a line more than they take, so that they do not share sets of the cache.
-  static constexpr std::size_t key_block_bytes = chunk * key_bytes + 64;
   static constexpr int circle = 105;  ///< what cosine 1 is in the turn table
   static constexpr float product = static_cast<float>(circle) / 128.0f;
   static constexpr float key_offset = 128.0f;
@@ -92,11 +94,13 @@ struct rotary_bytes {
     // run on more ports than permutes and shifts.
     return _mm512_ternarylogic_epi32(isa::right16<7>(x), isa::add16(y, y), isa::set16(255), 0xe4);
   }
+
   /// One pair of `blocks` blocks: turned x and y side by side, of slots in the order of low8, then of high8. Same: whether
   /// one code stands for both channels. Tables and turns stay in registers.
   template <unsigned Bits, bool Same>
-  static void turn_pair(const turned_pair& pair, const std::int8_t* tables, table turns, const std::uint8_t* const* block,
-                        std::size_t blocks, std::byte* keys) noexcept {
+  static PQATTN_NOINLINE void turn_pair(const turned_pair& pair, const std::int8_t* tables, table turns,
+                                        const std::uint8_t* const* block, std::size_t blocks, std::byte* keys,
+                                        std::size_t key_block) noexcept {
     using look = lookup<isa, Bits>;
     typename look::table table_x = look::load_table(tables + pair.table_x);
     typename look::table table_y = look::load_table(tables + pair.table_y);
@@ -113,10 +117,12 @@ struct rotary_bytes {
     const auto table_at = [&](const typename look::table& kept, std::uint32_t at) PQATTN_X86_INLINE_LAMBDA {
       return look::in_memory ? look::load_table(not_hoisted(tables) + at) : kept;
     };
-    for (std::size_t b = 0; b < blocks; ++b, keys += key_block_bytes) {
-      typename look::codes code_x = look::load_codes(block[b] + pair.code_x, 0);
+    const std::size_t at_x = pair.code_x;
+    const std::size_t at_y = pair.code_y;
+    for (std::size_t b = 0; b < blocks; ++b, keys += key_block) {
+      typename look::codes code_x = look::load_codes(block[b] + at_x, 0);
       keep_in_register(code_x.low);
-      const typename look::codes code_y = Same ? code_x : look::load_codes(block[b] + pair.code_y, 0);
+      const typename look::codes code_y = Same ? code_x : look::load_codes(block[b] + at_y, 0);
       const ints x = look::look(table_at(table_x, pair.table_x), code_x);
       const ints y = look::look(table_at(table_y, pair.table_y), code_y);
       isa::store(keys, turn_half(isa::low8(x, y), by, 0));
@@ -127,11 +133,12 @@ struct rotary_bytes {
   /// Decodes and turns pairs [first, first + count) of `blocks` blocks; an odd one out brings its double along.
   template <unsigned Bits>
   static void turn_keys(const rotary_book& book, table turns, std::size_t first, std::size_t count,
-                        const std::uint8_t* const* block, std::size_t blocks, std::byte* keys) noexcept {
+                        const std::uint8_t* const* block, std::size_t blocks, std::byte* keys,
+                        std::size_t key_block) noexcept {
     for (std::size_t i = 0; i < (count + 1) / 2 * 2; ++i, keys += key_bytes) {
       const turned_pair& pair = book.pairs[first + i];
-      pair.code_x == pair.code_y ? turn_pair<Bits, true>(pair, book.tables, turns, block, blocks, keys)
-                                 : turn_pair<Bits, false>(pair, book.tables, turns, block, blocks, keys);
+      pair.code_x == pair.code_y ? turn_pair<Bits, true>(pair, book.tables, turns, block, blocks, keys, key_block)
+                                 : turn_pair<Bits, false>(pair, book.tables, turns, block, blocks, keys, key_block);
     }
   }
 

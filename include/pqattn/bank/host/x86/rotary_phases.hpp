@@ -94,11 +94,10 @@ struct rotary_phases {
 
   static constexpr std::size_t batch = 8;
   static constexpr std::size_t chunk = 16;
+  [[nodiscard]] static constexpr std::size_t chunk_for(std::size_t, std::size_t) noexcept { return chunk; }
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t) noexcept { return batch; }
   [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t) noexcept { return 0; }
   static constexpr std::size_t key_bytes = 128;
-  /// Between the turned keys of two blocks: a line more than they take, so that they do not share sets of the cache.
-  static constexpr std::size_t key_block_bytes = chunk * key_bytes + 64;
   static constexpr float product = 2.0f;  ///< of a unit of the row's table and one of the codebook's
   static constexpr bool raised_tables = false;
   static constexpr bool by_phase = true;
@@ -271,7 +270,7 @@ struct rotary_phases {
     for (std::size_t i = 0; i < 4; ++i) {
       table[i] = look::load_table(tables + table_at[i]);
     }
-    for (std::size_t b = 0; b < blocks; ++b, keys += key_block_bytes, block_turns += turn_stride) {
+    for (std::size_t b = 0; b < blocks; ++b, keys += chunk * key_bytes, block_turns += turn_stride) {
       const auto* block_bytes = reinterpret_cast<const std::uint8_t*>(block_turns);
       typename look::codes codes[2];
       codes[0] = look::load_codes(block[b] + pair[0].code_x, 0);

@@ -191,11 +191,19 @@ struct rotary_scratch {
   std::size_t bytes;
 };
 
+/// Bytes from the turned keys of one block to those of the next. Blocks that were a page apart would share sets of the
+/// first-level cache, and loads wait for stores to other pages: turning keys takes a fifth longer.
+template <class Kernel>
+[[nodiscard]] constexpr std::size_t key_block_bytes(std::size_t pairs, std::size_t rows) noexcept {
+  const std::size_t bytes = Kernel::chunk_for(pairs, rows) * Kernel::key_bytes;
+  return bytes % 4096 == 0 ? bytes + 64 : bytes;
+}
+
 template <class Kernel>
 inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_t turns, std::size_t rows,
                                                    void* memory) noexcept {
   const std::size_t batch = Kernel::batch_for(rows);
-  const std::size_t keys = batch * Kernel::key_block_bytes;
+  const std::size_t keys = batch * key_block_bytes<Kernel>(pairs, rows);
   const std::size_t sums = batch * rows * slots * sizeof(std::int32_t);
   const std::size_t queries =
       align_up(batch * (Kernel::by_phase ? 1 : rows) * pad16(pairs) * sizeof(typename Kernel::query));
@@ -333,8 +341,10 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
   const std::size_t after = block + blocks;
   const std::size_t batch = Kernel::batch_for(queries.rows);
   const std::size_t ahead = end - after < batch ? end - after : batch;
-  for (std::size_t pair = 0; pair < book.count; pair += Kernel::chunk) {
-    const std::size_t count = book.count - pair < Kernel::chunk ? book.count - pair : Kernel::chunk;
+  const std::size_t chunk = Kernel::chunk_for(book.count, queries.rows);
+  const std::size_t key_block = key_block_bytes<Kernel>(book.count, queries.rows);
+  for (std::size_t pair = 0; pair < book.count; pair += chunk) {
+    const std::size_t count = book.count - pair < chunk ? book.count - pair : chunk;
     // The next batch is fetched meanwhile, a share of every block with each chunk.
     const std::size_t from = run.block_bytes * pair / book.count;
     const std::size_t to = run.block_bytes * (pair + count) / book.count;
@@ -344,7 +354,7 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     next.fetch_share();
     const auto sum_blocks = [&](const auto* rows, std::size_t row_stride, std::size_t block_stride) noexcept {
       for (std::size_t b = 0; b < blocks; ++b) {
-        Kernel::sum_block(scratch.keys + b * Kernel::key_block_bytes, count, rows + b * block_stride, row_stride,
+        Kernel::sum_block(scratch.keys + b * key_block, count, rows + b * block_stride, row_stride,
                           queries.rows, scratch.sums + b * queries.rows * slots, pair == 0);
       }
     };
@@ -353,7 +363,7 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
                                        scratch.keys);
       sum_blocks(queries.tables + pair * Kernel::row_bytes, queries.padded * Kernel::row_bytes, 0);
     } else {
-      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys);
+      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys, key_block);
       sum_blocks(scratch.queries + pair, queries.padded, query_block);
     }
   }
@@ -394,8 +404,9 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
   return with_code_bits<typename Kernel::isa>(book.code_bits, [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_rotary_scratch<Kernel>(book.count, rotation.pairs, queries.rows, workspace);
     const std::size_t batch = Kernel::batch_for(queries.rows);
+    const std::size_t chunk = Kernel::chunk_for(book.count, queries.rows);
     next.share_among((run.end_block() - run.first_block() + batch - 1) / batch *
-                     ((book.count + Kernel::chunk - 1) / Kernel::chunk));
+                     ((book.count + chunk - 1) / chunk));
     std::int64_t bases[Kernel::batch];
     std::size_t pending = 0;
     std::size_t block = run.first_block();

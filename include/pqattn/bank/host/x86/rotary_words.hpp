@@ -31,9 +31,8 @@ struct rotary_words {
   [[nodiscard]] static constexpr std::size_t batch_for(std::size_t) noexcept { return batch; }
   [[nodiscard]] static constexpr std::size_t fewer_rows(std::size_t) noexcept { return 0; }
   static constexpr std::size_t chunk = 8;
+  [[nodiscard]] static constexpr std::size_t chunk_for(std::size_t, std::size_t) noexcept { return chunk; }
   static constexpr std::size_t key_bytes = 256;
-  /// Between the turned keys of two blocks: a line more than they take, so that they do not share sets of the cache.
-  static constexpr std::size_t key_block_bytes = chunk * key_bytes + 64;
   /// What a unit of query times table byte becomes in a sum, and what a key of 0 does.
   static constexpr float product = 255.0f;
   static constexpr float key_offset = 0.0f;
@@ -83,7 +82,8 @@ struct rotary_words {
   /// Decodes and turns pairs [first, first + count) of `blocks` blocks.
   template <unsigned Bits>
   static void turn_keys(const rotary_book& book, const table& turns, std::size_t first, std::size_t count,
-                        const std::uint8_t* const* block, std::size_t blocks, std::byte* keys) noexcept {
+                        const std::uint8_t* const* block, std::size_t blocks, std::byte* keys,
+                        std::size_t key_block) noexcept {
     using look = lookup<Isa, Bits, false>;
     constexpr std::size_t width = Isa::bytes;
     for (std::size_t i = 0; i < count; ++i) {
@@ -103,7 +103,7 @@ struct rotary_words {
         const auto y_low_sign = Isa::load_signs(sign + 2 * Isa::sign_bytes);
         const auto y_high_sign = Isa::load_signs(sign + 3 * Isa::sign_bytes);
         std::byte* out = keys + i * 256 + part * 4 * width;
-        for (std::size_t b = 0; b < blocks; ++b, out += key_block_bytes) {
+        for (std::size_t b = 0; b < blocks; ++b, out += key_block) {
           const ints x = look::look(table_x, look::load_codes(block[b] + pair.code_x, part));
           const ints y = look::look(table_y, look::load_codes(block[b] + pair.code_y, part));
           const ints low = Isa::low8(x, y);
