@@ -92,6 +92,52 @@ TEST_CASE("the search in integers agrees with f32", "[x86]") {
   }
 }
 
+TEST_CASE("two centroids nearly as near as each other, by integers", "[x86]") {
+  generator random(35);
+  INFO("seed " << random.seed());
+  book_of book{16, 256};
+  book.fill(random, 45.0f);
+  for (float& scale : book.scale) {
+    scale = std::exp(0.5f * random.normal());
+  }
+  const auto restored = [&](std::size_t plane, std::size_t k) {
+    return static_cast<double>(book.offset[plane]) +
+           static_cast<double>(book.scale[plane]) * static_cast<double>(book.bytes[plane * book.entries + k]);
+  };
+  for (int round = 0; round < 100; ++round) {
+    std::vector<float> x = values_near(book, random, 45.0f);
+    for (std::size_t plane = 0; plane < x.size(); plane += width) {
+      double least[2] = {1e30, 1e30};  // of the two nearest, and which these are
+      std::size_t nearest[2] = {0, 0};
+      for (std::size_t k = 0; k < book.count; ++k) {
+        double distance = 0.0;
+        for (std::size_t c = plane; c < plane + width; ++c) {
+          distance += std::pow(static_cast<double>(x[c]) - restored(c, k), 2.0);
+        }
+        const int place = distance < least[0] ? 0 : distance < least[1] ? 1 : 2;
+        if (place == 0) {
+          least[1] = least[0];
+          nearest[1] = nearest[0];
+        }
+        if (place < 2) {
+          least[place] = distance;
+          nearest[place] = k;
+        }
+      }
+      double apart = 0.0;
+      for (std::size_t c = plane; c < plane + width; ++c) {
+        apart += std::pow(restored(c, nearest[1]) - restored(c, nearest[0]), 2.0);
+      }
+      // To the plane between them, but for a little.
+      const double share = (least[1] - least[0]) / (2.0 * apart) + 1e-5 * static_cast<double>(random.normal());
+      for (std::size_t c = plane; c < plane + width && apart > 0.0; ++c) {
+        x[c] += static_cast<float>(share * (restored(c, nearest[1]) - restored(c, nearest[0])));
+      }
+    }
+    compare(book, x);
+  }
+}
+
 TEST_CASE("equal centroids: the first, also by integers", "[x86]") {
   generator random(32);
   INFO("seed " << random.seed());
