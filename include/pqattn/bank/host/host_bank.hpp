@@ -137,6 +137,16 @@ class host_bank {
   status encode(const rows_view& rows, const resident_codebook<address>& book, const code_span<address>& codes,
                 slot_range slots) const noexcept {
     std::size_t done = 0;
+    if constexpr (fast::available) {
+      if (book.shape.dim <= widest_tile && fast::codes_rows(book.shape, book.storage)) {
+        while (slots.count - done >= fast::fewest_rows) {
+          const std::size_t left = slots.count - done;
+          const std::size_t count = left < fast::most_rows ? left : fast::most_rows;
+          encode_tile(rows, done, count, book, codes, slots.first + done);
+          done += count;
+        }
+      }
+    }
     for (; slots.count - done >= 2; done += 2) {
       encode_some<2>(rows, done, book, codes, slots.first + done);
     }
@@ -297,6 +307,30 @@ class host_bank {
     detail::encode_rows<Isa, Rows>(detail::host_codebook{book}, loaded, ordered, row_codes);
     for (std::size_t row = 0; row < Rows; ++row) {
       put_slot(codes, slot + row, row_codes + row * book.shape.groups());
+    }
+  }
+  /// The widest rows of which a tile fits the stack.
+  static constexpr std::size_t widest_tile = 256;
+  /// Codes `count` rows, at most fast::most_rows, with a row in every lane.
+  static PQATTN_NOINLINE void encode_tile(const rows_view& rows, std::size_t first, std::size_t count,
+                                          const resident_codebook<address>& book, const code_span<address>& codes,
+                                          std::size_t slot) noexcept {
+    const geometry& shape = book.shape;
+    alignas(64) float values[widest_tile * fast::most_rows];
+    float row[widest_tile];
+    std::uint16_t row_codes[fast::most_rows * widest_tile / 2];
+    for (std::size_t i = 0; i < count; ++i) {
+      load_row(rows, first + i, row);
+      for (std::uint32_t position = 0; position < shape.dim; ++position) {
+        values[position * fast::most_rows + i] = row[shape.channel(position)];
+      }
+    }
+    for (std::uint32_t position = 0; position < shape.dim; ++position) {
+      std::fill_n(values + position * fast::most_rows + count, fast::most_rows - count, 0.0f);
+    }
+    fast::nearest_of_rows(detail::host_codebook{book}, values, count, row_codes);
+    for (std::size_t i = 0; i < count; ++i) {
+      put_slot(codes, slot + i, row_codes + i * shape.groups());
     }
   }
   static void put_slot(const code_span<address>& codes, std::size_t slot, const std::uint16_t* row) noexcept {

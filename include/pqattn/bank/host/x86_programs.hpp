@@ -17,6 +17,7 @@
 #include "x86/exact_rows.hpp"
 #include "x86/nearest.hpp"
 #include "x86/nearest_bytes.hpp"
+#include "x86/nearest_rows.hpp"
 #include "x86/rotary_score.hpp"
 #include "x86/softmax.hpp"
 #include "x86/table_score.hpp"
@@ -371,6 +372,17 @@ struct x86_kernels {
     x86::add_points(points, stride, count, width, weights, codes, sums, mass);
   }
 
+  /// Whether nearest_of_rows() codes rows of such a codebook, and the fewest rows for which it is faster than two at a time.
+  static constexpr std::size_t most_rows = x86::rows_of_search;
+  static constexpr std::size_t fewest_rows = Ops::lanes;
+  [[nodiscard]] static bool codes_rows(const geometry& shape, codebook_storage storage) noexcept {
+    return storage == codebook_storage::i8 && x86::suits_row_search(shape);
+  }
+  /// Codes of `rows` rows, at most most_rows, channel-major in the order of codes, most_rows a channel.
+  static void nearest_of_rows(const host_codebook& book, const float* values, std::size_t rows, std::uint16_t* codes) noexcept {
+    x86::nearest_of_rows<Ops>(planes_of(book), book.book.shape, values, rows, codes, book.book.shape.groups());
+  }
+
   /// Nearest centroids of the sub-vectors of groups that lie one after the other in Rows rows from x on, in planes of any
   /// storage.
   static constexpr std::size_t groups_at_once = Ops::lanes;
@@ -389,8 +401,7 @@ struct x86_kernels {
         return in(x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries});
       case codebook_storage::i8: break;
     }
-    const x86::byte_planes planes{reinterpret_cast<const std::int8_t*>(book.book.memory), book.scales(), book.offsets(),
-                                  entries};
+    const x86::byte_planes planes = planes_of(book);
 #if PQATTN_X86_AVX512VBMI
     if constexpr (std::is_same_v<Ops, x86::avx512vbmi>) {
       if (x86::suits_integers(book.book.shape)) {
@@ -407,6 +418,10 @@ struct x86_kernels {
   }
 
  private:
+  [[nodiscard]] static x86::byte_planes planes_of(const host_codebook& book) noexcept {
+    return {reinterpret_cast<const std::int8_t*>(book.book.memory), book.scales(), book.offsets(),
+            plane_entries(book.book.shape)};
+  }
   [[nodiscard]] static constexpr std::size_t row_batches(std::size_t rows, std::size_t at_once) noexcept {
     return (rows + at_once - 1) / at_once;
   }

@@ -87,6 +87,10 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm256_and_si256(a, b); }
   static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm256_xor_si256(a, b); }
   static PQATTN_ALWAYS_INLINE ints min16(ints a, ints b) noexcept { return _mm256_min_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints min32(ints a, ints b) noexcept { return _mm256_min_epi32(a, b); }
+  static PQATTN_ALWAYS_INLINE ints max32(ints a, ints b) noexcept { return _mm256_max_epi32(a, b); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept { return _mm256_slli_epi32(a, Count); }
   static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm256_max_epi16(a, b); }
   /// High halves of products of unsigned 16-bit numbers.
   static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm256_mulhi_epu16(a, b); }
@@ -372,6 +376,10 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints and_(ints a, ints b) noexcept { return _mm512_and_si512(a, b); }
   static PQATTN_ALWAYS_INLINE ints xor_(ints a, ints b) noexcept { return _mm512_xor_si512(a, b); }
   static PQATTN_ALWAYS_INLINE ints min16(ints a, ints b) noexcept { return _mm512_min_epi16(a, b); }
+  static PQATTN_ALWAYS_INLINE ints min32(ints a, ints b) noexcept { return _mm512_min_epi32(a, b); }
+  static PQATTN_ALWAYS_INLINE ints max32(ints a, ints b) noexcept { return _mm512_max_epi32(a, b); }
+  template <int Count>
+  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept { return _mm512_slli_epi32(a, Count); }
   static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm512_max_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm512_mulhi_epu16(a, b); }
   static PQATTN_ALWAYS_INLINE ints shift_right32(ints a, __m128i count) noexcept { return _mm512_sra_epi32(a, count); }

@@ -309,6 +309,55 @@ PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lane
   }
 }
 
+/// Sub-vectors of byte codebooks that are searched in f32 as nearest_centroids() does, and decided when there are as many as
+/// lanes: those of which integers are not certain.
+template <class Isa>
+class deferred_search {
+ public:
+  static constexpr std::size_t widest = 8;
+
+  deferred_search(const byte_planes& planes, std::size_t count) noexcept : planes_(planes), count_(count) {}
+
+  /// A sub-vector of `width` components, at most `widest`, `stride` apart; *code is set here, later, or by finish().
+  void add(std::size_t plane, std::size_t width, const float* x, std::size_t stride, std::uint16_t* code) noexcept {
+    float values[widest];
+    for (std::size_t c = 0; c < width; ++c) {
+      values[c] = x[c * stride];
+    }
+    const auto find = [&]<std::size_t Width>() noexcept {
+      nearest_of_lanes<Isa, Width, 1>(planes_, plane, width, count_, values, 0, &least_[waiting_], &index_[waiting_]);
+    };
+    switch (width) {
+      case 2: find.template operator()<2>(); break;
+      case 4: find.template operator()<4>(); break;
+      default: find.template operator()<0>(); break;
+    }
+    code_[waiting_] = code;
+    if (++waiting_ == Isa::lanes) {
+      finish();
+    }
+  }
+  void finish() noexcept {
+    if (waiting_ == 0) {
+      return;
+    }
+    std::uint16_t found[Isa::lanes];
+    codes_of_least<Isa>(least_, index_, waiting_, found);
+    for (std::size_t i = 0; i < waiting_; ++i) {
+      *code_[i] = found[i];
+    }
+    waiting_ = 0;
+  }
+
+ private:
+  const byte_planes& planes_;
+  std::size_t count_;
+  std::size_t waiting_ = 0;
+  std::uint16_t* code_[Isa::lanes];
+  typename Isa::floats least_[Isa::lanes];
+  typename Isa::ints index_[Isa::lanes];
+};
+
 }  // namespace detail
 
 /// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each of

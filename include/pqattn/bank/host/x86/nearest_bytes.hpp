@@ -185,25 +185,6 @@ PQATTN_ALWAYS_INLINE void reduce_to_two(typename Isa::ints* least, typename Isa:
   }
 }
 
-/// Codes of the groups whose bits are set, by the search in f32.
-template <class Isa>
-PQATTN_NOINLINE void search_again(const byte_planes& planes, std::size_t first_plane, std::uint32_t groups,
-                                  std::size_t count, const float* x, std::uint16_t* codes) noexcept {
-  typename Isa::floats least[Isa::lanes];
-  typename Isa::ints index[Isa::lanes];
-  std::uint16_t found[Isa::lanes];
-  std::size_t done = 0;
-  for (std::uint32_t left = groups; left != 0; left &= left - 1, ++done) {
-    const std::size_t at = static_cast<std::size_t>(std::countr_zero(left)) * integer_width;
-    nearest_of_lanes<Isa, integer_width, 1>(planes, first_plane + at, integer_width, count, x + at, 0, &least[done], &index[done]);
-  }
-  codes_of_least<Isa>(least, index, done, found);
-  done = 0;
-  for (std::uint32_t left = groups; left != 0; left &= left - 1) {
-    codes[std::countr_zero(left)] = found[done++];
-  }
-}
-
 }  // namespace detail
 
 /// nearest_centroids() of one vector for byte planes of a shape that suits_integers(): the same codes.
@@ -232,10 +213,12 @@ inline void nearest_bytes(const byte_planes& planes, group_walk& at, std::size_t
   _mm256_mask_storeu_epi16(codes, there, _mm512_cvtepi32_epi16(_mm512_and_si512(found, _mm512_set1_epi32(255))));
   const __mmask16 unsure =
       _mm512_mask_cmple_epu32_mask(there, apart, _mm512_set1_epi32(detail::certain_difference));
-  const std::uint32_t uncertain = unsure | factors.groups_outside();
-  if (uncertain != 0) {
-    detail::search_again<Isa>(planes, first_plane, uncertain, count, x, codes);
+  detail::deferred_search<Isa> search(planes, count);
+  for (std::uint32_t left = unsure | factors.groups_outside(); left != 0; left &= left - 1) {
+    const auto group = static_cast<std::size_t>(std::countr_zero(left));
+    search.add(first_plane + group * integer_width, integer_width, x + group * integer_width, 1, codes + group);
   }
+  search.finish();
 }
 
 }  // namespace PQATTN_X86_UNIT
