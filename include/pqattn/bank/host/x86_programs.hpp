@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Which x86 kernels serve which bank program. Each function returns false, having done nothing, when no kernel
-// applies: other instruction sets, codebooks that are not bytes, codes too wide for look-ups in registers, or scratch that
-// would not fit the stack. The portable program then runs; a test holds the two equal.
+// applies: other instruction sets, codebooks that are not bytes, codes too wide for look-ups in registers, or scratch
+// that would not fit the stack. The portable program then runs; a test holds the two equal.
 #pragma once
 
 #include <cstddef>
@@ -44,8 +44,8 @@ struct x86_kernels {
 
   /// Scratch on the stack: programs run on the caller's threads and may not allocate.
   static constexpr std::size_t stack_bytes = std::size_t{96} * 1024;
-  /// Query rows served by one pass over the codes. Keys before RoPE and values are decoded once per pass, which pays for
-  /// more rows; tables gain nothing from more.
+  /// Query rows served by one pass over the codes. Keys before RoPE and values are decoded once per pass, which pays
+  /// for more rows; tables gain nothing from more.
   static constexpr std::size_t rows_at_once = 8;
   static constexpr std::size_t most_decoded_rows = 32;
 
@@ -69,8 +69,8 @@ struct x86_kernels {
     }
     return at_once;
   }
-  /// Whether keys before RoPE take 8-bit kernels. Codes of more than 4 bits per channel or with residual stages lose too
-  /// little for these to stay far below that.
+  /// Whether keys before RoPE take 8-bit kernels. Codes of more than 4 bits per channel or with residual stages lose
+  /// too little for these to stay far below that.
   [[nodiscard]] static bool narrow(const geometry& shape, score_precision precision) noexcept {
     return precision == score_precision::bytes && shape.stages == 1 &&
            shape.subvectors * shape.code_bits() <= 4 * shape.dim;
@@ -100,8 +100,7 @@ struct x86_kernels {
     }
     const slot_range slots = next.codes.memory == nullptr ? slot_range{} : next.slots;
     return {reinterpret_cast<const std::uint8_t*>(next.book.memory),
-            next.book.memory == nullptr ? 0 : host_codebook{next.book}.bytes(),
-            run_of(next.codes, slots)};
+            next.book.memory == nullptr ? 0 : host_codebook{next.book}.bytes(), run_of(next.codes, slots)};
   }
   [[nodiscard]] static x86::table_precision width_of(score_precision precision) noexcept {
     return precision == score_precision::words ? x86::table_precision::words : x86::table_precision::bytes;
@@ -114,7 +113,8 @@ struct x86_kernels {
     if (rotation.enabled()) {
       std::size_t bytes = with_rotary_kernel(
           shape, precision, [&]<class Kernel>() noexcept { return rotary_bytes_of<Kernel>(shape, rotation, rows); });
-      // What fewer rows need fits too: callers size tables for the most rows they will ask for, before a shape is checked.
+      // What fewer rows need fits too: callers size tables for the most rows they will ask for, before a shape is
+      // checked.
       if constexpr (has_phases) {
         const std::size_t few = rows < phases::most_rows ? rows : phases::most_rows;
         if (check_geometry(shape) && 2 * std::uint64_t{rotation.pairs} <= shape.dim &&
@@ -187,7 +187,8 @@ struct x86_kernels {
     }
     return false;
   }
-  /// Variance that rounded phases may add to a score, in squared nats, by phase_noise; beyond it keys are turned by components.
+  /// Variance that rounded phases may add to a score, in squared nats, by phase_noise; beyond it keys are turned by
+  /// components.
   static constexpr float most_phase_noise = 0.1f;
   /// In front of prepared tables: whether they are the kernel by phases'.
   static constexpr std::size_t rotary_header = 64;
@@ -228,7 +229,7 @@ struct x86_kernels {
     if (!(noise <= most_phase_noise)) {
       return false;
     }
-    if constexpr (Kernel::by_phase) {
+    if constexpr (Kernel::row_bytes != 0) {
       for_each_batch(queries.rows, at.at_once, [&](std::size_t first, std::size_t rows) {
         std::byte* place = memory + at.queries + first / at.at_once * at.query_step;
         x86::fill_row_tables<Kernel>(x86::rotary_queries_at(pairs.count, rows, place));
@@ -372,19 +373,21 @@ struct x86_kernels {
     x86::add_points(points, stride, count, width, weights, codes, sums, mass);
   }
 
-  /// Whether nearest_of_rows() codes rows of such a codebook, and the fewest rows for which it is faster than two at a time.
+  /// Whether nearest_of_rows() codes rows of such a codebook, and the fewest rows for which it is faster than two at a
+  /// time.
   static constexpr std::size_t most_rows = x86::rows_of_search;
   static constexpr std::size_t fewest_rows = Ops::lanes;
   [[nodiscard]] static bool codes_rows(const geometry& shape, codebook_storage storage) noexcept {
     return storage == codebook_storage::i8 && x86::suits_row_search(shape);
   }
   /// Codes of `rows` rows, at most most_rows, channel-major in the order of codes, most_rows a channel.
-  static void nearest_of_rows(const host_codebook& book, const float* values, std::size_t rows, std::uint16_t* codes) noexcept {
+  static void nearest_of_rows(const host_codebook& book, const float* values, std::size_t rows,
+                              std::uint16_t* codes) noexcept {
     x86::nearest_of_rows<Ops>(planes_of(book), book.book.shape, values, rows, codes, book.book.shape.groups());
   }
 
-  /// Nearest centroids of the sub-vectors of groups that lie one after the other in Rows rows from x on, in planes of any
-  /// storage.
+  /// Nearest centroids of the sub-vectors of groups that lie one after the other in Rows rows from x on, in planes of
+  /// any storage.
   static constexpr std::size_t groups_at_once = Ops::lanes;
   template <std::size_t Rows>
   static void nearest(const host_codebook& book, group_walk& at, std::size_t groups, const float* x, std::size_t stride,
@@ -397,8 +400,7 @@ struct x86_kernels {
     switch (book.book.storage) {
       case codebook_storage::f32:
         return in(x86::float_planes{reinterpret_cast<const float*>(book.book.memory), entries});
-      case codebook_storage::f16:
-        return in(x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries});
+      case codebook_storage::f16: return in(x86::half_planes{reinterpret_cast<const half*>(book.book.memory), entries});
       case codebook_storage::i8: break;
     }
     const x86::byte_planes planes = planes_of(book);

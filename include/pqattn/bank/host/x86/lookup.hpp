@@ -300,24 +300,27 @@ struct lookup<avx512vbmi, Bits, Shared> {
     const __m512i* memory;
   };
   static constexpr bool has_halves = Bits == 8 && !masked;
+  static PQATTN_ALWAYS_INLINE __m512i merge(__m512i first, __m512i second, __m512i third, __m512i fourth,
+                                            const codes& c) noexcept {
+    const __m512i found = _mm512_mask2_permutex2var_epi8(first, c.low, c.not7, second);
+    return _mm512_mask2_permutex2var_epi8(third, found, c.bit7, fourth);
+  }
   static PQATTN_ALWAYS_INLINE half_table load_halves(const void* memory) noexcept {
     const auto* at = static_cast<const __m512i*>(memory);
     return {_mm512_loadu_si512(at), _mm512_loadu_si512(at + 2), at};
   }
-  static PQATTN_ALWAYS_INLINE __m512i look_merged(const half_table& t, const codes& c) noexcept {
-    const __m512i* memory = not_hoisted(t.memory);
-    const __m512i found = _mm512_mask2_permutex2var_epi8(t.first, c.low, c.not7, _mm512_load_si512(memory + 1));
-    return _mm512_mask2_permutex2var_epi8(t.third, found, c.bit7, _mm512_load_si512(memory + 3));
-  }
-  /// look() without a blend: the second permute fills in what the first, under a mask, has left as it was. One instruction
-  /// less and a longer chain: for look-ups among dot products.
+  /// look() without a blend: the second permute fills in what the first, under a mask, has left as it was. One
+  /// instruction less and a longer chain: for look-ups among dot products.
   static PQATTN_ALWAYS_INLINE __m512i look_merged(const table& t, const codes& c) noexcept {
     if constexpr (has_halves) {
-      const __m512i found = _mm512_mask2_permutex2var_epi8(t.bytes[0], c.low, c.not7, t.bytes[1]);
-      return _mm512_mask2_permutex2var_epi8(t.bytes[2], found, c.bit7, t.bytes[3]);
+      return merge(t.bytes[0], t.bytes[1], t.bytes[2], t.bytes[3], c);
     } else {
       return look(t, c);
     }
+  }
+  static PQATTN_ALWAYS_INLINE __m512i look_merged(const half_table& t, const codes& c) noexcept {
+    const __m512i* memory = not_hoisted(t.memory);
+    return merge(t.first, _mm512_load_si512(memory + 1), t.third, _mm512_load_si512(memory + 3), c);
   }
 
   /// Keeps the compiler from reading tables from memory with each look-up: loads have one port, or two.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Codebooks of keys coded before RoPE as the rotary kernels read them: by pairs of channels that turn together.
 //
-// A pair's centroids are bytes with one common scale, |x|, |y| <= 127 and hypot(x, y) <= 127: half a step, scale / 2, of
-// error in each component.
+// A pair's centroids are bytes with one common scale, |x|, |y| <= 127 and hypot(x, y) <= 127: half a step, scale / 2,
+// of error in each component.
 #pragma once
 
 #include <cmath>
@@ -27,8 +27,8 @@ struct turned_pair {
   std::uint32_t turn = 0;       ///< index in the turn table
   std::uint16_t channel_x = 0;  ///< channel of the token row
   std::uint16_t channel_y = 0;  ///< no_channel when the component is padding
-  float scale = 0.0f;         ///< value of one unit of x and y
-  std::uint32_t table_x = 0;  ///< byte offsets of the tables of x and y
+  float scale = 0.0f;           ///< value of one unit of x and y
+  std::uint32_t table_x = 0;    ///< byte offsets of the tables of x and y
   std::uint32_t table_y = 0;
 };
 inline constexpr std::uint16_t no_channel = 0xffff;
@@ -36,7 +36,7 @@ inline constexpr std::uint16_t no_channel = 0xffff;
 /// A codebook as the rotary kernels read it: per pair a record and the turn per position in units of 2^-64 of a full
 /// turn, and byte tables of table_bytes(code bits).
 struct rotary_book {
-  const turned_pair* pairs = nullptr;  ///< an odd one out is there twice
+  const turned_pair* pairs = nullptr;    ///< an odd one out is there twice
   const std::uint64_t* steps = nullptr;  ///< padded with zeros to a multiple of 16
   const std::int8_t* tables = nullptr;
   std::size_t count = 0;
@@ -50,7 +50,9 @@ namespace detail {
   return shape.stages * (rotation.pairs + (still + 1) / 2);
 }
 
-[[nodiscard]] constexpr std::size_t pad16(std::size_t count) noexcept { return (count + 15) & ~std::size_t{15}; }
+[[nodiscard]] constexpr std::size_t pad16(std::size_t count) noexcept {
+  return (count + 15) & ~std::size_t{15};
+}
 
 struct rotary_book_memory {
   turned_pair* pairs;
@@ -106,9 +108,9 @@ inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, c
                           float y_offset, bool same_code, std::size_t count) noexcept {
   using floats = typename Isa::floats;
   const auto component = [&](const std::int8_t* table, float scale, float offset, std::size_t i) noexcept {
-    return table == nullptr ? Isa::setf(0.0f)
-                            : Isa::fma(Isa::to_floats(Isa::widen_signed_bytes(table + i)), Isa::setf(scale),
-                                       Isa::setf(offset));
+    return table == nullptr
+               ? Isa::setf(0.0f)
+               : Isa::fma(Isa::to_floats(Isa::widen_signed_bytes(table + i)), Isa::setf(scale), Isa::setf(offset));
   };
   floats both = Isa::setf(0.0f);
   floats first = Isa::setf(0.0f);
@@ -168,8 +170,8 @@ inline float longest_pair(const std::int8_t* x, float x_scale, float x_offset, c
   return fraction >= 1.0 ? 0 : static_cast<std::uint64_t>(fraction * 0x1p64);
 }
 
-/// Lists the pairs of a byte codebook whose maps are scale_of_channel's for this rotation: its tables are turned as they
-/// are. Writes the part of rotary_book_bytes in front of the tables. O(stages * dim).
+/// Lists the pairs of a byte codebook whose maps are scale_of_channel's for this rotation: its tables are turned as
+/// they are. Writes the part of rotary_book_bytes in front of the tables. O(stages * dim).
 inline void list_rotary_pairs(const geometry& shape, const rope& rotation, const byte_codebook& book,
                               void* memory) noexcept {
   const auto parts = detail::carve_rotary_book(shape, rotation, memory);
@@ -227,10 +229,10 @@ inline void build_rotary_book(const geometry& shape, const rope& rotation, const
     turned_pair& pair = parts.pairs[index];
     const std::size_t planes[2] = {pair.table_x / entries, pair.table_y / entries};
     const bool exists[2] = {true, pair.channel_y != no_channel};
-    const float reach = detail::longest_pair<Isa>(
-        book.bytes + pair.table_x, book.scale[planes[0]], book.offset[planes[0]],
-        exists[1] ? book.bytes + pair.table_y : nullptr, book.scale[planes[1]], book.offset[planes[1]],
-        pair.code_x == pair.code_y, entries);
+    const float reach =
+        detail::longest_pair<Isa>(book.bytes + pair.table_x, book.scale[planes[0]], book.offset[planes[0]],
+                                  exists[1] ? book.bytes + pair.table_y : nullptr, book.scale[planes[1]],
+                                  book.offset[planes[1]], pair.code_x == pair.code_y, entries);
     const float inverse = reach > 0.0f ? 127.0f / reach : 0.0f;
     pair.scale = reach / 127.0f;
     for (std::size_t side = 0; side < 2; ++side) {
@@ -253,8 +255,8 @@ template <class Isa>
 inline void raise_tables(const geometry& shape, const rope& rotation, const std::int8_t* resident,
                          void* memory) noexcept {
   std::int8_t* out = detail::carve_rotary_book(shape, rotation, memory).tables;
-  const std::size_t planes = resident == nullptr ? 2 * detail::rotary_pairs(shape, rotation)
-                                                 : std::size_t{shape.stages} * shape.dim;
+  const std::size_t planes =
+      resident == nullptr ? 2 * detail::rotary_pairs(shape, rotation) : std::size_t{shape.stages} * shape.dim;
   const std::int8_t* in = resident == nullptr ? out : resident;
   for (std::size_t i = 0; i < planes * table_bytes(shape.code_bits()); i += Isa::bytes) {
     Isa::store(out + i, Isa::xor_(Isa::load(in + i), Isa::set8(-128)));

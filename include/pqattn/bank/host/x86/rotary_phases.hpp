@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: MIT
-// The rotary kernel by phases, for few query rows and codes whose pairs have both channels in one sub-vector, on instruction
-// sets with byte permutes and dot products of bytes.
+// The rotary kernel by phases, for few query rows and codes whose pairs have both channels in one sub-vector, on
+// instruction sets with byte permutes and dot products of bytes.
 //
 // A pair of channels is kept as its length r and its phase, in units of 1/256 turn. Turning it is adding to the phase,
-// and what it adds to a row's score is r |q| cos(phase - phase of q): a look-up in the row's own table, times r. So keys
-// take half the work of turned components (rotary_bytes), and every row two and a half times as much.
+// and what it adds to a row's score is r |q| cos(phase - phase of q): a look-up in the row's own table, times r. So
+// keys take half the work of turned components (rotary_bytes), and every row two and a half times as much.
 //
 // Two pairs of channels and 64 slots at a time, four look-ups give phases and lengths; the block's and the slot's turns
-// are added to the phases. For four pairs, two-register permutes look up each row's half turn by phase, bit 7 of which is
-// the sign; four bytes lie side by side for every slot, so that one dot product of bytes per 16 slots adds four pairs.
+// are added to the phases. For four pairs, two-register permutes look up each row's half turn by phase, bit 7 of which
+// is the sign; four bytes lie side by side for every slot, so that one dot product of bytes per 16 slots adds four
+// pairs.
 //
-// Numbers: a centroid's phase, from components whose ratio is cut to 7 bits, is off by 0.64 steps at most, 0.0157 radians,
-// 0.0073 rms; a position's, which keeps two bits more for the block and rounds the sum, by 0.63 steps, 0.0073 rms.
-// Lengths, 2 per unit of the table, are off by half a unit of theirs and 1/200 at most, 0.5 units rms; a row's table, the
-// longest of whose pairs is 127 long, by 0.51 units, 0.29 rms.
+// Numbers: a centroid's phase, from components whose ratio is cut to 7 bits, is off by 0.64 steps at most, 0.0157
+// radians, 0.0073 rms; a position's, which keeps two bits more for the block and rounds the sum, by 0.63 steps, 0.0073
+// rms. Lengths, 2 per unit of the table, are off by half a unit of theirs and 1/200 at most, 0.5 units rms; a row's
+// table, the longest of whose pairs is 127 long, by 0.51 units, 0.29 rms.
 #pragma once
 
 #include "rotary_turns.hpp"
@@ -89,7 +90,8 @@ inline constexpr arc_tables arcs = make_arc_tables();
 struct rotary_phases {
   using isa = avx512vbmi;
   using ints = __m512i;
-  /// The turn of a block's first slot, per pair and for all rows: phase in the lower byte, quarters of its unit in the upper.
+  /// The turn of a block's first slot, per pair and for all rows: phase in the lower byte, quarters of its unit in the
+  /// upper.
   using query = std::uint16_t;
 
   static constexpr std::size_t batch = 8;
@@ -188,8 +190,8 @@ struct rotary_phases {
     angle = _mm512_mask_sub_epi8(angle, _mm512_cmpgt_epu8_mask(ay, ax), isa::set8(64), angle);
     angle = _mm512_mask_sub_epi8(angle, _mm512_movepi8_mask(x), isa::set8(-128), angle);
     phase = _mm512_mask_sub_epi8(angle, _mm512_movepi8_mask(y), zero, angle);
-    // 2 hypot(x, y) = longer * secant, the secant in units of 1/64 of half of it. Components were rounded: what is a little
-    // too long is cut.
+    // 2 hypot(x, y) = longer * secant, the secant in units of 1/64 of half of it. Components were rounded: what is a
+    // little too long is cut.
     const ints secant = look128(arc.secant, ratio);
     const auto doubled = [&](ints component) PQATTN_X86_INLINE_LAMBDA {
       return _mm512_min_epu16(isa::add16(isa::mul_bytes(secant, component), isa::set16(32)), isa::set16(255 * 64));
@@ -199,8 +201,9 @@ struct rotary_phases {
     length = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, isa::right16<6>(even), isa::left16<2>(odd));
   }
 
-  /// Phases and lengths of a book's pairs, in its own memory: from `resident`, the tables list_rotary_pairs was for, or from
-  /// those that the memory has when null. O(pairs * 2^code_bits), about 40 instructions for 64 centroids of a pair.
+  /// Phases and lengths of a book's pairs, in its own memory: from `resident`, the tables list_rotary_pairs was for, or
+  /// from those that the memory has when null. O(pairs * 2^code_bits), about 40 instructions for 64 centroids of a
+  /// pair.
   static void store_phases(const geometry& shape, const rope& rotation, const std::int8_t* resident,
                            void* memory) noexcept {
     const auto parts = detail::carve_rotary_book(shape, rotation, memory);
@@ -260,9 +263,9 @@ struct rotary_phases {
 
   /// Phases of two pairs and their lengths side by side, `blocks` blocks. Same: whether both pairs read the same code.
   template <unsigned Bits, bool Same>
-  static void turn_two(const turned_pair* pair, const std::int8_t* tables, table turns, const std::uint8_t* const* block,
-                       std::size_t blocks, const query* block_turns, std::size_t turn_stride,
-                       std::byte* keys) noexcept {
+  static void turn_two(const turned_pair* pair, const std::int8_t* tables, table turns,
+                       const std::uint8_t* const* block, std::size_t blocks, const query* block_turns,
+                       std::size_t turn_stride, std::byte* keys) noexcept {
     using look = lookup<isa, Bits>;
     const std::uint32_t table_at[4] = {pair[0].table_x, pair[1].table_x, pair[0].table_y, pair[1].table_y};
     typename look::table table[4];
@@ -276,7 +279,8 @@ struct rotary_phases {
       codes[0] = look::load_codes(block[b] + pair[0].code_x, 0);
       codes[1] = Same ? codes[0] : look::load_codes(block[b] + pair[1].code_x, 0);
       const auto component = [&](std::size_t i) PQATTN_X86_INLINE_LAMBDA {
-        return look::look(look::in_memory ? look::load_table(not_hoisted(tables) + table_at[i]) : table[i], codes[i % 2]);
+        return look::look(look::in_memory ? look::load_table(not_hoisted(tables) + table_at[i]) : table[i],
+                          codes[i % 2]);
       };
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < 2; ++i) {
@@ -304,7 +308,8 @@ struct rotary_phases {
     }
   }
 
-  /// Adds `pairs` pairs of a block to the sums of Rows rows, four at a time. Rows' tables are 0 for pairs that do not exist.
+  /// Adds `pairs` pairs of a block to the sums of Rows rows, four at a time. Rows' tables are 0 for pairs that do not
+  /// exist.
   template <std::size_t Rows>
   static PQATTN_ALWAYS_INLINE void sum_pairs(const std::byte* keys, std::size_t pairs, const std::uint8_t* tables,
                                              std::size_t table_stride, std::int32_t* sums, bool first) noexcept {

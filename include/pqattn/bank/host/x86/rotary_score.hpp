@@ -5,9 +5,9 @@
 // consecutive positions R(t) = R(base) R(i), so the query is turned back by the block's base once per row and the
 // keys are turned by R(i), i < 64: one small table of bytes that serves every block, head and layer.
 //
-// How keys are decoded, turned and multiplied is a kernel's: rotary_words for every instruction set, rotary_bytes and, for
-// few rows, rotary_phases where there are byte permutes and dot products of bytes. Their headers state the numbers and
-// errors. Kernels by_phase add the block's turn to the keys' phases instead of turning queries.
+// How keys are decoded, turned and multiplied is a kernel's: rotary_words for every instruction set, rotary_bytes and,
+// for few rows, rotary_phases where there are byte permutes and dot products of bytes. Their headers state the numbers
+// and errors. Kernels by_phase add the block's turn to the keys' phases instead of turning queries.
 #pragma once
 
 #include "../../bank.hpp"
@@ -37,8 +37,8 @@ using rotary_few = rotary_words<Isa>;
 
 // --- codebooks and turns ---------------------------------------------------------------------------------------------
 
-/// Makes the listed or built book at `memory` one that Kernel reads. `resident`: the tables list_rotary_pairs was for, or
-/// null where the book has its own. O(stages * dim * 2^code_bits).
+/// Makes the listed or built book at `memory` one that Kernel reads. `resident`: the tables list_rotary_pairs was for,
+/// or null where the book has its own. O(stages * dim * 2^code_bits).
 template <class Kernel>
 inline void finish_rotary_book(const geometry& shape, const rope& rotation, const std::int8_t* resident,
                                void* memory) noexcept {
@@ -61,117 +61,6 @@ inline void fill_turns(const rope& rotation, const std::int64_t* offsets, void* 
   }
 }
 
-// --- queries ---------------------------------------------------------------------------------------------------------
-
-/// Query rows as the kernel turns them: per row x and y of every pair, scaled so that rounding to an integer is the
-/// kernel's query, and the factor that takes an integer score back.
-struct rotary_queries {
-  const float* x = nullptr;  ///< (rows, padded pairs)
-  const float* y = nullptr;
-  const float* factor = nullptr;  ///< (rows)
-  const std::uint8_t* tables = nullptr;  ///< (rows, padded pairs, row_bytes) of kernels by_phase
-  std::size_t rows = 0;
-  std::size_t padded = 0;  ///< pairs rounded up to 16
-};
-
-template <class Kernel>
-[[nodiscard]] inline std::size_t rotary_query_bytes(std::size_t pairs, std::size_t rows) noexcept {
-  std::size_t tables = 0;
-  if constexpr (Kernel::by_phase) {
-    tables = rows * detail::pad16(pairs) * Kernel::row_bytes;
-  }
-  return 2 * align_up(rows * detail::pad16(pairs) * sizeof(float)) + align_up(rows * sizeof(float)) + tables;
-}
-
-[[nodiscard]] inline rotary_queries rotary_queries_at(std::size_t pairs, std::size_t rows,
-                                                      const void* memory) noexcept {
-  const std::size_t padded = detail::pad16(pairs);
-  const auto* base = static_cast<const std::byte*>(memory);
-  const std::size_t plane = align_up(rows * padded * sizeof(float));
-  return {reinterpret_cast<const float*>(base), reinterpret_cast<const float*>(base + plane),
-          reinterpret_cast<const float*>(base + 2 * plane),
-          reinterpret_cast<const std::uint8_t*>(base + 2 * plane + align_up(rows * sizeof(float))), rows, padded};
-}
-
-namespace detail {
-
-template <class Isa>
-PQATTN_ALWAYS_INLINE typename Isa::floats squares(const float* x, const float* y) noexcept {
-  const auto a = Isa::loadf(x);
-  const auto b = Isa::loadf(y);
-  return Isa::fma(a, a, Isa::mulf(b, b));
-}
-
-}  // namespace detail
-
-/// Prepares `rows` queries (f32, `stride` apart, channels in the model's order, softmax scale multiplied in).
-/// O(rows * dim).
-template <class Kernel>
-inline void prepare_rotary_queries(const rotary_book& book, const float* queries, std::size_t rows,
-                                   std::size_t stride, void* memory) noexcept {
-  using Isa = typename Kernel::isa;
-  using floats = typename Isa::floats;
-  const rotary_queries out = rotary_queries_at(book.count, rows, memory);
-  for (std::size_t row = 0; row < rows; ++row) {
-    const float* query = queries + row * stride;
-    float* x = const_cast<float*>(out.x) + row * out.padded;
-    float* y = const_cast<float*>(out.y) + row * out.padded;
-    for (std::size_t i = 0; i < book.count; ++i) {
-      const turned_pair& pair = book.pairs[i];
-      x[i] = query[pair.channel_x] * pair.scale;
-      y[i] = pair.channel_y == no_channel ? 0.0f : query[pair.channel_y] * pair.scale;
-    }
-    for (std::size_t i = book.count; i < out.padded; ++i) {
-      x[i] = y[i] = 0.0f;
-    }
-    float magnitudes = 0.0f;
-    for (std::size_t i = 0; Kernel::sums_magnitudes && i < book.count; ++i) {
-      magnitudes += std::sqrt(x[i] * x[i] + y[i] * y[i]);
-    }
-    floats longest = Isa::setf(0.0f);  // squared
-    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
-      longest = Isa::maxf(longest, detail::squares<Isa>(x + i, y + i));
-    }
-    const float unit = Kernel::unit_of(magnitudes, std::sqrt(Isa::largest(longest)));
-    const floats inverse = Isa::setf(unit > 0.0f ? 1.0f / unit : 0.0f);
-    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
-      Isa::storef(x + i, Isa::mulf(Isa::loadf(x + i), inverse));
-      Isa::storef(y + i, Isa::mulf(Isa::loadf(y + i), inverse));
-    }
-    const_cast<float*>(out.factor)[row] = unit / Kernel::product;
-  }
-}
-
-/// Fills the rows' tables of a kernel by_phase from prepared queries. O(rows * pairs).
-template <class Kernel>
-inline void fill_row_tables(const rotary_queries& queries) noexcept {
-  if constexpr (Kernel::by_phase) {
-    for (std::size_t row = 0; row < queries.rows; ++row) {
-      const std::size_t at = row * queries.padded;
-      Kernel::fill_row(queries.x + at, queries.y + at, queries.padded,
-                       const_cast<std::uint8_t*>(queries.tables) + at * Kernel::row_bytes);
-    }
-  }
-}
-
-/// About the variance of the error that rounded phases add to a score, were every pair as long as its longest centroid, across
-/// the query and rounded independently: the largest of all rows. Frequencies near odd halves of a step exceed it by a third.
-template <class Kernel>
-[[nodiscard]] inline float phase_noise(const rotary_queries& queries) noexcept {
-  using Isa = typename Kernel::isa;
-  float most = 0.0f;
-  for (std::size_t row = 0; row < queries.rows; ++row) {
-    auto squares = Isa::setf(0.0f);
-    for (std::size_t i = row * queries.padded; i < (row + 1) * queries.padded; i += Isa::lanes) {
-      squares = Isa::addf(squares, detail::squares<Isa>(queries.x + i, queries.y + i));
-    }
-    const float longest = 127.0f * Kernel::product * queries.factor[row];
-    const float noise = 0.5f * Kernel::phase_variance * longest * longest * Isa::sum(squares);
-    most = most < noise ? noise : most;
-  }
-  return most;
-}
-
 // --- scores ----------------------------------------------------------------------------------------------------------
 
 namespace detail {
@@ -187,7 +76,7 @@ struct rotary_scratch {
   float* angles;                    // (4, padded): cosines and sines of position `angles_of`, if has_angles; of a block
   std::int64_t angles_of;
   bool has_angles;
-  void* turns;                      // a turn table for a block whose positions are not consecutive
+  void* turns;  // a turn table for a block whose positions are not consecutive
   std::size_t bytes;
 };
 
@@ -223,48 +112,13 @@ inline rotary_scratch<Kernel> carve_rotary_scratch(std::size_t pairs, std::size_
   return parts;
 }
 
-/// Turns Rows queries back by the angles given and rounds them; `offsets` gets what the keys' offset adds to their scores.
-template <class Kernel, std::size_t Rows>
-inline void round_queries(const rotary_queries& queries, const float* cosines, const float* sines, std::size_t first,
-                          typename Kernel::query* out, float* offsets) noexcept {
-  using Isa = typename Kernel::isa;
-  using floats = typename Isa::floats;
-  typename Isa::ints sum[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
-  for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
-    const floats cosine = Isa::loadf(cosines + pair);
-    const floats sine = Isa::loadf(sines + pair);
-    PQATTN_X86_UNROLL
-    for (std::size_t row = 0; row < Rows; ++row) {
-      const std::size_t at = (first + row) * queries.padded + pair;
-      const floats x = Isa::loadf(queries.x + at);
-      const floats y = Isa::loadf(queries.y + at);
-      const auto turned_x = Isa::to_ints(Isa::fma(x, cosine, Isa::mulf(y, sine)));
-      const auto turned_y = Isa::to_ints(Isa::fnma(x, sine, Isa::mulf(y, cosine)));
-      Kernel::put_queries(turned_x, turned_y, out + at);
-      if constexpr (Kernel::raised_tables) {
-        sum[row] = Isa::add32(sum[row], Isa::add32(turned_x, turned_y));
-      }
-    }
-  }
-  if constexpr (Kernel::raised_tables) {
-    alignas(16) float sums[4];
-    _mm_store_ps(sums, _mm_cvtepi32_ps(Isa::sums_of_four(sum[0], sum[1], sum[2], sum[3])));
-    for (std::size_t row = 0; row < Rows; ++row) {
-      offsets[first + row] = -Kernel::key_offset * queries.factor[first + row] * sums[row];
-    }
-  } else {
-    for (std::size_t row = 0; row < Rows; ++row) {
-      offsets[first + row] = 0.0f;
-    }
-  }
-}
-
 /// Turns every query back by `base` positions and rounds it. Where the rotation has tables that fit the pairs,
 /// the angle is that of base without its multiple of 64 below 4096, which blocks of 4096 positions share, plus that
 /// multiple's from the tables: the same numbers whatever was asked before.
 template <class Kernel>
 inline void turn_queries(const rotary_book& book, const rope& rotation, const rotary_queries& queries,
-                         std::int64_t base, rotary_scratch<Kernel>& scratch, std::size_t b) noexcept {
+                         std::int64_t base, rotary_scratch<Kernel>& scratch, typename Kernel::query* out,
+                         float* offsets) noexcept {
   using Isa = typename Kernel::isa;
   using floats = typename Isa::floats;
   const bool tabulated = rotation.angles != nullptr && book.count == rotation.pairs && rotation.pairs % 16 == 0;
@@ -280,30 +134,33 @@ inline void turn_queries(const rotary_book& book, const rope& rotation, const ro
     scratch.angles_of = shared;
     scratch.has_angles = true;
   }
-  float* cosines = scratch.angles;
-  float* sines = scratch.angles + queries.padded;
-  if (tabulated) {
-    cosines += 2 * queries.padded;
-    sines += 2 * queries.padded;
-    for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
-      const floats cosine = Isa::loadf(scratch.angles + pair);
-      const floats sine = Isa::loadf(scratch.angles + queries.padded + pair);
+  for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
+    floats cosine = Isa::loadf(scratch.angles + pair);
+    floats sine = Isa::loadf(scratch.angles + queries.padded + pair);
+    if (tabulated) {
       const floats c = Isa::loadf(rotation.cosines(1, step) + pair);
       const floats s = Isa::loadf(rotation.sines(1, step) + pair);
-      Isa::storef(cosines + pair, Isa::fnma(sine, s, Isa::mulf(cosine, c)));
-      Isa::storef(sines + pair, Isa::fma(sine, c, Isa::mulf(cosine, s)));
+      const floats turned = Isa::fnma(sine, s, Isa::mulf(cosine, c));
+      sine = Isa::fma(sine, c, Isa::mulf(cosine, s));
+      cosine = turned;
     }
+    Kernel::put_angles(cosine, sine, scratch.angles + 2 * queries.padded + pair,
+                       scratch.angles + 3 * queries.padded + pair);
   }
   for_rows<4>(queries.rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
-    round_queries<Kernel, Rows>(queries, cosines, sines, row, scratch.queries + b * queries.rows * queries.padded,
-                                scratch.offsets + b * queries.rows);
+    float sums[4] = {};
+    Kernel::template turn_rows<Rows>(queries, row, scratch.angles + 2 * queries.padded,
+                                     scratch.angles + 3 * queries.padded, out + row * queries.padded, sums);
+    for (std::size_t i = 0; i < Rows; ++i) {
+      offsets[row + i] = -Kernel::key_offset * queries.factor[row + i] * sums[i];
+    }
   });
 }
 
 /// Integer sums of one row and block to f32 scores in slot order.
 template <class Isa>
-inline void finish_block(const std::int32_t* sums, float factor, float offset, const slot_run& run,
-                         std::size_t block, float* row) noexcept {
+inline void finish_block(const std::int32_t* sums, float factor, float offset, const slot_run& run, std::size_t block,
+                         float* row) noexcept {
   for (std::size_t part = 0; part < parts<Isa>; ++part) {
     typename Isa::ints sum[4];
     typename Isa::floats score[4];
@@ -334,7 +191,8 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     if constexpr (Kernel::by_phase) {
       Kernel::turn_block(book.steps, queries.padded, bases[b], scratch.queries + b * query_block);
     } else {
-      turn_queries<Kernel>(book, rotation, queries, bases[b], scratch, b);
+      turn_queries<Kernel>(book, rotation, queries, bases[b], scratch, scratch.queries + b * query_block,
+                           scratch.offsets + b * queries.rows);
     }
   }
   const std::size_t end = run.end_block();
@@ -354,8 +212,8 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
     next.fetch_share();
     const auto sum_blocks = [&](const auto* rows, std::size_t row_stride, std::size_t block_stride) noexcept {
       for (std::size_t b = 0; b < blocks; ++b) {
-        Kernel::sum_block(scratch.keys + b * key_block, count, rows + b * block_stride, row_stride,
-                          queries.rows, scratch.sums + b * queries.rows * slots, pair == 0);
+        Kernel::sum_block(scratch.keys + b * key_block, count, rows + b * block_stride, row_stride, queries.rows,
+                          scratch.sums + b * queries.rows * slots, pair == 0);
       }
     };
     if constexpr (Kernel::by_phase) {
@@ -379,8 +237,8 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
 
 }  // namespace detail
 
-/// Bytes of workspace for rotary_score of up to `rows` rows, aligned to 64: fewer rows may take larger batches of blocks,
-/// and more memory.
+/// Bytes of workspace for rotary_score of up to `rows` rows, aligned to 64: fewer rows may take larger batches of
+/// blocks, and more memory.
 template <class Kernel>
 [[nodiscard]] inline std::size_t rotary_scratch_bytes(const geometry& shape, const rope& rotation,
                                                       std::size_t rows) noexcept {
@@ -405,8 +263,7 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
     auto scratch = detail::carve_rotary_scratch<Kernel>(book.count, rotation.pairs, queries.rows, workspace);
     const std::size_t batch = Kernel::batch_for(queries.rows);
     const std::size_t chunk = Kernel::chunk_for(book.count, queries.rows);
-    next.share_among((run.end_block() - run.first_block() + batch - 1) / batch *
-                     ((book.count + chunk - 1) / chunk));
+    next.share_among((run.end_block() - run.first_block() + batch - 1) / batch * ((book.count + chunk - 1) / chunk));
     std::int64_t bases[Kernel::batch];
     std::size_t pending = 0;
     std::size_t block = run.first_block();

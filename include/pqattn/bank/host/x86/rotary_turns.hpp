@@ -23,8 +23,8 @@ PQATTN_ALWAYS_INLINE void cosine_sine(typename Isa::ints phase, typename Isa::fl
   const auto quadrant = Isa::nearest_quadrant(phase);
   const floats x = Isa::mulf(Isa::from_quadrant(phase, quadrant), Isa::setf(1.46291807926715968e-9f));
   const floats z = Isa::mulf(x, x);
-  const floats s = Isa::fma(Isa::fma(Isa::setf(-1.9515295891e-4f), z, Isa::setf(8.3321608736e-3f)), z,
-                            Isa::setf(-1.6666654611e-1f));
+  const floats s =
+      Isa::fma(Isa::fma(Isa::setf(-1.9515295891e-4f), z, Isa::setf(8.3321608736e-3f)), z, Isa::setf(-1.6666654611e-1f));
   const floats c = Isa::fma(Isa::fma(Isa::setf(2.443315711809948e-5f), z, Isa::setf(-1.388731625493765e-3f)), z,
                             Isa::setf(4.166664568298827e-2f));
   sine = Isa::fma(Isa::mulf(s, z), x, x);
@@ -56,8 +56,8 @@ inline void fill_turn_table(const rope& rotation, const std::int64_t* offsets, v
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < 4; ++i) {
         const std::size_t at = slot + i * Isa::lanes;
-        const ints phase = offsets == nullptr ? Isa::multiples32(short_step, static_cast<std::uint32_t>(at))
-                                              : Isa::load(phases + at);
+        const ints phase =
+            offsets == nullptr ? Isa::multiples32(short_step, static_cast<std::uint32_t>(at)) : Isa::load(phases + at);
         floats cosine, sine;
         detail::cosine_sine<Isa>(phase, cosine, sine);
         values[0][i] = Isa::to_ints(Isa::mulf(Isa::magnitude(cosine), Isa::setf(255.0f)));

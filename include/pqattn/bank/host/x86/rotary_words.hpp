@@ -5,11 +5,12 @@
 // give 16-bit numbers (shared by all rows), and a multiply-add per row of 16-bit numbers sums the score.
 //
 // Numbers: cosine and sine are rounded to 1/255 with the sign kept aside, so a turned component is below
-// 127 * 255.7 < 2^15 and exact given its factors. The query is rounded to 16 bits such that the sum of its magnitudes is
-// at most 65000: sums stay below 2^31. Errors relative to a pair's contribution: cosine 0.002 at most, 0.0011 rms; query
-// magnitude sum / 65000.
+// 127 * 255.7 < 2^15 and exact given its factors. The query is rounded to 16 bits such that the sum of its magnitudes
+// is at most 65000: sums stay below 2^31. Errors relative to a pair's contribution: cosine 0.002 at most, 0.0011 rms;
+// query magnitude sum / 65000.
 #pragma once
 
+#include "rotary_queries.hpp"
 #include "rotary_turns.hpp"
 
 #if PQATTN_X86_AVX2
@@ -23,6 +24,7 @@ template <class Isa>
 struct rotary_words {
   using isa = Isa;
   using ints = typename Isa::ints;
+  using floats = typename Isa::floats;
   using query = std::uint32_t;  ///< x and y of a pair
 
   /// Blocks handled together, so that a table is loaded once for all of them, pairs turned before they are summed, and
@@ -47,9 +49,32 @@ struct rotary_words {
     const float by_largest = largest / 32766.0f;
     return by_sum > by_largest ? by_sum : by_largest;
   }
-  static PQATTN_ALWAYS_INLINE void put_queries(ints x, ints y, query* out) noexcept {
-    Isa::store(out, Isa::pair_words(x, y));
+  static constexpr std::size_t row_bytes = 0;
+
+  static PQATTN_ALWAYS_INLINE void put_angles(floats cosine, floats sine, float* first, float* second) noexcept {
+    Isa::storef(first, cosine);
+    Isa::storef(second, sine);
   }
+  /// Turns rows [row, row + Rows) back by a block's angles and rounds them. Keys have no offset: their sums are not
+  /// needed.
+  template <std::size_t Rows>
+  static PQATTN_ALWAYS_INLINE void turn_rows(const rotary_queries& queries, std::size_t row, const float* cosines,
+                                             const float* sines, query* out, float*) noexcept {
+    for (std::size_t pair = 0; pair < queries.padded; pair += Isa::lanes) {
+      const floats cosine = Isa::loadf(cosines + pair);
+      const floats sine = Isa::loadf(sines + pair);
+      PQATTN_X86_UNROLL
+      for (std::size_t i = 0; i < Rows; ++i) {
+        const std::size_t at = (row + i) * queries.padded + pair;
+        const floats x = Isa::loadf(queries.x + at);
+        const floats y = Isa::loadf(queries.y + at);
+        const ints turned_x = Isa::to_ints(Isa::fma(x, cosine, Isa::mulf(y, sine)));
+        const ints turned_y = Isa::to_ints(Isa::fnma(x, sine, Isa::mulf(y, cosine)));
+        Isa::store(out + i * queries.padded + pair, Isa::pair_words(turned_x, turned_y));
+      }
+    }
+  }
+
   static constexpr std::size_t sign_stride = 4 * parts<Isa> * Isa::sign_bytes;
   struct table {
     const std::uint8_t* factors;  ///< per pair 256 bytes
@@ -96,8 +121,7 @@ struct rotary_words {
         const ints x_high = Isa::load(factor + width);
         const ints y_low = Isa::load(factor + 2 * width);
         const ints y_high = Isa::load(factor + 3 * width);
-        const std::byte* sign =
-            turns.signs + pair.turn * sign_stride + part * 4 * Isa::sign_bytes;
+        const std::byte* sign = turns.signs + pair.turn * sign_stride + part * 4 * Isa::sign_bytes;
         const auto x_low_sign = Isa::load_signs(sign);
         const auto x_high_sign = Isa::load_signs(sign + Isa::sign_bytes);
         const auto y_low_sign = Isa::load_signs(sign + 2 * Isa::sign_bytes);
@@ -124,7 +148,7 @@ struct rotary_words {
   /// Adds `count` turned pairs of one part of a block to the sums of Rows rows.
   template <std::size_t Rows>
   static PQATTN_ALWAYS_INLINE void sum_pairs(const std::byte* keys, std::size_t count, const query* queries,
-                                      std::size_t query_stride, std::int32_t* sums, bool first) noexcept {
+                                             std::size_t query_stride, std::int32_t* sums, bool first) noexcept {
     ints sum[Rows][4];
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
@@ -157,8 +181,8 @@ struct rotary_words {
     }
   }
 
-  static void sum_block(const std::byte* keys, std::size_t count, const query* queries,
-                        std::size_t query_stride, std::size_t rows, std::int32_t* sums, bool first) noexcept {
+  static void sum_block(const std::byte* keys, std::size_t count, const query* queries, std::size_t query_stride,
+                        std::size_t rows, std::int32_t* sums, bool first) noexcept {
     for (std::size_t part = 0; part < parts<Isa>; ++part) {
       const std::byte* key = keys + part * 4 * Isa::bytes;
       std::int32_t* sum = sums + part * Isa::bytes;
