@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// pqattn_bench: every Google Benchmark family of this folder, or, with --summary=<folder> [--minutes=<m>] [--quick], the
-// set that backs the README, reduced to summary.json.
+// pqattn_bench: every Google Benchmark family of this folder, or, with --summary=<folder> [--minutes=<m>] [--quick],
+// the set that backs the README, reduced to summary.json.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>

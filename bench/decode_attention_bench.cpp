@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One decode step of one KV head and its group of g query heads, tables and all, through the public level-0 API, and what
-// a user would run instead. Every iteration takes the next of so many heads that none is in a cache when its turn comes.
+// One decode step of one KV head and its group of g query heads, tables and all, through the public level-0 API, and
+// what a user would run instead. Every iteration takes the next of so many heads that none is in a cache when its turn
+// comes.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -24,8 +25,12 @@ head_shape shape_of(const benchmark::State& state) {
   return {static_cast<std::uint32_t>(state.range(0)), static_cast<std::uint32_t>(state.range(1)),
           static_cast<std::uint32_t>(state.range(2)), static_cast<std::size_t>(state.range(3))};
 }
-std::size_t rows_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(4)); }
-std::size_t threads_of(const benchmark::State& state) { return static_cast<std::size_t>(state.range(5)); }
+std::size_t rows_of(const benchmark::State& state) {
+  return static_cast<std::size_t>(state.range(4));
+}
+std::size_t threads_of(const benchmark::State& state) {
+  return static_cast<std::size_t>(state.range(5));
+}
 
 template <class Isa>
 bench::port_bound<Isa> bound_of(const head_shape& shape, double rows, bool rotary) {
@@ -62,10 +67,18 @@ void decode_coded(benchmark::State& state, std::size_t at_most = SIZE_MAX) {
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token());
   bench::count_ports(state, shape.tokens, bound_of<Isa>(shape, static_cast<double>(rows_of(state)), Rotary));
 }
-void decode_tables(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state); }
-void decode_rotary(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state); }
-void decode_tables_cached(benchmark::State& state) { decode_coded<pqattn::isa::native, false>(state, 1); }
-void decode_rotary_cached(benchmark::State& state) { decode_coded<pqattn::isa::native, true>(state, 1); }
+void decode_tables(benchmark::State& state) {
+  decode_coded<pqattn::isa::native, false>(state);
+}
+void decode_rotary(benchmark::State& state) {
+  decode_coded<pqattn::isa::native, true>(state);
+}
+void decode_tables_cached(benchmark::State& state) {
+  decode_coded<pqattn::isa::native, false>(state, 1);
+}
+void decode_rotary_cached(benchmark::State& state) {
+  decode_coded<pqattn::isa::native, true>(state, 1);
+}
 
 /// Where peaked attention has its probability.
 enum class peak {
@@ -125,8 +138,12 @@ void decode_peaked(benchmark::State& state, peak where) {
       skips.blocks == 0 ? 0.0 : static_cast<double>(skips.skipped) / static_cast<double>(skips.blocks);
   bench::label<pqattn::isa::native>(state);
 }
-void decode_sinks(benchmark::State& state) { decode_peaked(state, peak::sinks); }
-void decode_needle(benchmark::State& state) { decode_peaked(state, peak::needle); }
+void decode_sinks(benchmark::State& state) {
+  decode_peaked(state, peak::sinks);
+}
+void decode_needle(benchmark::State& state) {
+  decode_peaked(state, peak::needle);
+}
 
 /// Exact rows of one element type, all heads one after the other: keys of a head, then its values.
 template <class Element>
@@ -333,7 +350,8 @@ void cached_arguments(benchmark::internal::Benchmark* family) {
   decode_arguments(family)->ArgsProduct({{128}, {32, 64}, {8}, {32768}, {1, 4}, {1}});
 }
 
-const int registered[] = {register_coded("decode_tables", decode_tables), register_coded("decode_rotary", decode_rotary)};
+const int registered[] = {register_coded("decode_tables", decode_tables),
+                          register_coded("decode_rotary", decode_rotary)};
 BENCHMARK(decode_sinks)->Apply(peaked_arguments);
 BENCHMARK(decode_needle)->Apply(peaked_arguments);
 BENCHMARK(decode_tables_cached)->Apply(cached_arguments);
@@ -346,7 +364,9 @@ BENCHMARK(attend_scalar)->ArgNames({"n", "g"})->Args({4096, 1})->Args({4096, 4})
 #if PQATTN_X86_AVX2
 BENCHMARK(exact_kernels<pqattn::x86::native, pqattn::half>)->Name("kernels_f16")->Apply(kernel_arguments);
 BENCHMARK(exact_kernels<pqattn::x86::avx2, pqattn::half>)->Name("kernels_f16_avx2")->Apply(kernel_arguments);
-void decode_tables_avx2(benchmark::State& state) { decode_coded<pqattn::isa::avx2, false>(state); }
+void decode_tables_avx2(benchmark::State& state) {
+  decode_coded<pqattn::isa::avx2, false>(state);
+}
 void avx2_arguments(benchmark::internal::Benchmark* family) {
   decode_arguments(family)->ArgsProduct({{128}, {64}, {4}, {32768}, {1, 4}, {1}});
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // How many 512-bit instructions of the look-up kernels' kind a cycle takes, alone and in the mixtures the kernels have:
-// the bounds docs/performance.md holds the kernels against. No instruction waits for a neighbour, except within a look-up.
+// the bounds docs/performance.md holds the kernels against. No instruction waits for a neighbour, except within a
+// look-up.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -12,8 +13,8 @@
 #if PQATTN_X86_AVX512VBMI
 namespace {
 
-// zmm0 to zmm15 (and zmm24 to zmm27) are written; zmm16 to zmm23 are loaded before: a register that nobody has written since it was cleared is
-// read without a port of the register file. Operands in the order of AT&T.
+// zmm0 to zmm15 (and zmm24 to zmm27) are written; zmm16 to zmm23 are loaded before: a register that nobody has written
+// since it was cleared is read without a port of the register file. Operands in the order of AT&T.
 #define PERMB(r) "vpermb %%zmm19, %%zmm18, %%zmm" #r "\n\t"
 #define PERMI2B(r) "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\t"
 #define DPBUSD(r) "vpdpbusd %%zmm21, %%zmm20, %%zmm" #r "\n\t"
@@ -24,24 +25,24 @@ namespace {
 #define LOAD(r) "vmovdqa64 64(%0), %%zmm" #r "\n\t"
 #define STORE(r) "vmovdqa64 %%zmm" #r ", 128(%0)\n\t"
 
-#define SIXTEEN_OF(a) \
-  a(0) a(1) a(2) a(3) a(4) a(5) a(6) a(7) a(8) a(9) a(10) a(11) a(12) a(13) a(14) a(15)
-#define EIGHT_PAIRS(a, b) \
-  a(0) b(1) a(2) b(3) a(4) b(5) a(6) b(7) a(8) b(9) a(10) b(11) a(12) b(13) a(14) b(15)
+#define SIXTEEN_OF(a) a(0) a(1) a(2) a(3) a(4) a(5) a(6) a(7) a(8) a(9) a(10) a(11) a(12) a(13) a(14) a(15)
+#define EIGHT_PAIRS(a, b) a(0) b(1) a(2) b(3) a(4) b(5) a(6) b(7) a(8) b(9) a(10) b(11) a(12) b(13) a(14) b(15)
 // The loops of kernels for 64 slots and 256 centroids. Scores: tables in zmm16 to zmm19; codes are loaded once, a blend
-// follows two permutes. Values: weights of four rows in zmm20 to zmm23; of four components' tables half is in zmm16 to zmm19,
-// half in memory, and the second permute fills in, under a mask, what the first has left.
+// follows two permutes. Values: weights of four rows in zmm20 to zmm23; of four components' tables half is in zmm16 to
+// zmm19, half in memory, and the second permute fills in, under a mask, what the first has left.
 #define COPY(r, s) "vmovdqa64 %%zmm" #s ", %%zmm" #r "\n\t"
-#define SCORE_LOOK_UP(r, s, one, two)                                                                            \
-  COPY(s, r) "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\tvpermi2b %%zmm19, %%zmm18, %%zmm" #s "\n\t"             \
-      "vmovdqu8 %%zmm" #s ", %%zmm" #r "%{%%k2%}\n\tvpaddw %%zmm" #r ", %%zmm" #one ", %%zmm" #one              \
-      "\n\tvpsrlw $8, %%zmm" #r ", %%zmm" #s "\n\tvpaddw %%zmm" #s ", %%zmm" #two ", %%zmm" #two "\n\t"
+#define SCORE_LOOK_UP(r, s, one, two)                                                          \
+  COPY(s, r)                                                                                   \
+  "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\tvpermi2b %%zmm19, %%zmm18, %%zmm" #s              \
+  "\n\t"                                                                                       \
+  "vmovdqu8 %%zmm" #s ", %%zmm" #r "%{%%k2%}\n\tvpaddw %%zmm" #r ", %%zmm" #one ", %%zmm" #one \
+  "\n\tvpsrlw $8, %%zmm" #r ", %%zmm" #s "\n\tvpaddw %%zmm" #s ", %%zmm" #two ", %%zmm" #two "\n\t"
 #define NOT_SIGNS "knotq %%k2, %%k1\n\t"
 #define DOT(value, weight, sum) "vpdpbusd %%zmm" #value ", %%zmm" #weight ", %%zmm" #sum "\n\t"
-#define VALUE_LOOK_UP(r, a, b, c, d)                                                                         \
-  "vpermi2b 128(%0), %%zmm16, %%zmm" #r "%{%%k1%}\n\tvpermi2b 192(%0), %%zmm18, %%zmm" #r "%{%%k2%}\n\t"      \
-      DOT(r, 20, a) DOT(r, 21, b) DOT(r, 22, c) DOT(r, 23, d)
-#define LOAD_WEIGHTS                                                                              \
+#define VALUE_LOOK_UP(r, a, b, c, d)                                                                                   \
+  "vpermi2b 128(%0), %%zmm16, %%zmm" #r "%{%%k1%}\n\tvpermi2b 192(%0), %%zmm18, %%zmm" #r "%{%%k2%}\n\t" DOT(r, 20, a) \
+      DOT(r, 21, b) DOT(r, 22, c) DOT(r, 23, d)
+#define LOAD_WEIGHTS \
   "vmovdqa64 (%0), %%zmm20\n\tvmovdqa64 (%0), %%zmm21\n\tvmovdqa64 (%0), %%zmm22\n\tvmovdqa64 (%0), %%zmm23\n\t"
 
 constexpr int rounds = 1000;
@@ -67,19 +68,19 @@ void load_sources() {
 }
 
 /// The counter `figure` becomes `value`, in terms of the cycles that a round of `body` takes.
-#define MIXTURE(name, figure, value, body)                                                                         \
-  void name(benchmark::State& state) {                                                                             \
-    const double cycles = cycles_of(state, [] {                                                                    \
-      load_sources();                                                                                              \
-      for (int i = 0; i < rounds; ++i) {                                                                           \
-        asm volatile(body ::"r"(memory)                                                                            \
-                     : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",   \
-                       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm24", "xmm25", "xmm26", "xmm27", "k1",  \
-                       "k2");                                \
-      }                                                                                                            \
-    });                                                                                                            \
-    state.counters[#figure] = value;                                                                               \
-  }                                                                                                                \
+#define MIXTURE(name, figure, value, body)                                                                             \
+  void name(benchmark::State& state) {                                                                                 \
+    const double cycles = cycles_of(state, [] {                                                                        \
+      load_sources();                                                                                                  \
+      for (int i = 0; i < rounds; ++i) {                                                                               \
+        asm volatile(body ::"r"(memory)                                                                                \
+                     : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \
+                       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm24", "xmm25", "xmm26", "xmm27", "k1", \
+                       "k2");                                                                                          \
+      }                                                                                                                \
+    });                                                                                                                \
+    state.counters[#figure] = value;                                                                                   \
+  }                                                                                                                    \
   BENCHMARK(name)->Name("instructions/" #name)
 
 MIXTURE(vpermb, per_cycle, 16 / cycles, SIXTEEN_OF(PERMB));
@@ -96,12 +97,11 @@ MIXTURE(vpermi2b_and_vpmovb2m, per_cycle, 16 / cycles, EIGHT_PAIRS(PERMI2B, SIGN
 MIXTURE(vpermb_and_stores, per_cycle, 16 / cycles, EIGHT_PAIRS(PERMB, STORE));
 MIXTURE(vpermi2b_and_stores, per_cycle, 16 / cycles, EIGHT_PAIRS(PERMI2B, STORE));
 MIXTURE(look_up_of_scores, cycles, cycles / 4,
-        LOAD(0) SIGNS(0) COPY(2, 0) SCORE_LOOK_UP(0, 1, 8, 9) SCORE_LOOK_UP(2, 3, 10, 11)
-        LOAD(4) SIGNS(4) COPY(6, 4) SCORE_LOOK_UP(4, 5, 12, 13) SCORE_LOOK_UP(6, 7, 14, 15));
+        LOAD(0) SIGNS(0) COPY(2, 0) SCORE_LOOK_UP(0, 1, 8, 9) SCORE_LOOK_UP(2, 3, 10, 11) LOAD(4) SIGNS(4) COPY(6, 4)
+            SCORE_LOOK_UP(4, 5, 12, 13) SCORE_LOOK_UP(6, 7, 14, 15));
 MIXTURE(look_up_of_values_four_rows, cycles, cycles / 4,
-        LOAD_WEIGHTS LOAD(0) SIGNS(0) NOT_SIGNS COPY(1, 0) COPY(2, 0) COPY(3, 0)
-        VALUE_LOOK_UP(0, 4, 5, 6, 7) VALUE_LOOK_UP(1, 8, 9, 10, 11)
-        VALUE_LOOK_UP(2, 12, 13, 14, 15) VALUE_LOOK_UP(3, 24, 25, 26, 27));
+        LOAD_WEIGHTS LOAD(0) SIGNS(0) NOT_SIGNS COPY(1, 0) COPY(2, 0) COPY(3, 0) VALUE_LOOK_UP(0, 4, 5, 6, 7)
+            VALUE_LOOK_UP(1, 8, 9, 10, 11) VALUE_LOOK_UP(2, 12, 13, 14, 15) VALUE_LOOK_UP(3, 24, 25, 26, 27));
 
 }  // namespace
 #endif  // PQATTN_X86_AVX512VBMI

@@ -64,10 +64,10 @@ void read_after_hint(benchmark::State& state, const Hint& hint) {
   std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2), seconds.end());
   state.counters["ns_per_line"] = seconds[seconds.size() / 2] * 1e9 / static_cast<double>(lines);
 }
-#define HINT(name, instruction)                                                                      \
-  void name(benchmark::State& state) {                                                               \
-    read_after_hint(state, [](const std::byte* at) { asm volatile(instruction ::"m"(*at)); });       \
-  }                                                                                                  \
+#define HINT(name, instruction)                                                                \
+  void name(benchmark::State& state) {                                                         \
+    read_after_hint(state, [](const std::byte* at) { asm volatile(instruction ::"m"(*at)); }); \
+  }                                                                                            \
   BENCHMARK(name)->Name("read_after_hint/" #name)->Iterations(400)
 
 HINT(none, "# %0");

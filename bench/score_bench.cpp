@@ -33,7 +33,8 @@ struct score_scene {
     const pqattn::score_tile scores{reinterpret_cast<float*>(tile.data()), rows, tile_slots};
     for (std::size_t first = 0; first < head.slots.count; first += tile_slots) {
       const pqattn::slot_range slots{first, std::min(tile_slots, head.slots.count - first)};
-      static_cast<void>(bank.score(tables.data(), rows, head.keys.book, head.rotation, {}, head.keys.codes, slots, scores));
+      static_cast<void>(
+          bank.score(tables.data(), rows, head.keys.book, head.rotation, {}, head.keys.codes, slots, scores));
     }
   }
 
@@ -60,8 +61,9 @@ void score(benchmark::State& state) {
   bench::count_tokens(state, shape.tokens, shape.code_bytes_per_token() / 2);
   const auto rows = static_cast<double>(scene.rows);
   using bound = bench::port_bound<>;
-  bench::count_ports(state, shape.tokens, Rotary ? bound::rotary(shape.dim, rows, shape.bits)
-                                                 : bound::tables(shape.subvectors, rows, shape.bits));
+  bench::count_ports(
+      state, shape.tokens,
+      Rotary ? bound::rotary(shape.dim, rows, shape.bits) : bound::tables(shape.subvectors, rows, shape.bits));
   bench::label<pqattn::isa::native>(state);
 }
 
@@ -76,7 +78,9 @@ void prepare(benchmark::State& state) {
   bench::label<pqattn::isa::native>(state);
 }
 
-void score_arguments(benchmark::internal::Benchmark* family) { bench::component_arguments(family, {4096, 32768}); }
+void score_arguments(benchmark::internal::Benchmark* family) {
+  bench::component_arguments(family, {4096, 32768});
+}
 
 BENCHMARK(score<false>)->Name("score_tables")->Apply(score_arguments);
 BENCHMARK(score<true>)->Name("score_rotary")->Apply(score_arguments);

@@ -40,7 +40,8 @@ struct training_scene {
   [[nodiscard]] float* book_of(std::uint32_t group) { return book.data() + std::size_t{group} * centroids * width; }
 
   void assign(std::uint32_t group) {
-    static_cast<void>(bank.assign(points_of(group), count, width, book_of(group), centroids, codes.data(), distances.data()));
+    static_cast<void>(
+        bank.assign(points_of(group), count, width, book_of(group), centroids, codes.data(), distances.data()));
   }
   void sum(std::uint32_t group) {
     static_cast<void>(

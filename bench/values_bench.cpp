@@ -46,7 +46,9 @@ void accumulate(benchmark::State& state, pqattn::value_method method) {
   bench::label<pqattn::isa::native>(state);
 }
 
-void value_arguments(benchmark::internal::Benchmark* family) { bench::component_arguments(family, {4096, 32768}); }
+void value_arguments(benchmark::internal::Benchmark* family) {
+  bench::component_arguments(family, {4096, 32768});
+}
 
 BENCHMARK_CAPTURE(accumulate, values, pqattn::value_method::automatic)->Name("values")->Apply(value_arguments);
 BENCHMARK_CAPTURE(accumulate, histogram, pqattn::value_method::histogram)

@@ -30,13 +30,12 @@ using rotary_few = pqattn::x86::rotary_few<native>;
 
 class aligned_block {
  public:
-  explicit aligned_block(std::size_t bytes)
-      : data_(::operator new(bytes + 64, std::align_val_t{64})) {
+  explicit aligned_block(std::size_t bytes) : data_(::operator new (bytes + 64, std::align_val_t{64})) {
     std::memset(data_, 0, bytes + 64);
   }
   aligned_block(const aligned_block&) = delete;
   aligned_block& operator=(const aligned_block&) = delete;
-  ~aligned_block() { ::operator delete(data_, std::align_val_t{64}); }
+  ~aligned_block() { ::operator delete (data_, std::align_val_t{64}); }
   [[nodiscard]] void* data() const { return data_; }
 
  private:
@@ -173,8 +172,8 @@ void table_score(benchmark::State& state, pqattn::x86::table_precision precision
   const aligned_block memory(pqattn::x86::score_table_bytes(head.shape, rows, precision));
   const aligned_block build_scratch(pqattn::x86::score_table_scratch_bytes(head.shape));
   const aligned_block out(rows * head.tokens * sizeof(float));
-  pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision,
-                                          memory.data(), build_scratch.data());
+  pqattn::x86::build_score_tables<native>(head.shape, head.book(), queries.data(), rows, 128, precision, memory.data(),
+                                          build_scratch.data());
   for (auto iteration : state) {
     pqattn::x86::table_score<native>(head.shape,
                                      pqattn::x86::score_tables_at(head.shape, rows, precision, memory.data()),
@@ -213,8 +212,8 @@ void prepare_rotary(benchmark::State& state) {
   state.SetLabel(native::name);
 }
 
-/// Probabilities of one row after the other: those of a softmax of normal scores, or the worst there are, as many equal ones
-/// as can lie above the largest byte, at random places, and nothing else.
+/// Probabilities of one row after the other: those of a softmax of normal scores, or the worst there are, as many equal
+/// ones as can lie above the largest byte, at random places, and nothing else.
 std::vector<float> probabilities_of(std::size_t rows, std::size_t tokens, bool worst) {
   std::vector<float> result = normals(rows * tokens);
   for (float& p : result) {
@@ -282,9 +281,8 @@ void decode(benchmark::State& state) {
       if constexpr (rotary) {
         keys.score(run, scores, tile);
       } else {
-        pqattn::x86::table_score<native>(head.shape,
-                                         pqattn::x86::score_tables_at(head.shape, rows, precision, tables.data()), run,
-                                         scores, tile);
+        pqattn::x86::table_score<native>(
+            head.shape, pqattn::x86::score_tables_at(head.shape, rows, precision, tables.data()), run, scores, tile);
       }
       for (std::size_t row = 0; row < rows; ++row) {
         float rescale = 1.0f;

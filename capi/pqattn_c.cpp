@@ -400,8 +400,8 @@ status observe(Tokens* tokens, const char* subject, const pq_const_rows* queries
 }
 
 void fill_report(const pqattn::memory_report& memory, pq_memory_report& report) noexcept {
-  report = {memory.codes_bytes,    memory.codebooks_bytes, memory.transforms_bytes,   memory.exact_bytes,
-            memory.metadata_bytes, memory.scratch_bytes,   memory.total_bytes(),      memory.tokens,
+  report = {memory.codes_bytes,    memory.codebooks_bytes,   memory.transforms_bytes, memory.exact_bytes,
+            memory.metadata_bytes, memory.scratch_bytes,     memory.total_bytes(),    memory.tokens,
             memory.elements,       memory.bits_per_element()};
 }
 
@@ -1121,9 +1121,10 @@ pq_status pq_pool_load_codebooks(pq_pool* pool, const void* data, size_t bytes, 
 }
 
 pq_status pq_sequence_write(const pq_sequence* sequence, pq_write write, void* user, pq_error* error) {
-  return report(write_snapshot(sequence, "sequence", write, user,
-                               [&](const pqattn::snapshot_sink& sink) { return write_sequence(sequence->tokens, sink); }),
-                error);
+  return report(
+      write_snapshot(sequence, "sequence", write, user,
+                     [&](const pqattn::snapshot_sink& sink) { return write_sequence(sequence->tokens, sink); }),
+      error);
 }
 
 pq_status pq_sequence_load(pq_sequence* sequence, const void* data, size_t bytes, pq_error* error) {

@@ -78,7 +78,8 @@ status dispatch_bank::make(dispatch_bank& result, const char* arch, const host_o
                      detail::table_count, level);
     }
     if (level > best) {
-      return failure(status_code::unsupported, subject, "is an instruction set this processor does not run", best, level);
+      return failure(status_code::unsupported, subject, "is an instruction set this processor does not run", best,
+                     level);
     }
   }
   result.functions_ = detail::tables[level];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The host bank's programs for one instruction set. Compiled once per set: the flags choose it, PQATTN_ISA_UNIT keeps its
-// code apart from every other unit's, and PQATTN_DISPATCH_TABLE names the table. No Eigen and nothing of the standard
-// library that makes functions: those would be shared with the rest of the program.
+// The host bank's programs for one instruction set. Compiled once per set: the flags choose it, PQATTN_ISA_UNIT keeps
+// its code apart from every other unit's, and PQATTN_DISPATCH_TABLE names the table. No Eigen and nothing of the
+// standard library that makes functions: those would be shared with the rest of the program.
 #include "pqattn/bank/dispatch/host_functions.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
 

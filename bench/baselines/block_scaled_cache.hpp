@@ -68,9 +68,7 @@ class block_scaled_rows {
  private:
   // 8 bits: number + 128. 4 bits: of every 128 numbers, number i + 8 is the low nibble of byte i and number i + 64 + 8
   // the high one (for a last run of 64: i + 32).
-  [[nodiscard]] std::size_t half_run(std::size_t column) const {
-    return dim_ - column / 128 * 128 >= 128 ? 64 : 32;
-  }
+  [[nodiscard]] std::size_t half_run(std::size_t column) const { return dim_ - column / 128 * 128 >= 128 ? 64 : 32; }
   void put(std::uint8_t* out, std::size_t column, int number) const {
     if constexpr (Bits == 8) {
       out[column] = static_cast<std::uint8_t>(number + 128);
@@ -177,9 +175,7 @@ class block_scaled_attention {
       case 1: return run<1>(queries, tokens, piece, 0);
       case 2: return run<2>(queries, tokens, piece, 0);
       case 4: return run<4>(queries, tokens, piece, 0);
-      default:
-        run<4>(queries, tokens, piece, 0);
-        return run<4>(queries + 4 * dim, tokens, piece, 4);
+      default: run<4>(queries, tokens, piece, 0); return run<4>(queries + 4 * dim, tokens, piece, 4);
     }
 #else
     for (std::size_t row = 0; row < rows; ++row) {
@@ -344,8 +340,8 @@ class block_scaled_attention {
     }
   }
 
-  /// The scales of a row go into the probabilities, and the zero level is subtracted at the end: what is left per channel is
-  /// to widen the number and one multiply-add per query row, whose factor is a broadcast from memory.
+  /// The scales of a row go into the probabilities, and the zero level is subtracted at the end: what is left per
+  /// channel is to widen the number and one multiply-add per query row, whose factor is a broadcast from memory.
   template <std::size_t Rows>
   PQATTN_ALWAYS_INLINE void add_tile(std::size_t first, std::size_t count, const float* probabilities,
                                      float* out) const {

@@ -14,8 +14,8 @@
 
 namespace bench {
 
-/// A tile of `exact_tile` rows is read as `exact_streams` runs side by side, a few rows of each in turn: the prefetchers
-/// of a processor follow several pages at once, which one run after the other does not use.
+/// A tile of `exact_tile` rows is read as `exact_streams` runs side by side, a few rows of each in turn: the
+/// prefetchers of a processor follow several pages at once, which one run after the other does not use.
 inline constexpr std::size_t exact_tile = 256;
 inline constexpr std::size_t exact_streams = 4;
 inline constexpr std::size_t exact_rows_in_turn = 8;
@@ -64,7 +64,8 @@ void attend_exact(const pqattn::x86::exact_rows<Element>& keys, const pqattn::x8
       }
     }
     visit_rows(count, [&](std::size_t from, std::size_t part_rows) {
-      pqattn::x86::add_exact_rows<Isa>(part_of(values, from, part_rows), scores + from, rows, exact_tile, out, keys.dim);
+      pqattn::x86::add_exact_rows<Isa>(part_of(values, from, part_rows), scores + from, rows, exact_tile, out,
+                                       keys.dim);
     });
   }
   for (std::size_t row = 0; row < rows; ++row) {

@@ -96,9 +96,10 @@ class pim_study {
   // What decides
 
   void lookups() {
-    study_table table("lookups", "Look-ups per slot (g): speed against dense attention in PIM, one head, 32Ki tokens, "
-                                 "m=32, K=512, one query row unless it says GQA; above 1 product quantization is "
-                                 "faster",
+    study_table table("lookups",
+                      "Look-ups per slot (g): speed against dense attention in PIM, one head, 32Ki tokens, "
+                      "m=32, K=512, one query row unless it says GQA; above 1 product quantization is "
+                      "faster",
                       {"g", "reconstruct", "histogram, 2 slots", "histogram, 1 slot", "histogram, all banks added",
                        "GQA 4", "GQA 4, shared look-ups", "GQA 4, shared, all banks added", "tokens striped",
                        "keys before RoPE", "against no power limit"});
@@ -141,8 +142,9 @@ class pim_study {
 
   /// From what the paper states, one assumption at a time, towards its 3.4.
   void claim() {
-    study_table table("claim", "The published 3.4 times AttAcc, one assumption after the other: attention alone, one "
-                               "head, 32Ki tokens, against AttAcc with its power limit (one MAC column in 6 cycles)",
+    study_table table("claim",
+                      "The published 3.4 times AttAcc, one assumption after the other: attention alone, one "
+                      "head, 32Ki tokens, against AttAcc with its power limit (one MAC column in 6 cycles)",
                       {"assumption", "g=1", "g=2", "g=4", "g=8", "g=16"});
     const pq_setting plain;
     pq_setting shared = shared_setting();
@@ -183,9 +185,10 @@ class pim_study {
   }
 
   void grouping() {
-    study_table table("grouping", "Query heads per KV head that share look-ups: speed against dense, 32Ki tokens, "
-                                  "m=32, K=512, heads pipelined; dense reads K and V once per query head (AttAcc), or "
-                                  "once for all of them (a unit with as many accumulators)",
+    study_table table("grouping",
+                      "Query heads per KV head that share look-ups: speed against dense, 32Ki tokens, "
+                      "m=32, K=512, heads pipelined; dense reads K and V once per query head (AttAcc), or "
+                      "once for all of them (a unit with as many accumulators)",
                       {"query heads", "g=1", "g=4", "g=16", "g=4, all banks added", "dense once: g=1", "g=4", "g=16"});
     const double once = dense_head(device_, context, 1).ns;
     for (const std::size_t heads : {1U, 2U, 4U, 8U, 16U}) {
@@ -205,11 +208,12 @@ class pim_study {
   static constexpr std::int32_t widths[] = {1, 4, 16};
 
   void shapes() {
-    study_table table("shapes", "Shape of the quantizer: speed against dense attention, 32Ki tokens, reconstruct / "
-                                "histogram of 1 slot; last: 4 query heads share look-ups, all banks' sums added on "
-                                "the way",
-                      {"m", "K", "bits per element", "g=1", "g=4", "g=16", "g=1, shared, added",
-                       "g=16, shared, added"});
+    study_table table(
+        "shapes",
+        "Shape of the quantizer: speed against dense attention, 32Ki tokens, reconstruct / "
+        "histogram of 1 slot; last: 4 query heads share look-ups, all banks' sums added on "
+        "the way",
+        {"m", "K", "bits per element", "g=1", "g=4", "g=16", "g=1, shared, added", "g=16, shared, added"});
     const double dense = dense_head(device_, context, 1).ns;
     const double dense4 = dense_head(device_, context, 4).ns;
     for (const std::uint32_t m : {8U, 16U, 32U, 64U}) {
@@ -235,9 +239,9 @@ class pim_study {
   }
 
   void placement() {
-    study_table table("placement", "Placement, one head, 32Ki tokens, m=32, one query row, g=4",
-                      {"placement", "K", "microseconds", "activations per bank", "MB over the buffer die",
-                       "microjoules"});
+    study_table table(
+        "placement", "Placement, one head, 32Ki tokens, m=32, one query row, g=4",
+        {"placement", "K", "microseconds", "activations per bank", "MB over the buffer die", "microjoules"});
     const auto add = [&](const std::string& name, const head_cost& c, std::uint32_t k, std::int64_t channels) {
       table.add({name, std::to_string(k), number(c.ns * 1e-3, 1),
                  std::to_string(c.act_count / device_.organisation.banks_per_command_channel() / channels),
@@ -266,9 +270,10 @@ class pim_study {
   }
 
   void rotation() {
-    study_table table("rotation", "Keys coded before RoPE against keys coded after, K=256: microseconds of a score "
-                                  "pass (tables or queries, look-ups, rotation), one head, 32Ki tokens, one query row / 4 "
-                                  "query rows of shared look-ups, all banks' sums added on the way",
+    study_table table("rotation",
+                      "Keys coded before RoPE against keys coded after, K=256: microseconds of a score "
+                      "pass (tables or queries, look-ups, rotation), one head, 32Ki tokens, one query row / 4 "
+                      "query rows of shared look-ups, all banks' sums added on the way",
                       {"keys", "m", "stages", "code bits per element", "g=1", "g=4", "g=16", "million MACs"});
     const auto add = [&](const char* name, std::uint32_t m, std::uint32_t stages, bool turned) {
       pq_setting s = all_added({});
@@ -279,15 +284,14 @@ class pim_study {
       pq_setting four = s;
       four.query_rows = 4;
       four.options.share_lookups = true;
-      std::vector<std::string> row{name, std::to_string(m), std::to_string(stages),
-                                   number(m * stages * 8.0 / 128.0)};
+      std::vector<std::string> row{name, std::to_string(m), std::to_string(stages), number(m * stages * 8.0 / 128.0)};
       const auto scoring = [&](std::int32_t g, const pq_setting& setting) {
         const head_cost c = pq_head(with(g), context, setting);
         const auto at = [&](pim::phase p) { return c.phase_cycles[static_cast<std::size_t>(p)]; };
-        return number(static_cast<double>(at(pim::phase::broadcast) + at(pim::phase::table_build) +
-                                          at(pim::phase::score)) *
-                          device_.timing.tck_ps * 1e-6,
-                      1);
+        return number(
+            static_cast<double>(at(pim::phase::broadcast) + at(pim::phase::table_build) + at(pim::phase::score)) *
+                device_.timing.tck_ps * 1e-6,
+            1);
       };
       for (const std::int32_t g : widths) {
         row.push_back(scoring(g, s) + " / " + scoring(g, four));
@@ -313,8 +317,7 @@ class pim_study {
                           number(weights_ms(), 1) + " ms more)",
                       {"context", "batch", "KV GiB", "dense PIM", "without power limit", "8.5 bits", "4.5 bits",
                        "3 bits", "PQ g=1", "PQ g=4", "PQ g=16", "PQ g=4, all added", "GPU resident",
-                       "GPU, 2.25-bit codes",
-                       "offload 32 GB/s", "64 GB/s", "256 GB/s"});
+                       "GPU, 2.25-bit codes", "offload 32 GB/s", "64 GB/s", "256 GB/s"});
     const pq_setting s = shared_setting();
     pim::device fast = device_;
     fast.timing.mac = std::min(device_.timing.mac, device_.timing.ccd_l);
@@ -332,8 +335,8 @@ class pim_study {
         };
         table.add({tokens_text(n), std::to_string(batch), number(bytes / (1 << 30), 1), number(step_ms(wide, batch)),
                    number(step_ms(unlimited, batch)), number(step_ms(low[0], batch)), number(step_ms(low[1], batch)),
-                   number(step_ms(low[2], batch)), pq(1, s), pq(4, s), pq(16, s), pq(4, all_added(s)),
-                   number(resident), number(resident * 2.25 / 16), offload(32), offload(64), offload(256)},
+                   number(step_ms(low[2], batch)), pq(1, s), pq(4, s), pq(16, s), pq(4, all_added(s)), number(resident),
+                   number(resident * 2.25 / 16), offload(32), offload(64), offload(256)},
                   listed(n, batch));
       }
     }
@@ -344,8 +347,9 @@ class pim_study {
   }
 
   void links() {
-    study_table table("links", "Share of a whole decode step that moving the offloaded cache takes, percent (weights "
-                               "included, nothing overlapped); with PQ in PIM it is 0, results aside",
+    study_table table("links",
+                      "Share of a whole decode step that moving the offloaded cache takes, percent (weights "
+                      "included, nothing overlapped); with PQ in PIM it is 0, results aside",
                       {"context", "batch", "32 GB/s", "64 GB/s", "128 GB/s", "256 GB/s"});
     for (std::int64_t n = 4096; n <= 1 << 20; n *= 2) {
       for (const std::int64_t batch : {1, 4, 16, 32, 64}) {
@@ -362,9 +366,10 @@ class pim_study {
   }
 
   void against_gpu() {
-    study_table table("against_gpu", "PQ in PIM (GQA 4, shared look-ups) against a GPU and against dense PIM: latency "
-                                     "and energy of a step, PQ over the other. Energy with the link includes the "
-                                     "host's memory",
+    study_table table("against_gpu",
+                      "PQ in PIM (GQA 4, shared look-ups) against a GPU and against dense PIM: latency "
+                      "and energy of a step, PQ over the other. Energy with the link includes the "
+                      "host's memory",
                       {"context", "batch", "g", "attention: latency, GPU resident", "energy",
                        "step with weights: latency, GPU resident", "energy", "latency, offload 256 GB/s", "energy",
                        "latency, offload 64 GB/s", "dense PIM / PQ, step with weights"});
@@ -394,8 +399,9 @@ class pim_study {
   }
 
   void capacity() {
-    study_table table("capacity", "Largest context that fits, tokens (PQ: emulated rows, with copies of the codebooks "
-                                  "in every stripe)",
+    study_table table("capacity",
+                      "Largest context that fits, tokens (PQ: emulated rows, with copies of the codebooks "
+                      "in every stripe)",
                       {"batch", "GPU, 80 GiB less weights", "dense PIM", "4.5 bits", "3 bits", "PQ m=32 K=512",
                        "PQ m=32 K=256", "PQ m=16 K=512"});
     const auto memory = static_cast<double>(device_.capacity_bytes);
@@ -414,8 +420,7 @@ class pim_study {
         }
         const pqattn::geometry shape{128, m, k, 1, nullptr};
         const auto sides = static_cast<double>(2 * model_.layers * model_.kv_heads);
-        const double books =
-            sides * static_cast<double>(programs.codebook_bytes(shape, pqattn::codebook_storage::f16));
+        const double books = sides * static_cast<double>(programs.codebook_bytes(shape, pqattn::codebook_storage::f16));
         const double token = sides * static_cast<double>(programs.code_block_bytes(shape)) / 64.0;
         row.push_back(number(std::max(0.0, (memory / sequences - books) / token), 0));
       }
@@ -448,8 +453,8 @@ class pim_study {
       const double best_sample = train_ms(sample, better) * sides;
       const double best_coding = encode_ms(n, better) * sides;
       const double attention = 2.0 * static_cast<double>(n) * static_cast<double>(n) * 128 * 32 / gpu_.flops * 1e3;
-      const double dense = static_cast<double>(n) * model_.weight_bytes / static_cast<double>(model_.layers) /
-                           gpu_.flops * 1e3;
+      const double dense =
+          static_cast<double>(n) * model_.weight_bytes / static_cast<double>(model_.layers) / gpu_.flops * 1e3;
       const double gpu = attention + dense;
       const auto hidden = [&](double ms) { return ms <= gpu ? "yes" : "no"; };
       table.add({tokens_text(n), number(all), number(some), number(coding), number(best_training), number(best_sample),
@@ -491,9 +496,10 @@ class pim_study {
   // Other devices
 
   void devices() {
-    study_table table("devices", "The same step on every preset with PIM units: one head, 32Ki tokens, m=32, K=512, "
-                                 "microseconds and microjoules of one channel (presets have g=1); lpddr5_6400: no "
-                                 "public PIM data, units assumed",
+    study_table table("devices",
+                      "The same step on every preset with PIM units: one head, 32Ki tokens, m=32, K=512, "
+                      "microseconds and microjoules of one channel (presets have g=1); lpddr5_6400: no "
+                      "public PIM data, units assumed",
                       {"device", "dense us", "PQ us", "PQ us, g=16", "PQ before RoPE us", "dense uJ", "PQ uJ",
                        "PQ uJ, g=16", "channels"});
     for (const pim::named_preset& preset : pim::presets) {
@@ -522,9 +528,10 @@ class pim_study {
   };
 
   void cores() {
-    study_table table("cores", "The same step on upmem_ddr4, a core with DMA beside each bank: one head, 32Ki tokens "
-                               "over 64 cores, 16 threads each, one query row, microseconds (instruction counts are "
-                               "assumptions)",
+    study_table table("cores",
+                      "The same step on upmem_ddr4, a core with DMA beside each bank: one head, 32Ki tokens "
+                      "over 64 cores, 16 threads each, one query row, microseconds (instruction counts are "
+                      "assumptions)",
                       {"program", "host link us", "cores us", "thousand instructions per core", "KB of DMA per core",
                        "engine busy %"});
     const pim::device d = pim::upmem_ddr4();

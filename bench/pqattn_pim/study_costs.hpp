@@ -49,8 +49,8 @@ struct pq_setting {
   std::uint32_t centroids = 512;
   std::uint32_t stages = 1;
   std::size_t query_rows = 1;
-  bool turned = false;        ///< keys coded before RoPE
-  bool code_values = true;    ///< false: values stay dense fp16
+  bool turned = false;      ///< keys coded before RoPE
+  bool code_values = true;  ///< false: values stay dense fp16
   pim::bank_options options;
 };
 
@@ -177,8 +177,8 @@ head_cost pipelined_head(const pim::device& d, std::int64_t tokens, const pq_set
   columns_only.pim.softmax_per_cycle = 65536;
   head_cost cost = pq_head<Mapping>(d, tokens, s);
   const std::int64_t columns = pq_head<Mapping>(columns_only, tokens, s).cycles;
-  cost.cycles = std::max({columns, cost.moves * d.pim.buffer_interval,
-                          pim::ceil_div(cost.softmax_elements, d.pim.softmax_per_cycle)});
+  cost.cycles = std::max(
+      {columns, cost.moves * d.pim.buffer_interval, pim::ceil_div(cost.softmax_elements, d.pim.softmax_per_cycle)});
   cost.ns = static_cast<double>(cost.cycles) * d.timing.tck_ps * 1e-3;
   return cost;
 }

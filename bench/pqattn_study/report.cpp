@@ -151,8 +151,9 @@ std::string as_table(const suggestion& found) {
     append(text, "%-18s %-22s %8.3f %12.3e %14.3e %14.3e\n", name, how, reason.bits, reason.error, reason.error_below,
            reason.error_above);
   }
-  append(text, "\noutput NMSE: of this side alone, on calibration queries; a step: the next cheaper and dearer choice on\n"
-               "this side's convex hull (0: there is none)\n");
+  append(text,
+         "\noutput NMSE: of this side alone, on calibration queries; a step: the next cheaper and dearer choice on\n"
+         "this side's convex hull (0: there is none)\n");
   append(text, "code bits per element %.3f, expected output NMSE %.3e; one shape for all heads at these bits %.3e\n",
          found.summary.code_bits, found.summary.expected_error, found.summary.uniform_error);
   return text;

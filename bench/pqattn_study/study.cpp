@@ -221,8 +221,7 @@ void plan_method(const options& chosen, plan& made) {
     throw study_error("--refine: belongs to --method pq_shared");
   }
   const bool by_hand = chosen.codebooks.value_or("i8") != "i8" || chosen.windows > 1 || chosen.subvectors ||
-                       chosen.value_subvectors || chosen.stages || chosen.value_stages ||
-                       chosen.value_basis != "i8";
+                       chosen.value_subvectors || chosen.stages || chosen.value_stages || chosen.value_basis != "i8";
   if (chosen.target_all_bits && by_hand) {
     throw study_error("--target-all-bits: chooses codebooks, shapes, windows and transforms by itself");
   }
@@ -490,9 +489,9 @@ void code_rows(const side_job& job, const plan& made, const options& chosen, std
     std::vector<float> centroids = job.keys() ? made.shared_keys : made.shared_values;
     if (chosen.refine != 0) {
       settings.iterations = chosen.refine;
-      centroids = train_pq(
-          settings, pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim), nullptr,
-          centroids);
+      centroids =
+          train_pq(settings, pqattn::view_rows(rows.data() + train_first * job.dim, train_last - train_first, job.dim),
+                   nullptr, centroids);
       result.codebook_bits += codebook_bits(settings);
     }
     code_with_pq(settings, centroids, made.coded_first, made.coded_last, rows, result);

@@ -43,7 +43,7 @@ struct study_result {
   pqattn::geometry key_shape;  ///< dim 0 for methods without codebooks
   pqattn::geometry value_shape;
   std::size_t iterations = 0;  ///< of k-means
-  std::string rope = "none";  ///< keys were coded before this rotation
+  std::string rope = "none";   ///< keys were coded before this rotation
   double rope_theta = 0.0;
   std::string weights;    ///< as used; empty for methods without codebooks
   std::string codebooks;  ///< as used; empty for methods without codebooks

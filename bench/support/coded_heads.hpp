@@ -37,11 +37,10 @@ struct head_shape {
 /// A rotation over all channels, theta 10000, and the order in which a cache codes keys before RoPE by default.
 class rotation_of {
  public:
-  explicit rotation_of(std::uint32_t dim)
-      : frequencies_(dim / 2), memory_(pqattn::rope_floats(dim / 2)), order_(dim) {
+  explicit rotation_of(std::uint32_t dim) : frequencies_(dim / 2), memory_(pqattn::rope_floats(dim / 2)), order_(dim) {
     pqattn::fill_rope_frequencies(frequencies_.data(), dim, 10000.0);
-    static_cast<void>(pqattn::build_rope(frequencies_.data(), dim / 2, pqattn::rope_pairing::half_split, memory_.data(),
-                                         rotation_));
+    static_cast<void>(
+        pqattn::build_rope(frequencies_.data(), dim / 2, pqattn::rope_pairing::half_split, memory_.data(), rotation_));
     pqattn::fill_pair_order(rotation_, dim, order_.data());
   }
   rotation_of(const rotation_of&) = delete;
@@ -56,8 +55,8 @@ class rotation_of {
   pqattn::rope rotation_;
 };
 
-/// As many heads of one shape as together exceed the caches: random codes, and a byte codebook per head for keys and for
-/// values. Memory is shared by all runs of one shape.
+/// As many heads of one shape as together exceed the caches: random codes, and a byte codebook per head for keys and
+/// for values. Memory is shared by all runs of one shape.
 template <class Isa = pqattn::isa::native>
 class coded_heads {
  public:

@@ -80,8 +80,9 @@ inline double cycles_per_ns() {
   return measured;
 }
 
-/// Length of a cycle while 512-bit instructions run, from a chain of scalar additions of one cycle each beside them: measured
-/// right after a bench, it takes the clock and whoever shares the core out of its figure. 0 where there are none.
+/// Length of a cycle while 512-bit instructions run, from a chain of scalar additions of one cycle each beside them:
+/// measured right after a bench, it takes the clock and whoever shares the core out of its figure. 0 where there are
+/// none.
 inline double vector_cycle_ns() {
 #if PQATTN_X86_AVX512VBMI
   constexpr int rounds = 2000;

@@ -59,8 +59,12 @@ struct huge_page_allocator {
 #endif
     return static_cast<Number*>(data);
   }
-  void deallocate(Number* data, std::size_t) noexcept { ::operator delete(data, alignment); }
-  friend bool operator==(const huge_page_allocator&, const huge_page_allocator&) noexcept { return true; }
+  void deallocate(Number* data, std::size_t) noexcept {
+    ::operator delete(data, alignment);
+  }
+  friend bool operator==(const huge_page_allocator&, const huge_page_allocator&) noexcept {
+    return true;
+  }
 };
 
 /// Owned memory of that kind, not initialised.

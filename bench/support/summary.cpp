@@ -51,7 +51,8 @@ class collector : public benchmark::BenchmarkReporter {
   void ReportRuns(const std::vector<Run>& runs) override {
     json_.ReportRuns(runs);
     for (const Run& run : runs) {
-      // Wall time where threads work together; elsewhere the thread's own time, which others on the machine disturb less.
+      // Wall time where threads work together; elsewhere the thread's own time, which others on the machine disturb
+      // less.
       const bool threads = run.benchmark_name().find("/threads:2/") != std::string::npos;
       const double unit = 1e9 / benchmark::GetTimeUnitMultiplier(run.time_unit);
       const double wall_ns = run.GetAdjustedRealTime() * unit;
@@ -79,7 +80,9 @@ class collector : public benchmark::BenchmarkReporter {
     }
     return runs->second.at(counter);
   }
-  [[nodiscard]] const std::map<std::string, std::map<std::string, std::vector<double>>>& all() const { return measured_; }
+  [[nodiscard]] const std::map<std::string, std::map<std::string, std::vector<double>>>& all() const {
+    return measured_;
+  }
 
  private:
   benchmark::JSONReporter json_;
@@ -87,9 +90,12 @@ class collector : public benchmark::BenchmarkReporter {
   std::map<std::string, std::map<std::string, std::vector<double>>> measured_;
 };
 
-// --- names of benches ---------------------------------------------------------------------------------------------------
+// --- names of benches
+// ---------------------------------------------------------------------------------------------------
 
-std::string number(std::size_t value) { return std::to_string(value); }
+std::string number(std::size_t value) {
+  return std::to_string(value);
+}
 
 std::string coded(const std::string& family, std::size_t m, std::size_t bits, std::size_t n, std::size_t g,
                   std::size_t threads = 1) {
@@ -102,11 +108,15 @@ std::string exact_api(std::size_t n, std::size_t g, const std::string& family = 
 std::string exact_kernels(const std::string& family, std::size_t n, std::size_t g) {
   return family + "/d:128/n:" + number(n) + "/g:" + number(g) + "/real_time";
 }
-std::string scaled(const std::string& family, std::size_t n, std::size_t g) { return exact_api(n, g, family); }
+std::string scaled(const std::string& family, std::size_t n, std::size_t g) {
+  return exact_api(n, g, family);
+}
 std::string program(const std::string& family, std::size_t g) {
   return family + "/d:128/m:32/bits:8/n:4096/g:" + number(g) + "/real_time";
 }
-std::string encoded(std::size_t rows) { return "encode/m:32/bits:8/rows:" + number(rows) + "/real_time"; }
+std::string encoded(std::size_t rows) {
+  return "encode/m:32/bits:8/rows:" + number(rows) + "/real_time";
+}
 
 const char* const lloyd_iteration = "lloyd_iteration/n:4096/m:32/K:256/real_time";
 const char* const four_iterations = "train_iterations/n:4096/m:32/K:256/real_time";
@@ -191,7 +201,8 @@ std::vector<std::string> benches_of_a_long_round() {
   return rest;
 }
 
-// --- figures ------------------------------------------------------------------------------------------------------------
+// --- figures
+// ------------------------------------------------------------------------------------------------------------
 
 /// The figures of one run, from what was collected.
 class figures {
@@ -213,7 +224,9 @@ class figures {
     return smaller(measured_.values(exact_api(n, g), "ns_per_token"),
                    measured_.values(exact_kernels("kernels_f16", n, g), "ns_per_token"));
   }
-  [[nodiscard]] std::vector<double> ns(const std::string& bench) const { return measured_.values(bench, "ns_per_token"); }
+  [[nodiscard]] std::vector<double> ns(const std::string& bench) const {
+    return measured_.values(bench, "ns_per_token");
+  }
 
   /// Median over the rounds of slow / fast; not a number when one of them is missing.
   static double ratio(const std::vector<double>& slow, const std::vector<double>& fast) {
@@ -270,8 +283,12 @@ struct aim {
     return written;
   }
 };
-aim at_least(double limit) { return {aim::bound::at_least, limit}; }
-aim at_most(double limit) { return {aim::bound::at_most, limit}; }
+aim at_least(double limit) {
+  return {aim::bound::at_least, limit};
+}
+aim at_most(double limit) {
+  return {aim::bound::at_most, limit};
+}
 
 /// One line of the table.
 struct figure {
@@ -289,7 +306,9 @@ std::vector<figure> figures_of(const collector& measured) {
   const auto tables = [&](std::size_t g, std::size_t m = 32) { return decode("decode_tables", g, m); };
   const auto rotary = [&](std::size_t g) { return decode("decode_rotary", g); };
   const auto against_f16 = [&](std::size_t g, const std::vector<double>& ns) { return f.ratio(f.f16(context, g), ns); };
-  const auto skipped = [&](const char* family) { return f.value(coded(family, 32, 8, context, 4), "skipped_fraction"); };
+  const auto skipped = [&](const char* family) {
+    return f.value(coded(family, 32, 8, context, 4), "skipped_fraction");
+  };
   const auto on_threads = [&](std::size_t threads) {
     return measured.values(coded("decode_tables", 32, 8, 131072, 4, threads), "wall_ns");
   };
@@ -314,8 +333,8 @@ std::vector<figure> figures_of(const collector& measured) {
       {"decode_g4_vs_int4", "2 bits against an int4 cache", f.ratio(int4, tables(4)), at_least(2)},
       {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64))},
       {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64))},
-      {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16", against_f16(4, decode("decode_sinks", 4)),
-       at_least(6)},
+      {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16",
+       against_f16(4, decode("decode_sinks", 4)), at_least(6)},
       {"skipped_fraction", "value blocks left out there, of all", skipped("decode_sinks")},
       {"skip_speedup_needle_g4", "peaks at random places, the same", against_f16(4, decode("decode_needle", 4))},
       {"skipped_fraction_needle", "value blocks left out there, of all", skipped("decode_needle")},
@@ -327,7 +346,8 @@ std::vector<figure> figures_of(const collector& measured) {
       {"rope_ns_per_token_g4", "4 query heads", median(rotary(4)), at_most(13)},
       {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", against_f16(4, rotary(4)), at_least(2.8)},
       {"rope_decode_g1_vs_f16", "the same, 1 query head", against_f16(1, rotary(1))},
-      {"cached_ns_per_token_g1", "decode, 2 bits, one head that stays in cache", median(decode("decode_tables_cached", 1))},
+      {"cached_ns_per_token_g1", "decode, 2 bits, one head that stays in cache",
+       median(decode("decode_tables_cached", 1))},
       {"cached_ns_per_token_g4", "4 query heads", median(decode("decode_tables_cached", 4))},
       {"cached4bit_ns_per_token_g4", "4 bits, 4 query heads", median(decode("decode_tables_cached", 4, 64))},
       {"cached_rope_ns_per_token_g4", "keys before RoPE, 4 query heads", median(decode("decode_rotary_cached", 4))},
@@ -353,7 +373,8 @@ std::vector<figure> figures_of(const collector& measured) {
   };
 }
 
-// --- output -------------------------------------------------------------------------------------------------------------
+// --- output
+// -------------------------------------------------------------------------------------------------------------
 
 std::string cpu_name() {
   std::ifstream info("/proc/cpuinfo");
@@ -421,7 +442,9 @@ void write_lengths(std::ostream& out, const collector& measured) {
 }
 
 /// Runs one bench by its exact name.
-void run_one(collector& into, const std::string& name) { benchmark::RunSpecifiedBenchmarks(&into, "^" + name + "$"); }
+void run_one(collector& into, const std::string& name) {
+  benchmark::RunSpecifiedBenchmarks(&into, "^" + name + "$");
+}
 
 int run_rounds(collector& into, double most_minutes) {
   const bool quick = settings::current().quick;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The set of benches that backs the README, run in rounds: every round runs each bench once, those that are compared one
-// after the other, so that whatever else the machine does hits both sides alike. Figures are medians over the rounds,
-// ratios medians of the ratios of each round.
+// The set of benches that backs the README, run in rounds: every round runs each bench once, those that are compared
+// one after the other, so that whatever else the machine does hits both sides alike. Figures are medians over the
+// rounds, ratios medians of the ratios of each round.
 #pragma once
 
 #include <string>

@@ -149,8 +149,8 @@ bool checkpoint::read(std::istream& file, std::uintmax_t bytes, checkpoint& resu
   }
   const auto expected = header_bytes + static_cast<std::uintmax_t>(shape.weight_count()) * sizeof(float);
   if (bytes != expected) {
-    return fail(problem, "must have " + std::to_string(expected) + " bytes for its header, got " +
-                             std::to_string(bytes));
+    return fail(problem,
+                "must have " + std::to_string(expected) + " bytes for its header, got " + std::to_string(bytes));
   }
   std::vector<float> weights(static_cast<std::size_t>(shape.weight_count()));
   if (!file.read(reinterpret_cast<char*>(weights.data()), static_cast<std::streamsize>(expected - header_bytes))) {

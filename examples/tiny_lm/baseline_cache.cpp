@@ -47,7 +47,8 @@ pqattn::status baseline_cache::code_rows(std::size_t layer, std::size_t first, s
   for (std::size_t head = 0; head < shape_.kv_heads; ++head) {
     for (const pqattn::cache_side side : {pqattn::cache_side::keys, pqattn::cache_side::values}) {
       const std::span<float> rows = rows_.rows_of(layer, head, side == pqattn::cache_side::keys, first, last);
-      PQATTN_TRY(code_as_baseline(format_, side, rows.data(), last - first, shape_.head_dim, rotation_seed, spent_bits_));
+      PQATTN_TRY(
+          code_as_baseline(format_, side, rows.data(), last - first, shape_.head_dim, rotation_seed, spent_bits_));
     }
   }
   return {};

@@ -34,13 +34,13 @@ struct evaluate_options {
   std::filesystem::path tokens;  ///< a .npy file of ids; empty takes `text` or the built-in context
   std::filesystem::path text;    ///< a text file, cut at the model's context
   int context = 0;
-  std::size_t length = 0;        ///< tokens of a run; 0, or more than there are: the model's context
+  std::size_t length = 0;  ///< tokens of a run; 0, or more than there are: the model's context
   std::string cache = "exact";
   std::vector<std::string> methods;  ///< a table of these instead, "all" for every method of the accuracy study
   std::size_t excerpts = 4;          ///< of the text, for the table
   std::size_t coding_start = 0;      ///< 0: 512 for one cache, three quarters of the length for the table
   std::filesystem::path json;        ///< where the table goes besides
-  target_range targets{0, 0};  ///< 0, 0: all
+  target_range targets{0, 0};        ///< 0, 0: all
 };
 
 /// Runs every cache over one context, prints the table, writes the report.

@@ -127,14 +127,16 @@ std::string format_methods(const method_table& table) {
   std::string text = print("%-14s %9s %9s %10s | %7s %18s %9s %7s | %6s\n", "method", "code bits", "all bits", "KiB",
                            "loss", "change, %", "KL", "top-1", "s");
   for (const method_result& row : table.methods) {
-    text += print("%-14s %9.3f %9.3f %10.1f | %7.4f %+9.3f +- %5.3f %9.6f %6.2f%% | %6.2f\n", row.name.c_str(),
-                  row.code_bits, row.all_bits, static_cast<double>(row.cache_bytes) / 1024.0, row.loss,
-                  100.0 * row.loss_change, 100.0 * row.change_interval, row.kl, 100.0 * row.top1_agreement,
-                  row.seconds);
+    text +=
+        print("%-14s %9.3f %9.3f %10.1f | %7.4f %+9.3f +- %5.3f %9.6f %6.2f%% | %6.2f\n", row.name.c_str(),
+              row.code_bits, row.all_bits, static_cast<double>(row.cache_bytes) / 1024.0, row.loss,
+              100.0 * row.loss_change, 100.0 * row.change_interval, row.kl, 100.0 * row.top1_agreement, row.seconds);
   }
   text += print(
-      "\n%zu excerpts of %zu tokens; exact until %zu tokens behind the first 8, judged on targets %zu to %zu. Change of\n"
-      "loss against exact with half a 95 %% interval over excerpts; KL(exact || method) in nats per token. The model is\n"
+      "\n%zu excerpts of %zu tokens; exact until %zu tokens behind the first 8, judged on targets %zu to %zu. Change "
+      "of\n"
+      "loss against exact with half a 95 %% interval over excerpts; KL(exact || method) in nats per token. The model "
+      "is\n"
       "small and undertrained: these are not the results of a production model.\n",
       table.excerpts, table.tokens, table.coding_start, table.targets.first, table.targets.last);
   return text;

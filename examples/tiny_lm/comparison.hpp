@@ -32,10 +32,10 @@ class comparison {
 /// What one method does, means over the judged targets of all excerpts.
 struct method_result {
   std::string name;
-  double loss = 0.0;            ///< nats per token
-  double loss_change = 0.0;     ///< against exact, as a share of its loss
-  double change_interval = 0.0; ///< half a 95 % interval of that over the excerpts; 0 for one excerpt
-  double kl = 0.0;              ///< KL(exact || method), nats per token
+  double loss = 0.0;             ///< nats per token
+  double loss_change = 0.0;      ///< against exact, as a share of its loss
+  double change_interval = 0.0;  ///< half a 95 % interval of that over the excerpts; 0 for one excerpt
+  double kl = 0.0;               ///< KL(exact || method), nats per token
   double top1_agreement = 0.0;
   double code_bits = 0.0;       ///< codes with their scales, per coded element
   double all_bits = 0.0;        ///< everything held, per element of the excerpt
@@ -51,7 +51,8 @@ struct method_table {
   std::vector<method_result> methods;
 };
 
-/// Runs every method over excerpts of one length (two tokens or more) and judges the targets from `coding_start` + 8 on.
+/// Runs every method over excerpts of one length (two tokens or more) and judges the targets from `coding_start` + 8
+/// on.
 outcome compare_methods(const engine& loaded, const std::vector<std::vector<token_id>>& excerpts,
                         const std::vector<std::string>& methods, std::size_t coding_start, method_table& table);
 

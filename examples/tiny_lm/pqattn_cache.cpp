@@ -58,9 +58,8 @@ class pqattn_cache final : public kv_cache {
     pqattn::layer_attention_params params;
     params.first_position = static_cast<std::int64_t>(position);
     PQATTN_TRY(layers_[layer].observe(rows, params.first_position));
-    return layers_[layer].attend(
-        rows, params,
-        {pqattn::ref_rows(out.data(), 1, shape_.head_dim), shape_.query_heads, head_stride});
+    return layers_[layer].attend(rows, params,
+                                 {pqattn::ref_rows(out.data(), 1, shape_.head_dim), shape_.query_heads, head_stride});
   }
 
   void reset() override {
@@ -77,9 +76,9 @@ class pqattn_cache final : public kv_cache {
       total += layer.memory();
     }
     const std::size_t row_bits = config_.keys.shape.row_bits() + config_.values.shape.row_bits();
-    const double outliers = pqattn::outlier_bits(static_cast<double>(config_.outlier_share),
-                                                 static_cast<double>(shape_.head_dim),
-                                                 static_cast<double>(shape_.head_dim));
+    const double outliers =
+        pqattn::outlier_bits(static_cast<double>(config_.outlier_share), static_cast<double>(shape_.head_dim),
+                             static_cast<double>(shape_.head_dim));
     const bool coded = !layers_.empty() && layers_.front().head(0).trained();
     return {total.total_bytes() - total.scratch_bytes, total.tokens,
             coded ? static_cast<double>(row_bits) / static_cast<double>(2 * shape_.head_dim) + outliers : 0.0};

@@ -25,10 +25,10 @@
 #define PQATTN_NOINLINE inline __attribute__((noinline))
 #endif
 
-// The instruction set this translation unit is compiled for, as a name. Whatever computes lives in an inline namespace of
-// that name (types that cross between units do not), so the linker cannot replace the code of one unit by that of another
-// which needs a newer processor. Whoever compiles units with flags that share a name below, say x86-64-v2 and x86-64, may
-// define the macro as a name of their own for each.
+// The instruction set this translation unit is compiled for, as a name. Whatever computes lives in an inline namespace
+// of that name (types that cross between units do not), so the linker cannot replace the code of one unit by that of
+// another which needs a newer processor. Whoever compiles units with flags that share a name below, say x86-64-v2 and
+// x86-64, may define the macro as a name of their own for each.
 #ifndef PQATTN_ISA_UNIT
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
 #define PQATTN_ISA_UNIT unit_avx512vbmi

@@ -48,9 +48,9 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-/// f32 arithmetic on scores of a few units: scores are off by about 1e-6, outputs by as much of max |v|. Values are about
-/// 1, and many of them may cancel to an output near 0, whose own size the error cannot follow: below a tenth it is judged
-/// against a tenth.
+/// f32 arithmetic on scores of a few units: scores are off by about 1e-6, outputs by as much of max |v|. Values are
+/// about 1, and many of them may cancel to an output near 0, whose own size the error cannot follow: below a tenth it
+/// is judged against a tenth.
 void check_close(const std::vector<float>& out, const std::vector<float>& lse,
                  const pqattn_test::attention_result& expected, double tolerance = 1e-5) {
   double error = 0.0;
@@ -228,8 +228,8 @@ TEST_CASE("rounded scores and probabilities stay within the contract's error", "
   }
 }
 
-/// Gives the segments columns of a mask: by slot when there is one segment, in a row, in any order, or none. Returns the
-/// column of every slot of every segment in turn.
+/// Gives the segments columns of a mask: by slot when there is one segment, in a row, in any order, or none. Returns
+/// the column of every slot of every segment in turn.
 template <class Scene>
 std::vector<std::int64_t> draw_columns(pqattn_test::random_data& random, const std::vector<segment_plan>& plans,
                                        Scene& scene, std::deque<std::vector<std::int32_t>>& lists) {

@@ -24,8 +24,9 @@ struct f32_host_bank : pqattn::host_bank<> {
 }  // namespace variants
 
 template pqattn::status pqattn::attention_mass<pqattn_test::archetype_bank>(
-    pqattn_test::archetype_bank&, const pqattn::rows_view&, const pqattn::segment<pqattn_test::archetype_bank::address>*,
-    std::size_t, const pqattn::attention_params&, void*, std::size_t, float* const*);
+    pqattn_test::archetype_bank&, const pqattn::rows_view&,
+    const pqattn::segment<pqattn_test::archetype_bank::address>*, std::size_t, const pqattn::attention_params&, void*,
+    std::size_t, float* const*);
 
 namespace {
 
@@ -145,8 +146,8 @@ TEST_CASE("every head size, keys and values of different sizes, either side exac
   for (std::uint32_t d = 1; d <= 33; ++d) {
     sizes.push_back(d);
   }
-  for (const std::uint32_t d : {48U, 56U, 63U, 64U, 65U, 72U, 80U, 96U, 112U, 127U, 128U, 160U, 192U, 255U, 256U, 511U, 576U,
-                                1023U, 1024U}) {
+  for (const std::uint32_t d :
+       {48U, 56U, 63U, 64U, 65U, 72U, 80U, 96U, 112U, 127U, 128U, 160U, 192U, 255U, 256U, 511U, 576U, 1023U, 1024U}) {
     sizes.push_back(d);
   }
   for (std::size_t i = 0; i < sizes.size(); ++i) {

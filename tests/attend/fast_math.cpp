@@ -22,7 +22,9 @@ void expect(bool right, const char* what) {
     ++failures;
   }
 }
-bool is_minus_infinity(float x) { return std::bit_cast<std::uint32_t>(x) == 0xff800000u; }
+bool is_minus_infinity(float x) {
+  return std::bit_cast<std::uint32_t>(x) == 0xff800000u;
+}
 
 }  // namespace
 

@@ -97,8 +97,9 @@ TEST_CASE("NaN of what was never a token does not survive the mask", "[attend]")
 
 TEST_CASE("what stands for minus infinity in a mask excludes, whatever the soft-cap", "[attend]") {
   using limits = std::numeric_limits<float>;
-  const std::vector<float> entries = {-65504.0f,          -1.0e9f,            limits::lowest(), -limits::infinity(),
-                                      limits::infinity(), limits::quiet_NaN(), -65000.0f,       -10000.0f};
+  const std::vector<float> entries = {
+      -65504.0f,           -1.0e9f,   limits::lowest(), -limits::infinity(), limits::infinity(),
+      limits::quiet_NaN(), -65000.0f, -10000.0f};
   constexpr std::size_t excluded = 6;
   for (const auto type : {pqattn::dtype::f32, pqattn::dtype::f16, pqattn::dtype::bf16}) {
     for (const float softcap : {0.0f, 50.0f}) {

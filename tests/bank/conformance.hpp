@@ -250,9 +250,7 @@ class bank_case_run {
     run([&] { return bank_.store_codes(codes_, range, coded.data()); });
     std::vector<std::uint8_t> rows(range.count * data_.shape.row_bytes());
     std::vector<std::uint16_t> scratch(code_rows_scratch(data_.shape, range.count));
-    run([&] {
-      return load_code_rows(bank_, codes_, range, rows.data(), rows.size(), scratch.data(), scratch.size());
-    });
+    run([&] { return load_code_rows(bank_, codes_, range, rows.data(), rows.size(), scratch.data(), scratch.size()); });
     std::vector<std::uint16_t> unpacked(coded.size());
     for (std::size_t i = 0; i < range.count; ++i) {
       pqattn::unpack_code_row(rows.data() + i * data_.shape.row_bytes(), data_.shape.groups(), data_.shape.code_bits(),

@@ -180,9 +180,9 @@ TEST_CASE("appending on any number of workers holds the same", "[cache]") {
       REQUIRE_OK(tokens.append(world.key_rows(), world.value_rows(), options));
     }
     std::vector<float> rows(tokens.size() * (world.shape.key_dim + world.shape.value_dim));
-    REQUIRE_OK(tokens.read(1, 0, ref_rows(rows.data(), tokens.size(), world.shape.key_dim),
-                           ref_rows(rows.data() + tokens.size() * world.shape.key_dim, tokens.size(),
-                                    world.shape.value_dim)));
+    REQUIRE_OK(
+        tokens.read(1, 0, ref_rows(rows.data(), tokens.size(), world.shape.key_dim),
+                    ref_rows(rows.data() + tokens.size() * world.shape.key_dim, tokens.size(), world.shape.value_dim)));
     if (reference.empty()) {
       reference = rows;
     }
@@ -275,9 +275,9 @@ TEST_CASE("readers of shared prefixes run concurrently", "[cache][threads]") {
   const auto read = [&](std::vector<float>& rows) {
     const sequence_type& tokens = scene.tokens[3];
     rows.resize(tokens.size() * (scene.world.shape.key_dim + scene.world.shape.value_dim));
-    return tokens.read(1, 0, ref_rows(rows.data(), tokens.size(), scene.world.shape.key_dim),
-                       ref_rows(rows.data() + tokens.size() * scene.world.shape.key_dim, tokens.size(),
-                                scene.world.shape.value_dim));
+    return tokens.read(
+        1, 0, ref_rows(rows.data(), tokens.size(), scene.world.shape.key_dim),
+        ref_rows(rows.data() + tokens.size() * scene.world.shape.key_dim, tokens.size(), scene.world.shape.value_dim));
   };
   std::vector<float> rows;
   REQUIRE_OK(read(rows));
@@ -357,9 +357,9 @@ TEST_CASE("a mask among drafts verifies a tree in one call", "[cache]") {
       head_rows queries{view_rows(draft_queries.data(), drafts, shape.key_channels()), heads,
                         static_cast<std::ptrdiff_t>(drafts * shape.key_channels())};
       queries.rows = queries.rows.slice(first_query, count);
-      REQUIRE_OK(batch.attend(world.pool, &entry, 1, queries, params,
-                              {ref_rows(out.data(), count, shape.value_dim), heads,
-                               static_cast<std::ptrdiff_t>(count * shape.value_dim)}));
+      REQUIRE_OK(batch.attend(
+          world.pool, &entry, 1, queries, params,
+          {ref_rows(out.data(), count, shape.value_dim), heads, static_cast<std::ptrdiff_t>(count * shape.value_dim)}));
       return out;
     };
     batch_entry<f32_bank> tree;
@@ -469,8 +469,8 @@ TEST_CASE("entries that cannot be served are refused", "[cache]") {
   CHECK(scene.run(scene.entries.data(), 1, {}, out, lse).code == status_code::shape_mismatch);
 }
 
-/// Cells of one storage that belong to several sequences, in any order, as unified caches have them. Codes of cells that
-/// belong to nobody are garbage.
+/// Cells of one storage that belong to several sequences, in any order, as unified caches have them. Codes of cells
+/// that belong to nobody are garbage.
 TEST_CASE("slot lists over interleaved cells read only their own", "[cache]") {
   random_data random(55);
   CAPTURE(random.seed());

@@ -187,8 +187,8 @@ TEST_CASE("epochs without pages are given back, beyond the limit a refresh is re
   CHECK(pool.release_epoch(pool.epoch_id(pool.newest_epoch())).code == status_code::invalid_argument);
   CHECK(pool.memory().codebooks_bytes == one_epoch);
   world.check(second, models[1]);
-  const std::size_t accounted = pool.memory().total_bytes() + first.metadata_bytes() + second.metadata_bytes() +
-                                third.metadata_bytes();
+  const std::size_t accounted =
+      pool.memory().total_bytes() + first.metadata_bytes() + second.metadata_bytes() + third.metadata_bytes();
   CHECK(accounted == memory.live_bytes);
   for (const std::uint32_t most : {0U, 65U}) {
     world.config.most_epochs = most;

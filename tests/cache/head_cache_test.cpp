@@ -46,7 +46,10 @@ struct token_stream {
   std::vector<float> values;
 
   token_stream(random_data& random, std::size_t tokens, std::uint32_t d_k, std::uint32_t d_v, const rope& rotation)
-      : count(tokens), key_dim(d_k), value_dim(d_v), keys(random.normals(tokens * d_k)),
+      : count(tokens),
+        key_dim(d_k),
+        value_dim(d_v),
+        keys(random.normals(tokens * d_k)),
         values(random.normals(tokens * d_v)) {
     rotated = keys;
     for (std::size_t t = 0; t < tokens; ++t) {
@@ -178,8 +181,7 @@ constexpr switched one_switch_each[] = {
        config.attention_weights = true;
        config.query_rows = 64;
      }},
-    {"joint training",
-     [](cache_config& config) { config.keys.joint_passes = config.values.joint_passes = 2; }},
+    {"joint training", [](cache_config& config) { config.keys.joint_passes = config.values.joint_passes = 2; }},
     {"sweeps", [](cache_config& config) { config.keys.sweeps = config.values.sweeps = 2; }},
     {"rotated values", [](cache_config& config) { config.values.rotated = true; }},
     {"rotated values, exact keys",
@@ -481,10 +483,9 @@ TEST_CASE("errors leave a cache as it was", "[cache]") {
       cache_type other;
       REQUIRE_OK(cache_type::make(bank, small_config(), {}, other));
       training_options options;
-      options.progress = {[](void* limit, std::size_t done, std::size_t) {
-                            return done <= *static_cast<const std::size_t*>(limit);
-                          },
-                          &last};
+      options.progress = {
+          [](void* limit, std::size_t done, std::size_t) { return done <= *static_cast<const std::size_t*>(limit); },
+          &last};
       const status result = other.append(tokens.key_rows(0, 300), tokens.value_rows(0, 300), nullptr, options);
       finished = result.ok();
       CHECK(other.trained() == finished);
@@ -719,7 +720,8 @@ TEST_CASE("the switches work on any bank", "[cache]") {
   const token_stream tokens(random, 400, 12, 10, rope.rotation);
   head_cache<scalar_bank> cache;
   REQUIRE_OK(head_cache<scalar_bank>::make(bank, config, {}, cache));
-  append_and_observe(cache, tokens, random, {40, 60, 1, 200, 30}, [&] { check_against_rows(cache, bank, random, 2e-5); });
+  append_and_observe(cache, tokens, random, {40, 60, 1, 200, 30},
+                     [&] { check_against_rows(cache, bank, random, 2e-5); });
   CHECK(cache.outlier_tokens() > 0);
   CHECK(cache.epoch_count() > 1);
 }
@@ -897,8 +899,8 @@ double score_error(const cache_type& cache, const token_stream& tokens, const st
     for (std::size_t t = 0; t < cache.size(); ++t) {
       double change = 0.0;
       for (std::size_t c = 0; c < 32; ++c) {
-        change += static_cast<double>(queries[q + c]) *
-                  static_cast<double>(keys[t * 32 + c] - tokens.rotated[t * 32 + c]);
+        change +=
+            static_cast<double>(queries[q + c]) * static_cast<double>(keys[t * 32 + c] - tokens.rotated[t * 32 + c]);
       }
       error += change * change;
     }

@@ -53,7 +53,8 @@ struct layer_data {
   std::vector<float> values;
 
   layer_data(random_data& random, std::size_t count)
-      : tokens(count), keys(random.normals(count * kv_heads * key_dim)),
+      : tokens(count),
+        keys(random.normals(count * kv_heads * key_dim)),
         values(random.normals(count * kv_heads * value_dim)) {}
   [[nodiscard]] head_rows key_rows(std::size_t first, std::size_t count) const {
     return token_major(keys, first, count, kv_heads, key_dim);
@@ -83,10 +84,10 @@ TEST_CASE("a layer equals its heads, for any group size and query layout", "[cac
       layer_attention_params params;
       params.first_position = static_cast<std::int64_t>(300 - steps);
       const head_rows query_rows = token_major(queries, 0, steps, heads, key_dim);
-      REQUIRE_OK(layer.attend(query_rows, params,
-                              {ref_rows(out.data(), steps, value_dim, std::ptrdiff_t(heads * value_dim)), heads,
-                               std::ptrdiff_t(value_dim)},
-                              lse.data()));
+      REQUIRE_OK(layer.attend(
+          query_rows, params,
+          {ref_rows(out.data(), steps, value_dim, std::ptrdiff_t(heads * value_dim)), heads, std::ptrdiff_t(value_dim)},
+          lse.data()));
       for (std::size_t head = 0; head < heads; ++head) {
         for (std::size_t step = 0; step < steps; ++step) {
           attend_scratch<bank_type> scratch(bank, {});
@@ -416,8 +417,9 @@ TEST_CASE("a layer refuses what does not fit it", "[cache]") {
   REQUIRE_OK(layer.append(data.key_rows(0, 4), data.value_rows(0, 4)));
   std::vector<float> queries(5 * key_dim);
   std::vector<float> out(5 * value_dim, 42.0f);
-  CHECK(layer.attend({view_rows(queries.data(), 1, key_dim), 5, key_dim}, {},
-                     {ref_rows(out.data(), 1, value_dim), 5, value_dim})
+  CHECK(layer
+            .attend({view_rows(queries.data(), 1, key_dim), 5, key_dim}, {},
+                    {ref_rows(out.data(), 1, value_dim), 5, value_dim})
             .code == status_code::shape_mismatch);
   CHECK(out[0] == 42.0f);
 }
@@ -476,8 +478,8 @@ TEST_CASE("a layer shows its heads their queries and metrics, for any number of 
       REQUIRE_OK(alone.append(data.key_rows(290, 110).head(head), data.value_rows(290, 110).head(head)));
       const auto read = [](const head_cache<bank_type>& cache) {
         std::vector<float> rows(400 * (key_dim + value_dim));
-        REQUIRE_OK(cache.read(0, ref_rows(rows.data(), 400, key_dim),
-                              ref_rows(rows.data() + 400 * key_dim, 400, value_dim)));
+        REQUIRE_OK(
+            cache.read(0, ref_rows(rows.data(), 400, key_dim), ref_rows(rows.data() + 400 * key_dim, 400, value_dim)));
         return rows;
       };
       const std::vector<float> expected = read(alone);
@@ -560,10 +562,10 @@ TEST_CASE("each allocation of a layer may fail in turn", "[cache]") {
     out.assign(q_heads * value_dim, 0.0f);
     layer_attention_params params;
     params.first_position = static_cast<std::int64_t>(layer.size()) - 1;
-    return layer.attend(token_major(queries, 0, 1, q_heads, key_dim), params,
-                        {ref_rows(out.data(), 1, value_dim, std::ptrdiff_t(q_heads * value_dim)), q_heads,
-                         std::ptrdiff_t(value_dim)},
-                        nullptr);
+    return layer.attend(
+        token_major(queries, 0, 1, q_heads, key_dim), params,
+        {ref_rows(out.data(), 1, value_dim, std::ptrdiff_t(q_heads * value_dim)), q_heads, std::ptrdiff_t(value_dim)},
+        nullptr);
   };
   // What the layer is after each chunk when nothing fails.
   std::vector<step_result> expected;

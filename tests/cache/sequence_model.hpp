@@ -77,37 +77,99 @@ struct edit_shape {
 
 inline const edit_shape edit_shapes[] = {
     {.name = "before RoPE"},
-    {.name = "after RoPE, f16", .after_rope = true, .pairing = pqattn::rope_pairing::interleaved,
-     .exact = pqattn::dtype::f16, .storage = pqattn::codebook_storage::f16},
-    {.name = "no RoPE, odd sizes, MHA", .key_dim = 7, .value_dim = 5, .key_subvectors = 3, .value_subvectors = 2,
-     .centroids = 5, .heads = 3, .group = 1, .rope = false, .exact = pqattn::dtype::bf16},
+    {.name = "after RoPE, f16",
+     .after_rope = true,
+     .pairing = pqattn::rope_pairing::interleaved,
+     .exact = pqattn::dtype::f16,
+     .storage = pqattn::codebook_storage::f16},
+    {.name = "no RoPE, odd sizes, MHA",
+     .key_dim = 7,
+     .value_dim = 5,
+     .key_subvectors = 3,
+     .value_subvectors = 2,
+     .centroids = 5,
+     .heads = 3,
+     .group = 1,
+     .rope = false,
+     .exact = pqattn::dtype::bf16},
     {.name = "keys only", .values_coded = false, .arrives_rotated = false},
     {.name = "values only, GQA of 5", .heads = 1, .group = 5, .keys_coded = false, .exact = pqattn::dtype::f16},
-    {.name = "one channel", .key_dim = 1, .value_dim = 1, .key_subvectors = 1, .value_subvectors = 1, .centroids = 2,
-     .rope = false, .storage = pqattn::codebook_storage::f32},
+    {.name = "one channel",
+     .key_dim = 1,
+     .value_dim = 1,
+     .key_subvectors = 1,
+     .value_subvectors = 1,
+     .centroids = 2,
+     .rope = false,
+     .storage = pqattn::codebook_storage::f32},
     {.name = "nothing coded", .keys_coded = false, .values_coded = false},
     {.name = "no sinks, no window", .stages = 2, .sinks = 0, .recent = 0, .arrives_rotated = false},
     {.name = "sinks and window over pages", .centroids = 16, .sinks = 70, .recent = 90, .train_tokens = 130},
-    {.name = "wide", .key_dim = 1024, .value_dim = 513, .key_subvectors = 40, .value_subvectors = 33, .centroids = 4,
-     .heads = 1, .group = 1, .recent = 6, .train_tokens = 24, .exact = pqattn::dtype::f16},
+    {.name = "wide",
+     .key_dim = 1024,
+     .value_dim = 513,
+     .key_subvectors = 40,
+     .value_subvectors = 33,
+     .centroids = 4,
+     .heads = 1,
+     .group = 1,
+     .recent = 6,
+     .train_tokens = 24,
+     .exact = pqattn::dtype::f16},
     {.name = "preset of 2 bits", .key_dim = 24, .value_dim = 16, .preset_bits = 2.0},
-    {.name = "metric after RoPE, weights by attention", .stages = 2, .after_rope = true, .metric = true, .sweeps = 1,
-     .query_rows = 40, .attention_weights = true},
-    {.name = "keys exact, values turned", .value_dim = 9, .value_subvectors = 2, .keys_coded = false,
-     .exact = pqattn::dtype::f16, .turned_values = true, .joint_passes = 2, .coding_batch = 7},
-    {.name = "latent keys that are values, tails with RoPE", .value_dim = 16, .value_subvectors = 4, .heads = 1, .group = 3,
-     .pairing = pqattn::rope_pairing::interleaved, .joint_passes = 1, .sweeps = 1, .coding_batch = 3, .key_tail = 6,
+    {.name = "metric after RoPE, weights by attention",
+     .stages = 2,
+     .after_rope = true,
+     .metric = true,
+     .sweeps = 1,
+     .query_rows = 40,
+     .attention_weights = true},
+    {.name = "keys exact, values turned",
+     .value_dim = 9,
+     .value_subvectors = 2,
+     .keys_coded = false,
+     .exact = pqattn::dtype::f16,
+     .turned_values = true,
+     .joint_passes = 2,
+     .coding_batch = 7},
+    {.name = "latent keys that are values, tails with RoPE",
+     .value_dim = 16,
+     .value_subvectors = 4,
+     .heads = 1,
+     .group = 3,
+     .pairing = pqattn::rope_pairing::interleaved,
+     .joint_passes = 1,
+     .sweeps = 1,
+     .coding_batch = 3,
+     .key_tail = 6,
      .values_from_keys = true},
-    {.name = "keys with a tail, values of their own", .key_dim = 5, .key_subvectors = 2, .values_coded = false,
-     .arrives_rotated = false, .exact = pqattn::dtype::bf16, .key_tail = 2},
+    {.name = "keys with a tail, values of their own",
+     .key_dim = 5,
+     .key_subvectors = 2,
+     .values_coded = false,
+     .arrives_rotated = false,
+     .exact = pqattn::dtype::bf16,
+     .key_tail = 2},
     {.name = "outliers before RoPE", .outlier_share = 0.1f},
-    {.name = "outliers after RoPE, f16, pages full of them", .after_rope = true, .exact = pqattn::dtype::f16,
-     .coding_batch = 5, .outlier_share = 0.02f},
+    {.name = "outliers after RoPE, f16, pages full of them",
+     .after_rope = true,
+     .exact = pqattn::dtype::f16,
+     .coding_batch = 5,
+     .outlier_share = 0.02f},
     {.name = "outliers, values exact", .values_coded = false, .arrives_rotated = false, .outlier_share = 0.2f},
-    {.name = "outliers of latent keys with tails", .value_dim = 16, .value_subvectors = 4, .heads = 1, .group = 3,
-     .key_tail = 6, .values_from_keys = true, .outlier_share = 0.05f},
+    {.name = "outliers of latent keys with tails",
+     .value_dim = 16,
+     .value_subvectors = 4,
+     .heads = 1,
+     .group = 3,
+     .key_tail = 6,
+     .values_from_keys = true,
+     .outlier_share = 0.05f},
     {.name = "outliers of a preset", .key_dim = 24, .value_dim = 16, .outlier_share = 0.05f, .preset_bits = 2.0},
-    {.name = "pairs within sub-vectors", .key_dim = 64, .key_subvectors = 16, .centroids = 16,
+    {.name = "pairs within sub-vectors",
+     .key_dim = 64,
+     .key_subvectors = 16,
+     .centroids = 16,
      .pairing = pqattn::rope_pairing::interleaved},
 };
 
@@ -163,9 +225,10 @@ class sequence_world {
     pqattn::fill_rope_frequencies(frequencies_.data(), rotated, 10000.0);
     rope_memory_.resize(pqattn::rope_floats(rotated / 2));
     REQUIRE_OK(build_rope(frequencies_.data(), rotated / 2, shape.pairing, rope_memory_.data(), rotation_));
-    config.keys = {shape.keys_coded, {shape.key_dim, shape.key_subvectors, shape.centroids, shape.stages}, shape.storage};
-    config.values = {shape.values_coded, {shape.value_dim, shape.value_subvectors, shape.centroids, shape.stages},
-                     shape.storage};
+    config.keys = {
+        shape.keys_coded, {shape.key_dim, shape.key_subvectors, shape.centroids, shape.stages}, shape.storage};
+    config.values = {
+        shape.values_coded, {shape.value_dim, shape.value_subvectors, shape.centroids, shape.stages}, shape.storage};
     config.sinks = shape.sinks;
     config.recent = shape.recent;
     config.train_tokens = shape.train_tokens;
@@ -213,7 +276,8 @@ class sequence_world {
     return random.chance(0.5) ? pqattn::dtype::f32 : random.chance(0.5) ? pqattn::dtype::f16 : pqattn::dtype::bf16;
   }
 
-  /// Rows (heads, count, dim) as some engine keeps them: head by head or token by token, any dtype, strides and alignment.
+  /// Rows (heads, count, dim) as some engine keeps them: head by head or token by token, any dtype, strides and
+  /// alignment.
   struct handed_rows {
     strided_matrix memory;
     bool by_token;
@@ -366,8 +430,9 @@ class sequence_world {
   /// Attention of a few query tokens over the union of sequences and, when `chunk`, the drawn tokens behind `position`.
   /// Half of the time under an explicit mask of some of the latest tokens, for all heads or for each; at times with a
   /// soft-cap, and with ALiBi and sinks of each query head. Queries, chunk and outputs lie as some engine has them.
-  void check_attention(const std::vector<const sequence_type*>& tokens, const std::vector<const model_sequence*>& models,
-                       std::int64_t position, bool chunk, std::int64_t window) {
+  void check_attention(const std::vector<const sequence_type*>& tokens,
+                       const std::vector<const model_sequence*>& models, std::int64_t position, bool chunk,
+                       std::int64_t window) {
     const std::size_t steps = chunk ? drawn_ : 2;
     const std::size_t heads = shape.heads * shape.group;
     std::vector<float> queries = random.normals(heads * steps * shape.key_channels());
@@ -495,8 +560,8 @@ class sequence_world {
       bool right = max_error(got, want.out) <= tolerance;
       for (std::size_t i = 0; i < steps; ++i) {
         const double lse_got = static_cast<double>(lse[q * steps + i]);
-        right = right && (std::isinf(want.lse[i]) ? lse_got == want.lse[i]
-                                                  : std::abs(lse_got - want.lse[i]) <= tolerance);
+        right =
+            right && (std::isinf(want.lse[i]) ? lse_got == want.lse[i] : std::abs(lse_got - want.lse[i]) <= tolerance);
       }
       REQUIRE(right);
     }
@@ -609,7 +674,8 @@ class sequence_world {
     REQUIRE_OK(bank.store_codes(span, {0, 1}, codes.data()));
   }
   /// What coding a row loses, as the library defines it.
-  double loss(const std::vector<float>& row, const std::vector<float>& decoded, std::size_t head, pqattn::kv_side side) {
+  double loss(const std::vector<float>& row, const std::vector<float>& decoded, std::size_t head,
+              pqattn::kv_side side) {
     const std::size_t dim = row.size();
     std::vector<float> metric(dim * dim);
     const bool metered = pool.metric(head, side) != nullptr;
@@ -626,7 +692,8 @@ class sequence_world {
     return sum;
   }
   /// Whether token `index` is an outlier of a head: what the library says, if that agrees with the rule.
-  bool is_outlier(const sequence_type& tokens, std::size_t index, std::size_t head, double key_loss, double value_loss) {
+  bool is_outlier(const sequence_type& tokens, std::size_t index, std::size_t head, double key_loss,
+                  double value_loss) {
     const bool said = tokens.is_outlier(head, index);
     const pqattn::outlier_rule rule = pool.rule(head);
     const double score = (rule.key_error > 0.0f ? key_loss / double{rule.key_error} : 0.0) +

@@ -17,8 +17,15 @@ using namespace pqattn_test;
 using pqattn_test::random_data;
 
 /// A window and sinks of many pages, which a pool's spare pages do not cover.
-constexpr edit_shape long_window{.name = "a window of many pages", .key_dim = 3, .value_dim = 2, .key_subvectors = 1,
-                                 .value_subvectors = 1, .heads = 1, .sinks = 700, .recent = 700, .train_tokens = 1000};
+constexpr edit_shape long_window{.name = "a window of many pages",
+                                 .key_dim = 3,
+                                 .value_dim = 2,
+                                 .key_subvectors = 1,
+                                 .value_subvectors = 1,
+                                 .heads = 1,
+                                 .sinks = 700,
+                                 .recent = 700,
+                                 .train_tokens = 1000};
 
 std::vector<edit_shape> all_shapes() {
   std::vector<edit_shape> shapes(std::begin(edit_shapes), std::end(edit_shapes));
@@ -183,8 +190,8 @@ TEST_CASE("a reserve ends with what it was for, and its memory is given back", "
     }
     const std::size_t spare = exact_bytes();  // slabs of exact sides, a few pages and cells
     const pool_type& pool = scene.world.pool;
-    const std::size_t cell = pool.row_dim(kv_side::keys) +
-                             (pool.stores(kv_side::values) ? pool.row_dim(kv_side::values) : 0);
+    const std::size_t cell =
+        pool.row_dim(kv_side::keys) + (pool.stores(kv_side::values) ? pool.row_dim(kv_side::values) : 0);
     CHECK(pool.outliers().held_bytes() <= pool.outliers().heads() * 2 * cell * size_of(pool.config().exact_type));
     const auto grows = [&](std::size_t i) {
       REQUIRE_OK(scene.sequences[i].reserve(64 * 20));

@@ -73,7 +73,9 @@ struct fallible_edit {
   std::function<void(sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&)> expect;
 };
 
-bool world_takes_no_queries(const edit_shape& shape) { return shape.query_rows == 0 && shape.preset_bits == 0.0; }
+bool world_takes_no_queries(const edit_shape& shape) {
+  return shape.query_rows == 0 && shape.preset_bits == 0.0;
+}
 
 TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
   const std::size_t beams[] = {1, 1, 0};
@@ -104,9 +106,10 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
        [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
       {"reserve", true, [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].reserve(500); },
        [](sequence_world&, std::vector<model_sequence>&, const std::vector<sequence_type>&) {}},
-      {"fork", true,
-       [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
-       [](sequence_world&, std::vector<model_sequence>& models, const std::vector<sequence_type>&) { models[2] = models[0]; }},
+      {"fork", true, [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].fork(tokens[2]); },
+       [](sequence_world&, std::vector<model_sequence>& models, const std::vector<sequence_type>&) {
+         models[2] = models[0];
+       }},
       {"select", true,
        [&](sequence_world&, std::vector<sequence_type>& tokens) {
          return sequence_type::select(tokens.data(), 3, beams);
@@ -121,8 +124,7 @@ TEST_CASE("each allocation of each edit may fail in turn", "[cache]") {
          CHECK(world.pool.epoch_count() == 2);
          CHECK(models[0].body.back().epoch != world.pool.newest_epoch());
        }},
-      {"shift", true,
-       [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].shift(1, 90, 7); },
+      {"shift", true, [](sequence_world&, std::vector<sequence_type>& tokens) { return tokens[0].shift(1, 90, 7); },
        [](sequence_world& world, std::vector<model_sequence>& models, const std::vector<sequence_type>&) {
          world.shift(models[0], 1, 90, 7);
        }},
@@ -464,9 +466,9 @@ TEST_CASE("rows that codes serve badly stay exact in a pool, within a budget for
 }
 
 TEST_CASE("a pool trains and codes what a layer of the same configuration does", "[cache]") {
-  for (const edit_shape* shape : {&edit_shapes[0], &shape_named("preset of 2 bits"),
-                                  &shape_named("metric after RoPE, weights by attention"),
-                                  &shape_named("keys exact, values turned")}) {
+  for (const edit_shape* shape :
+       {&edit_shapes[0], &shape_named("preset of 2 bits"), &shape_named("metric after RoPE, weights by attention"),
+        &shape_named("keys exact, values turned")}) {
     sequence_world world(*shape, 33);
     CAPTURE(shape->name, world.random.seed());
     sequence_type tokens(world.pool);
@@ -699,7 +701,8 @@ TEST_CASE("importance weights are gathered from the queries of appends", "[cache
       const head_rows chunk_queries = slice(all_queries, done, count);
       append_options options;
       options.queries = &chunk_queries;
-      REQUIRE_OK(gathered.append(slice(world.key_rows(), done, count), slice(world.value_rows(), done, count), options));
+      REQUIRE_OK(
+          gathered.append(slice(world.key_rows(), done, count), slice(world.value_rows(), done, count), options));
       done += count;
     }
     REQUIRE(world.pool.trained());
@@ -803,18 +806,61 @@ TEST_CASE("an append of queries without tokens adds no importance", "[cache]") {
 
 TEST_CASE("odd heads serve all settings, from no token on", "[cache]") {
   const edit_shape odd[] = {
-      {.name = "one channel in a metric, turned", .key_dim = 1, .value_dim = 1, .key_subvectors = 1,
-       .value_subvectors = 1, .centroids = 2, .rope = false, .metric = true, .turned_values = true, .joint_passes = 1,
-       .sweeps = 1, .query_rows = 5},
-      {.name = "one latent channel, one of tail", .key_dim = 1, .value_dim = 1, .key_subvectors = 1,
-       .value_subvectors = 1, .centroids = 2, .heads = 1, .rope = false, .key_tail = 1, .values_from_keys = true},
-      {.name = "1023 latent channels, one of tail", .key_dim = 1023, .value_dim = 1023, .key_subvectors = 37,
-       .value_subvectors = 37, .centroids = 3, .heads = 1, .rope = false, .key_tail = 1, .values_from_keys = true},
-      {.name = "two latent channels, a tail of 1022", .key_dim = 2, .value_dim = 3, .key_subvectors = 1,
-       .value_subvectors = 3, .centroids = 3, .heads = 1, .exact = dtype::bf16, .key_tail = 1022},
-      {.name = "201 channels in a metric, 67 turned", .key_dim = 201, .value_dim = 67, .key_subvectors = 13,
-       .value_subvectors = 9, .centroids = 3, .stages = 2, .heads = 1, .metric = true, .turned_values = true,
-       .joint_passes = 1, .sweeps = 2, .coding_batch = 5, .query_rows = 9},
+      {.name = "one channel in a metric, turned",
+       .key_dim = 1,
+       .value_dim = 1,
+       .key_subvectors = 1,
+       .value_subvectors = 1,
+       .centroids = 2,
+       .rope = false,
+       .metric = true,
+       .turned_values = true,
+       .joint_passes = 1,
+       .sweeps = 1,
+       .query_rows = 5},
+      {.name = "one latent channel, one of tail",
+       .key_dim = 1,
+       .value_dim = 1,
+       .key_subvectors = 1,
+       .value_subvectors = 1,
+       .centroids = 2,
+       .heads = 1,
+       .rope = false,
+       .key_tail = 1,
+       .values_from_keys = true},
+      {.name = "1023 latent channels, one of tail",
+       .key_dim = 1023,
+       .value_dim = 1023,
+       .key_subvectors = 37,
+       .value_subvectors = 37,
+       .centroids = 3,
+       .heads = 1,
+       .rope = false,
+       .key_tail = 1,
+       .values_from_keys = true},
+      {.name = "two latent channels, a tail of 1022",
+       .key_dim = 2,
+       .value_dim = 3,
+       .key_subvectors = 1,
+       .value_subvectors = 3,
+       .centroids = 3,
+       .heads = 1,
+       .exact = dtype::bf16,
+       .key_tail = 1022},
+      {.name = "201 channels in a metric, 67 turned",
+       .key_dim = 201,
+       .value_dim = 67,
+       .key_subvectors = 13,
+       .value_subvectors = 9,
+       .centroids = 3,
+       .stages = 2,
+       .heads = 1,
+       .metric = true,
+       .turned_values = true,
+       .joint_passes = 1,
+       .sweeps = 2,
+       .coding_batch = 5,
+       .query_rows = 9},
   };
   for (const edit_shape& shape : odd) {
     sequence_world world(shape, 45);
@@ -922,9 +968,9 @@ TEST_CASE("what pages do not serve is refused", "[cache]") {
     config.values_from_keys = true;
   };
   CHECK_FALSE(refused(latent));
-  for (const auto& change : {+[](cache_config& config) { config.keys.metric = true; },
-                             +[](cache_config& config) { config.query_rows = 4; },
-                             +[](cache_config& config) { config.keys.coded = false; }}) {
+  for (const auto& change :
+       {+[](cache_config& config) { config.keys.metric = true; }, +[](cache_config& config) { config.query_rows = 4; },
+        +[](cache_config& config) { config.keys.coded = false; }}) {
     CHECK(refused([&](cache_config& config) {
       latent(config);
       change(config);

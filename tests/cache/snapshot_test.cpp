@@ -48,8 +48,8 @@ struct byte_sink {
   }
 };
 
-/// A sequence with holes, forks of its pages, shifted positions; trained when the shape codes anything and `trained`, and
-/// coded in two epochs when `refreshed`.
+/// A sequence with holes, forks of its pages, shifted positions; trained when the shape codes anything and `trained`,
+/// and coded in two epochs when `refreshed`.
 struct snapshot_scene {
   sequence_world world;
   sequence_type tokens;
@@ -204,15 +204,16 @@ TEST_CASE("a snapshot at any address is used in place by the host bank", "[cache
     snapshot_view view;
     REQUIRE_OK(snapshot_view::open({aligned.data(), saved.size()}, view));
     const std::vector<float> queries = scene.world.random.normals(3 * shape.key_channels());
-    bank_block<f32_bank> tables(
-        scene.world.bank, 64 + attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 3,
-                                                     scene.world.pool.code_rotation()));
+    bank_block<f32_bank> tables(scene.world.bank,
+                                64 + attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 3,
+                                                           scene.world.pool.code_rotation()));
     const auto attend_to = [&](const std::vector<segment<std::byte*>>& segments) {
-      std::vector<std::byte> workspace(attention_workspace_bytes(segments.data(), segments.size(), 3, shape.key_channels(),
-                                                                 shape.value_dim, 1));
+      std::vector<std::byte> workspace(
+          attention_workspace_bytes(segments.data(), segments.size(), 3, shape.key_channels(), shape.value_dim, 1));
       std::vector<float> out(3 * shape.value_dim);
-      REQUIRE_OK(attend(scene.world.bank, view_rows(queries.data(), 3, shape.key_channels()), segments.data(), segments.size(),
-                        {}, workspace.data(), workspace.size(), ref_rows(out.data(), 3, shape.value_dim), nullptr));
+      REQUIRE_OK(attend(scene.world.bank, view_rows(queries.data(), 3, shape.key_channels()), segments.data(),
+                        segments.size(), {}, workspace.data(), workspace.size(),
+                        ref_rows(out.data(), 3, shape.value_dim), nullptr));
       return out;
     };
     for (std::size_t head = 0; head < shape.heads; ++head) {
@@ -272,15 +273,14 @@ TEST_CASE("files are written, read and mapped", "[cache]") {
   void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
   REQUIRE(mapped != MAP_FAILED);
   REQUIRE_OK(snapshot_view::open({static_cast<const std::byte*>(mapped), size}, view));
-  bank_block<f32_bank> tables(scene.world.bank,
-                              attention_table_bytes(scene.world.bank, scene.world.config.keys.shape, 1,
-                                                    scene.world.pool.code_rotation()));
+  bank_block<f32_bank> tables(scene.world.bank, attention_table_bytes(scene.world.bank, scene.world.config.keys.shape,
+                                                                      1, scene.world.pool.code_rotation()));
   segment<std::byte*> segments[4];
   std::size_t count = 0;
   REQUIRE_OK(snapshot_segments(view, scene.world.pool, 0, tables.get(), segments, count));
   const std::vector<float> query = scene.world.random.normals(scene.world.shape.key_dim);
-  std::vector<std::byte> workspace(attention_workspace_bytes(segments, count, 1, scene.world.shape.key_dim,
-                                                             scene.world.shape.value_dim, 1));
+  std::vector<std::byte> workspace(
+      attention_workspace_bytes(segments, count, 1, scene.world.shape.key_dim, scene.world.shape.value_dim, 1));
   std::vector<float> out(scene.world.shape.value_dim);
   REQUIRE_OK(attend(scene.world.bank, view_rows(query.data(), 1, scene.world.shape.key_dim), segments, count, {},
                     workspace.data(), workspace.size(), ref_rows(out.data(), 1, scene.world.shape.value_dim), nullptr));
@@ -328,7 +328,8 @@ TEST_CASE("a reader may give one byte at a time, and break at any of them", "[ca
     slow_source source{saved, 1, calls};
     buffer bytes;
     std::size_t size = 77;
-    CHECK(read_snapshot(source.get(), std::size_t{1} << 20, memory.resource(), bytes, size).code == status_code::io_error);
+    CHECK(read_snapshot(source.get(), std::size_t{1} << 20, memory.resource(), bytes, size).code ==
+          status_code::io_error);
     CHECK((bytes.size() == 0 && size == 77));
   }
   // A reader that claims more than there was room for.
@@ -373,7 +374,8 @@ TEST_CASE("a damaged snapshot is refused and changes nothing", "[cache]") {
 }
 
 std::vector<std::byte> file_bytes(const std::string& name, const std::string& version = "v1") {
-  std::ifstream file(std::string(PQATTN_SOURCE_DIR) + "/tests/cache/snapshot_" + version + "/" + name, std::ios::binary);
+  std::ifstream file(std::string(PQATTN_SOURCE_DIR) + "/tests/cache/snapshot_" + version + "/" + name,
+                     std::ios::binary);
   const std::vector<char> text{std::istreambuf_iterator<char>(file), {}};
   std::vector<std::byte> bytes(text.size());
   std::memcpy(bytes.data(), text.data(), text.size());
@@ -615,7 +617,8 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
       return loaded.code;
     };
     CHECK(refused(section_type::code_live, 0, 0, ~std::uint64_t{0}) == status_code::corrupt_data);
-    CHECK(refused(section_type::code_live, 1, 0, std::uint64_t{0}) == status_code::shape_mismatch);  // a page full of them
+    CHECK(refused(section_type::code_live, 1, 0, std::uint64_t{0}) ==
+          status_code::shape_mismatch);  // a page full of them
     // Not as many in a page as there are rows.
     const token_list& body = scene.tokens.body();
     const std::uint64_t mine = scene.world.pool.outliers().mask(1, body.page(1)) & body.live()[1];
@@ -710,10 +713,10 @@ TEST_CASE("forged numbers behind right checksums are refused and change nothing"
       CHECK(tokens.size() == 0);
       CHECK_FALSE(tokens.queries().is_open());
     };
-    refused(0, std::int64_t{0});                                       // stride
+    refused(0, std::int64_t{0});  // stride
     refused(0, std::int64_t{3});
     refused(0, std::int64_t{-1});
-    refused(8, std::int64_t{-1});                                      // a position
+    refused(8, std::int64_t{-1});                                                // a position
     refused(find_section(saved, section_type::queries, 1).bytes - 4, infinite);  // a number of a row
     // More rows than the pool keeps.
     sequence_world poor(edit_shapes[11], 72);
@@ -819,7 +822,8 @@ TEST_CASE("each allocation and each callback of a snapshot may fail in turn", "[
       REQUIRE(fail < 200);
       // A pool of its own, so that pages have to be allocated.
       pool_type fresh;
-      REQUIRE_OK(pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, memory.resource(), fresh));
+      REQUIRE_OK(
+          pool_type::make(scene.world.bank, scene.world.config, scene.world.shape.heads, memory.resource(), fresh));
       snapshot_view book_view;
       REQUIRE_OK(snapshot_view::open(books, book_view));
       sequence_type loaded(fresh);

@@ -3,4 +3,6 @@
 #include <cstdlib>
 
 static const char* const runs_before_main = std::getenv("HOME");
-inline bool uses_it() { return runs_before_main != nullptr; }
+inline bool uses_it() {
+  return runs_before_main != nullptr;
+}

@@ -18,8 +18,7 @@ static_assert(std::is_trivially_copyable_v<status>);
 static_assert(std::is_nothrow_default_constructible_v<status>);
 static_assert(!std::is_convertible_v<status, bool>, "a status must not turn into a number by accident");
 static_assert(status{}.ok());
-static_assert(PQATTN_VERSION ==
-              10000 * PQATTN_VERSION_MAJOR + 100 * PQATTN_VERSION_MINOR + PQATTN_VERSION_PATCH);
+static_assert(PQATTN_VERSION == 10000 * PQATTN_VERSION_MAJOR + 100 * PQATTN_VERSION_MINOR + PQATTN_VERSION_PATCH);
 static_assert(PQATTN_HAS_EXCEPTIONS == 1, "the tests are compiled with exceptions");
 
 namespace {

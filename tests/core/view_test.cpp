@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
-#include <cstddef>
-#include <limits>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "pqattn/encode/metric_encoder.hpp"
 
-#include <catch2/catch_test_macros.hpp>
 #include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -94,8 +94,8 @@ struct scene {
 TEST_CASE("sweeps end where no single code can be bettered", "[encode][metric_encoder]") {
   pqattn_test::random_data random(51);
   CAPTURE(random.seed());
-  for (const geometry shape : {geometry{7, 3, 5, 1}, geometry{12, 4, 70, 2}, geometry{9, 1, 33, 3}, geometry{1, 1, 2, 2},
-                               geometry{64, 8, 256, 1}}) {
+  for (const geometry shape : {geometry{7, 3, 5, 1}, geometry{12, 4, 70, 2}, geometry{9, 1, 33, 3},
+                               geometry{1, 1, 2, 2}, geometry{64, 8, 256, 1}}) {
     for (const bool with_metric : {true, false}) {
       scene data(random, shape, 37, with_metric, true);
       CAPTURE(shape.dim, shape.subvectors, shape.centroids, shape.stages, with_metric);
@@ -248,7 +248,8 @@ TEST_CASE("a beam outside 1 to 8 is refused", "[encode][metric_encoder]") {
   std::vector<std::byte> memory(pqattn::metric_encoder_bytes(data.shape, false));
   std::vector<std::byte> workspace(pqattn::metric_encode_workspace_bytes(data.shape));
   pqattn::metric_encoder encoder;
-  REQUIRE(build_metric_encoder({data.shape, data.centroids.data()}, nullptr, memory.data(), memory.size(), encoder).ok());
+  REQUIRE(
+      build_metric_encoder({data.shape, data.centroids.data()}, nullptr, memory.data(), memory.size(), encoder).ok());
   std::vector<std::uint16_t> codes(3 * data.shape.groups());
   for (const std::uint32_t beam : {0u, 9u}) {
     encoder.beam = beam;

@@ -191,8 +191,11 @@ TEST_CASE("formats behind the door: bits as they count, exact until coding start
     std::size_t batch;
     double largest_error;
   };
-  for (const expectation expected : {expectation{"exact", 0.0, 1, 1e-5}, {"q8_0", 8.5, 1, 0.02}, {"q4_0", 4.5, 1, 0.5},
-                                     {"kivi4", 5.0, 32, 0.5}, {"turbo4", 4.25, 1, 0.5}}) {
+  for (const expectation expected : {expectation{"exact", 0.0, 1, 1e-5},
+                                     {"q8_0", 8.5, 1, 0.02},
+                                     {"q4_0", 4.5, 1, 0.5},
+                                     {"kivi4", 5.0, 32, 0.5},
+                                     {"turbo4", 4.25, 1, 0.5}}) {
     CAPTURE(expected.name);
     constexpr std::size_t start = 60;
     std::unique_ptr<tiny_lm::kv_cache> cache;

@@ -32,8 +32,7 @@ TEST_CASE("every parser survives its corpus, cut short and altered", "[fuzz]") {
   pqattn_test::random_data random(1);
   CAPTURE(random.seed());
   for (const pqattn_fuzz::target& target : pqattn_fuzz::targets) {
-    const std::filesystem::path folder =
-        std::filesystem::path(PQATTN_SOURCE_DIR) / "tests/fuzz/corpus" / target.name;
+    const std::filesystem::path folder = std::filesystem::path(PQATTN_SOURCE_DIR) / "tests/fuzz/corpus" / target.name;
     std::vector<std::filesystem::path> files;
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
       files.push_back(entry.path());
@@ -46,7 +45,8 @@ TEST_CASE("every parser survives its corpus, cut short and altered", "[fuzz]") {
       const std::vector<char> whole = contents(path);
       run(target, whole);
       for (std::size_t i = 0; i < 40 && !whole.empty(); ++i) {
-        std::vector<char> altered(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(random.below(whole.size())));
+        std::vector<char> altered(whole.begin(),
+                                  whole.begin() + static_cast<std::ptrdiff_t>(random.below(whole.size())));
         run(target, altered);
         altered = whole;
         for (std::size_t k = 0; k <= i % 3; ++k) {

@@ -21,8 +21,8 @@
 #include "examples/tiny_lm/model_config.hpp"
 #include "examples/tiny_lm/safetensors.hpp"
 #include "examples/tiny_lm/tokenizer.hpp"
-#include "pqattn/bank/pim/device_json.hpp"
 #include "pqattn/bank/host/host_bank.hpp"
+#include "pqattn/bank/pim/device_json.hpp"
 #include "pqattn/bank/pim/presets.hpp"
 #include "pqattn/cache/snapshot.hpp"
 #include "pqattn/study/npy.hpp"
@@ -43,8 +43,7 @@ inline void promise(bool kept, const char* sentence) {
 
 inline bool inside(bytes_view outer, const void* data, std::size_t size) {
   const auto* first = static_cast<const std::byte*>(data);
-  return size == 0 ||
-         (first >= outer.data() && size <= outer.size() && first <= outer.data() + (outer.size() - size));
+  return size == 0 || (first >= outer.data() && size <= outer.size() && first <= outer.data() + (outer.size() - size));
 }
 
 /// .npy: an accepted array lies in the bytes, and every element can be read.
@@ -212,9 +211,10 @@ struct snapshot_scene {
       rows[i] = 0.25f * static_cast<float>(i * 5 % 17);
     }
     sequence_type tokens(pool);
-    promise(pool.hold_epoch(0).ok() &&
-                tokens.refresh({pqattn::view_rows(rows, 12, key_dim()), 1, 0},
-                               {pqattn::view_rows(rows, 12, value_dim()), 1, 0}).ok(),
+    promise(pool.hold_epoch(0).ok() && tokens
+                                           .refresh({pqattn::view_rows(rows, 12, key_dim()), 1, 0},
+                                                    {pqattn::view_rows(rows, 12, value_dim()), 1, 0})
+                                           .ok(),
             "codebooks are refreshed");
     for (std::size_t i = 0; i < std::size(epoch_names); ++i) {
       pool.set_loaded_as(pool.epoch_in_order(i), epoch_names[i]);
@@ -232,8 +232,7 @@ struct snapshot_scene {
   }
 };
 inline constexpr snapshot_scene::kind snapshot_kinds[] = {snapshot_scene::kind::plain, snapshot_scene::kind::turned,
-                                                          snapshot_scene::kind::latent,
-                                                          snapshot_scene::kind::outliers,
+                                                          snapshot_scene::kind::latent, snapshot_scene::kind::outliers,
                                                           snapshot_scene::kind::epochs};
 
 /// One snapshot for pools of one kind.
@@ -260,8 +259,9 @@ inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
   } else {
     std::vector<float> keys(tokens.size() * key_dim);
     std::vector<float> values(tokens.size() * value_dim);
-    promise(tokens.read(0, 0, ref_rows(keys.data(), tokens.size(), key_dim),
-                        ref_rows(values.data(), tokens.size(), value_dim))
+    promise(tokens
+                .read(0, 0, ref_rows(keys.data(), tokens.size(), key_dim),
+                      ref_rows(values.data(), tokens.size(), value_dim))
                 .ok(),
             "a loaded sequence can be read");
     const snapshot_sink nowhere{[](void*, const void*, std::size_t) { return true; }, nullptr};
@@ -293,7 +293,8 @@ inline void snapshot_for(bytes_view input, snapshot_scene::kind kind) {
   }
 }
 
-/// Snapshots: a refused one changes nothing, an accepted one can be read, edited, attended to in place and written again.
+/// Snapshots: a refused one changes nothing, an accepted one can be read, edited, attended to in place and written
+/// again.
 inline void snapshot(bytes_view bytes) {
   std::vector<std::byte> repaired(bytes.begin(), bytes.end());
   pqattn_test::repair_snapshot(repaired);

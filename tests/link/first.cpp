@@ -2,4 +2,6 @@
 #include "link.hpp"
 #include "pqattn/pqattn.hpp"
 
-symbols symbols_of_first() { return here(); }
+symbols symbols_of_first() {
+  return here();
+}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Compiled once per set of flags, with RUN naming the function. All containers are sized by main: code of std that this file
-// made for its own instruction set could replace main's.
+// Compiled once per set of flags, with RUN naming the function. All containers are sized by main: code of std that this
+// file made for its own instruction set could replace main's.
 #include "isa_unit.hpp"
 
 #include <cstring>
@@ -19,7 +19,8 @@ struct coded_side {
   pqattn::buffer code_memory;
   pqattn::token_source<std::byte*> source;
 
-  pqattn::status make(bank_type& bank, const std::vector<float>& rows, unit_result& result, std::vector<float>& decoded) {
+  pqattn::status make(bank_type& bank, const std::vector<float>& rows, unit_result& result,
+                      std::vector<float>& decoded) {
     const pqattn::geometry shape{unit_task::dim, unit_task::subvectors, unit_task::centroids};
     const pqattn::rows_view view = pqattn::view_rows(rows.data(), unit_task::tokens, unit_task::dim);
     pqattn::training_params params;
@@ -30,8 +31,8 @@ struct coded_side {
     PQATTN_TRY(pqattn::train_codebook(bank, shape, view, nullptr, params, workspace.data(), workspace.size(),
                                       result.centroids.data(), report));
     PQATTN_TRY(pqattn::buffer::make({}, bank.codebook_bytes(shape, params.storage), book_memory));
-    PQATTN_TRY(pqattn::buffer::make(
-        {}, pqattn::blocks_for(unit_task::tokens) * bank.code_block_bytes(shape), code_memory));
+    PQATTN_TRY(
+        pqattn::buffer::make({}, pqattn::blocks_for(unit_task::tokens) * bank.code_block_bytes(shape), code_memory));
     source.coded = true;
     source.book = {shape, params.storage, book_memory.data()};
     source.codes = {shape, code_memory.data(), nullptr};
@@ -53,12 +54,13 @@ pqattn::status attend_codes(bank_type& bank, const unit_task& task, unit_result&
   tokens.values = values.source;
   tokens.slots = {0, unit_task::tokens};
   pqattn::buffer tables;
-  PQATTN_TRY(pqattn::buffer::make(
-      {}, pqattn::attention_table_bytes(bank, keys.source.book.shape, unit_task::rows, {}), tables));
+  PQATTN_TRY(pqattn::buffer::make({}, pqattn::attention_table_bytes(bank, keys.source.book.shape, unit_task::rows, {}),
+                                  tables));
   tokens.tables = tables.data();
   pqattn::buffer workspace;
   PQATTN_TRY(pqattn::buffer::make(
-      {}, pqattn::attention_workspace_bytes(&tokens, 1, unit_task::rows, unit_task::dim, unit_task::dim, 1), workspace));
+      {}, pqattn::attention_workspace_bytes(&tokens, 1, unit_task::rows, unit_task::dim, unit_task::dim, 1),
+      workspace));
   return pqattn::attend(bank, pqattn::view_rows(task.queries.data(), unit_task::rows, unit_task::dim), &tokens, 1, {},
                         workspace.data(), workspace.size(),
                         pqattn::ref_rows(result.out.data(), unit_task::rows, unit_task::dim), nullptr);
@@ -126,9 +128,9 @@ pqattn::status save_and_load(bank_type& bank, const unit_task& task, unit_result
   PQATTN_TRY(pqattn::load_sequence(view, loaded));
   for (const pqattn::sequence<bank_type>* one : {&saved, &loaded}) {
     std::vector<float>& rows = one == &saved ? result.saved_rows : result.loaded_rows;
-    PQATTN_TRY(one->read(0, 0, pqattn::ref_rows(rows.data(), unit_task::tokens, unit_task::dim),
-                         pqattn::ref_rows(rows.data() + unit_task::tokens * unit_task::dim, unit_task::tokens,
-                                          unit_task::dim)));
+    PQATTN_TRY(one->read(
+        0, 0, pqattn::ref_rows(rows.data(), unit_task::tokens, unit_task::dim),
+        pqattn::ref_rows(rows.data() + unit_task::tokens * unit_task::dim, unit_task::tokens, unit_task::dim)));
   }
   // What is refused says so, in numbers.
   const pqattn::head_policy same = policy;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One program of three translation units with different instruction sets: each must train, code and attend as if it were
-// alone. Judged by plain loops over what each unit decodes.
+// One program of three translation units with different instruction sets: each must train, code and attend as if it
+// were alone. Judged by plain loops over what each unit decodes.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -90,17 +90,17 @@ void check(const unit_task& task, const unit_result& result) {
   expect(wrong_codes(task, result) == 0, result.arch, "codes that are not nearest", 0.0);
   const double coding = relative_error(result.decoded_keys, task.keys);
   expect(coding > 0.0 && coding < 0.35, result.arch, "coding error of the keys", coding);
-  const double rounding =
-      relative_error(result.out, attention(task, result.decoded_keys, result.decoded_values));
+  const double rounding = relative_error(result.out, attention(task, result.decoded_keys, result.decoded_values));
   expect(rounding < 5e-4, result.arch, "error against attention over the decoded rows", rounding);
   const double cached = relative_error(result.cached_out, attention(task, task.keys, task.values));
   expect(cached < 0.5, result.arch, "error of the cache against exact attention", cached);
   expect(!result.saved_rows.empty() && result.saved_rows == result.loaded_rows, result.arch,
          "a saved sequence, loaded, is another", 0.0);
-  expect(std::string(result.message) ==
-             "policy.outlier_share must be 0 to 0.5: expected 0.5, got 0.75 (invalid_argument)",
-         result.arch, result.message, 0.0);
-  std::printf("%-12s coding error %.4f, attention error %.2e, cache error %.4f\n", result.arch, coding, rounding, cached);
+  expect(
+      std::string(result.message) == "policy.outlier_share must be 0 to 0.5: expected 0.5, got 0.75 (invalid_argument)",
+      result.arch, result.message, 0.0);
+  std::printf("%-12s coding error %.4f, attention error %.2e, cache error %.4f\n", result.arch, coding, rounding,
+              cached);
 }
 
 using unit_function = void (*)(const unit_task&, unit_result&);

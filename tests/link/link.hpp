@@ -9,7 +9,9 @@ struct symbols {
   std::size_t (pqattn::status::*format)(char*, std::size_t) const noexcept;
 };
 
-inline symbols here() { return {&pqattn::name_of, &pqattn::status::format}; }
+inline symbols here() {
+  return {&pqattn::name_of, &pqattn::status::format};
+}
 
 symbols symbols_of_first();
 symbols symbols_of_second();

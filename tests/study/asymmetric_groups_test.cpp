@@ -66,8 +66,8 @@ TEST_CASE("KIVI stays within half a step of every element", "[study][baseline]")
         levels.push_back(coded[i]);
       }
       std::sort(levels.begin(), levels.end());
-      CHECK(static_cast<std::size_t>(std::unique(levels.begin(), levels.end()) - levels.begin()) <=
-            std::size_t{1} << bits);
+      CHECK(static_cast<std::size_t>(std::unique(levels.begin(), levels.end()) - levels.begin()) <= std::size_t{1}
+                                                                                                        << bits);
     }
   }
 }

@@ -14,7 +14,9 @@ using pqattn::code_q8_0;
 
 namespace {
 
-float through_half(double x) { return to_float(pqattn::to_half(static_cast<float>(x))); }
+float through_half(double x) {
+  return to_float(pqattn::to_half(static_cast<float>(x)));
+}
 
 }  // namespace
 
@@ -34,10 +36,10 @@ TEST_CASE("q8_0 of a block worked out by hand", "[study][baseline]") {
 
 TEST_CASE("q4_0 of a block worked out by hand", "[study][baseline]") {
   std::vector<float> row(32, 0.0f);
-  row[0] = 8.0f;    // the extreme is positive: scale -1, code 0
-  row[1] = -8.0f;   // would be code 16, clipped to 15
-  row[2] = 2.5f;    // code 8.5 - 2.5 = 6 -> 2
-  row[3] = -2.5f;   // code 11 -> -3: halves are rounded towards the sign of the scale
+  row[0] = 8.0f;   // the extreme is positive: scale -1, code 0
+  row[1] = -8.0f;  // would be code 16, clipped to 15
+  row[2] = 2.5f;   // code 8.5 - 2.5 = 6 -> 2
+  row[3] = -2.5f;  // code 11 -> -3: halves are rounded towards the sign of the scale
   row[4] = 0.4f;
   CHECK(code_q4_0(row.data(), 1, 32) == 32 * 4 + 16);
   CHECK(row[0] == 8.0f);
@@ -70,7 +72,8 @@ TEST_CASE("block formats stay within half a step of every element", "[study][bas
         // The side opposite to the extreme only reaches code 15, that is 7 steps: up to a whole step is lost there.
         CHECK(std::fabs(static_cast<double>(four[r * dim + i]) - x) <= 1.0001 * largest / 8.0 + f16_error);
         // What is read back is a multiple of the stored scale.
-        const double steps = static_cast<double>(eight[r * dim + i]) / static_cast<double>(through_half(largest / 127.0));
+        const double steps =
+            static_cast<double>(eight[r * dim + i]) / static_cast<double>(through_half(largest / 127.0));
         CHECK(std::fabs(steps - std::round(steps)) < 1e-4);
       }
     }

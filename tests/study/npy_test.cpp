@@ -238,6 +238,6 @@ TEST_CASE("mutated npy files never reach outside their bytes", "[study][npy]") {
       REQUIRE(pqattn_test::message_of(result.outcome).size() > 10);
     }
   }
-  CHECK(accepted > 0);      // edits of spaces and elements leave a valid file
+  CHECK(accepted > 0);  // edits of spaces and elements leave a valid file
   CHECK(accepted < 30000);
 }

@@ -343,7 +343,8 @@ TEST_CASE("pqattn-study refuses wrong usage in one line", "[study][program]") {
   require_refused(folder, files + "--method pq_best --target-all-bits 3 --codebooks f32", "--target-all-bits");
   require_refused(folder, files + "--method pq_best --target-all-bits 3 --subvectors 8", "--target-all-bits");
   require_refused(folder, files + "--method pq_best --target-all-bits 3 --windows 2", "--target-all-bits");
-  require_refused(folder, files + "--target-all-bits 3 --suggest '" + folder.file("policy.json") + "'", "--target-bits");
+  require_refused(folder, files + "--target-all-bits 3 --suggest '" + folder.file("policy.json") + "'",
+                  "--target-bits");
   require_refused(folder, files + "--method pq_shared --bits 4 --calibration-keys x.npy", "--calibration-values");
   require_refused(folder,
                   files + "--method pq_shared --bits 4 --calibration-keys '" + folder.file("values.npy") +

@@ -119,9 +119,9 @@ TEST_CASE("hard activations are coded sanely", "[study][stress]") {
     std::size_t bits = 0;
     REQUIRE(code_as_baseline(turbo, pqattn::cache_side::keys, scalar_keys.data() + 8 * dim, tokens - 40, dim, 1, bits)
                 .ok());
-    REQUIRE(code_as_baseline(turbo, pqattn::cache_side::values, scalar_values.data() + 8 * dim, tokens - 40, dim, 1,
-                             bits)
-                .ok());
+    REQUIRE(
+        code_as_baseline(turbo, pqattn::cache_side::values, scalar_values.data() + 8 * dim, tokens - 40, dim, 1, bits)
+            .ok());
     const pqattn::attention_error scalar = judge(made, scalar_keys, scalar_values);
     CAPTURE(coded.output_nmse(), coded.kl(), scalar.output_nmse(), scalar.kl());
     CHECK(std::isfinite(coded.output_nmse()));

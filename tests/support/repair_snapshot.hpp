@@ -41,8 +41,8 @@ inline void repair_snapshot(std::vector<std::byte>& bytes) {
 }
 
 /// Offset and size of a section; size 0 at offset 0 when it is not there.
-inline pqattn::detail::section_entry find_section(const std::vector<std::byte>& bytes, pqattn::detail::section_type type,
-                                                  std::uint32_t index) {
+inline pqattn::detail::section_entry find_section(const std::vector<std::byte>& bytes,
+                                                  pqattn::detail::section_type type, std::uint32_t index) {
   pqattn::detail::snapshot_header header;
   std::memcpy(&header, bytes.data(), sizeof header);
   for (std::uint32_t i = 0; i < header.sections; ++i) {

@@ -70,8 +70,7 @@ TEST_CASE("folding an order of values into the projections leaves the model as i
   const std::vector<float> b_v = random.normals(dim);
   const std::vector<float> w_o = random.normals(hidden * stride);
   std::vector<float> folded_v = w_v, folded_b = b_v, folded_o = w_o, scratch(dim);
-  pqattn::fold_order_into_value_projection(order.data(), dim, folded_v.data(), hidden, folded_b.data(),
-                                           scratch.data());
+  pqattn::fold_order_into_value_projection(order.data(), dim, folded_v.data(), hidden, folded_b.data(), scratch.data());
   pqattn::fold_order_into_output_projection(order.data(), dim, folded_o.data() + 2, hidden, stride, scratch.data());
   const std::vector<float> x = random.normals(hidden);
   const auto value = [&](const std::vector<float>& w, const std::vector<float>& b, std::size_t row) {

@@ -61,10 +61,12 @@ TEST_CASE("importance refuses what does not fit", "[train]") {
   float weights[2] = {1.0f, 1.0f};
   const std::int64_t position = 1;
   std::byte workspace[16];
-  CHECK(attention_importance(bank, view_rows(data, 1, 4), &position, view_rows(data, 2, 3), 0.0f, workspace, 16, weights)
-            .code == status_code::shape_mismatch);
-  CHECK(attention_importance(bank, view_rows(data, 1, 4), &position, view_rows(data, 2, 4), 0.0f, workspace, 16, weights)
-            .code == status_code::capacity);
+  CHECK(
+      attention_importance(bank, view_rows(data, 1, 4), &position, view_rows(data, 2, 3), 0.0f, workspace, 16, weights)
+          .code == status_code::shape_mismatch);
+  CHECK(
+      attention_importance(bank, view_rows(data, 1, 4), &position, view_rows(data, 2, 4), 0.0f, workspace, 16, weights)
+          .code == status_code::capacity);
   CHECK(weights[0] == 1.0f);
 }
 

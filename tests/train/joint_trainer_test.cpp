@@ -20,8 +20,7 @@ using pqattn::joint_training_params;
 using pqattn::status_code;
 using host_bank = pqattn::host_bank<>;
 
-template pqattn::status
-pqattn::train_codebook_jointly<pqattn::isa::native, pqattn_test::archetype_bank>(
+template pqattn::status pqattn::train_codebook_jointly<pqattn::isa::native, pqattn_test::archetype_bank>(
     pqattn_test::archetype_bank&, const geometry&, const rows_view&, const float*, const float*,
     const joint_training_params&, void*, std::size_t, float*, training_report&);
 
@@ -239,7 +238,8 @@ TEST_CASE("joint training reports its objectives, which never rise", "[train][jo
   for (std::size_t g = 0; g < shape.groups(); ++g) {
     const auto first = objectives.begin() + static_cast<std::ptrdiff_t>(g * (params.kmeans.iterations + 1));
     CHECK(*first > 0.0);
-    CHECK(std::is_sorted(first, first + params.kmeans.iterations + 1, [](double a, double b) { return b < a * 0.999999; }));
+    CHECK(std::is_sorted(first, first + params.kmeans.iterations + 1,
+                         [](double a, double b) { return b < a * 0.999999; }));
   }
   for (std::size_t i = 1; i < passes.size(); ++i) {
     CHECK(passes[i] <= passes[i - 1] * 1.000001);

@@ -14,8 +14,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "../quant/value_rotation.hpp"
@@ -89,7 +89,7 @@ struct skip_statistics {
 
 /// What stays fixed over all segments of a call.
 struct attention_params {
-  float scale = 0.0f;           ///< multiplies <q, k>; 0 means 1 / sqrt(d_k)
+  float scale = 0.0f;  ///< multiplies <q, k>; 0 means 1 / sqrt(d_k)
   score_modifiers modifiers;
   const float* sink_logits = nullptr;  ///< rows, or null
   value_method method = value_method::automatic;
@@ -154,7 +154,9 @@ struct attention_scratch {
   void carve(carver& memory, std::size_t rows, bool tails) noexcept {
     tile = {memory.take<float>(rows * attention_tile_tokens(rows)), rows, attention_tile_tokens(rows)};
     tail = {memory.take<float>(tails ? rows * attention_tile_tokens(rows) : 0), rows, attention_tile_tokens(rows)};
-    softmax = {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows),
+    softmax = {memory.take<float>(rows),
+               memory.take<float>(rows),
+               memory.take<float>(rows),
                {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows)}};
     skip_mass = memory.take<float>(rows);
   }
@@ -214,9 +216,9 @@ status add_tail_scores(Bank& bank, const segment<typename Bank::address>& tokens
   for (std::size_t done = 0; tokens.tail_pages != nullptr && done < slots.count; done += block_tokens) {
     const std::size_t left = slots.count - done;
     const std::size_t page = tokens.tail_pages[(slots.first + done) / block_tokens];
-    PQATTN_TRY(bank.score_rows(
-        ends, tokens.key_tail.slice(page * block_tokens, left < block_tokens ? left : block_tokens),
-        {tail.data + done, tail.rows, tail.stride}));
+    PQATTN_TRY(bank.score_rows(ends,
+                               tokens.key_tail.slice(page * block_tokens, left < block_tokens ? left : block_tokens),
+                               {tail.data + done, tail.rows, tail.stride}));
   }
   for (std::size_t row = 0; row < queries.rows; ++row) {
     for (std::size_t i = 0; i < slots.count; ++i) {
@@ -336,8 +338,8 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
       PQATTN_TRY(with_hint<Bank>(accumulate, few_values ? upcoming<typename Bank::address>{} : next_keys));
       work.skips_most = 2 * (skipped - before) > blocks_for(slots.count);
     } else {
-      PQATTN_TRY(bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out,
-                                      state.stride));
+      PQATTN_TRY(
+          bank.accumulate_rows(work.tile, tokens.values.rows.slice(slots.first, slots.count), state.out, state.stride));
     }
   }
   for (std::size_t row = 0; row < queries.rows; ++row) {
@@ -357,14 +359,14 @@ template <class Address>
 status check_source(const token_source<Address>& source, std::size_t dim, std::size_t end,
                     const char* subject) noexcept {
   if (source.dim() != dim) {
-    return failure(status_code::shape_mismatch, subject, "must have as many channels as the queries or the output",
-                   dim, source.dim());
+    return failure(status_code::shape_mismatch, subject, "must have as many channels as the queries or the output", dim,
+                   source.dim());
   }
   if (!source.coded) {
     PQATTN_TRY(check_view(source.rows, subject));
-    return source.rows.rows >= end ? status{}
-                                   : failure(status_code::shape_mismatch, subject, "must cover the slots", end,
-                                             source.rows.rows);
+    return source.rows.rows >= end
+               ? status{}
+               : failure(status_code::shape_mismatch, subject, "must cover the slots", end, source.rows.rows);
   }
   PQATTN_TRY(check_geometry(source.book.shape));
   PQATTN_TRY(check_same_geometry(source.book.shape, source.codes.shape, subject));
@@ -397,9 +399,9 @@ status check_tail(const segment<Address>& tokens, std::size_t key_dim, std::size
                    key_dim, tail.cols);
   }
   PQATTN_TRY(check_view(tail, "segment.key_tail"));
-  return tokens.tail_pages != nullptr || tail.rows >= end ? status{}
-                          : failure(status_code::shape_mismatch, "segment.key_tail", "must cover the slots", end,
-                                    tail.rows);
+  return tokens.tail_pages != nullptr || tail.rows >= end
+             ? status{}
+             : failure(status_code::shape_mismatch, "segment.key_tail", "must cover the slots", end, tail.rows);
 }
 
 /// The blocks of an exact tail lie within it.
@@ -496,9 +498,10 @@ void merge_parts(const segment<Address>* segments, std::size_t segment_count, co
 template <class Address>
 [[nodiscard]] std::int64_t columns_end(const segment<Address>& tokens) noexcept {
   std::int64_t end = 0;
-  const std::size_t first = tokens.columns.list != nullptr || tokens.slots.count == 0
-                                ? tokens.slots.first
-                                : tokens.slots.first + tokens.slots.count - 1;  // without a list the last is the largest
+  const std::size_t first =
+      tokens.columns.list != nullptr || tokens.slots.count == 0
+          ? tokens.slots.first
+          : tokens.slots.first + tokens.slots.count - 1;  // without a list the last is the largest
   for (std::size_t slot = first; slot < tokens.slots.first + tokens.slots.count; ++slot) {
     end = tokens.columns.at(slot) >= end ? tokens.columns.at(slot) + 1 : end;
   }
@@ -557,7 +560,7 @@ template <class Address>
   }
   carver memory;
   detail::attention_memory{}.carve(memory, rows, key_dim, value_dim, parts, workers,
-                                    detail::has_tails(segments, segment_count));
+                                   detail::has_tails(segments, segment_count));
   return memory.required();
 }
 
@@ -644,9 +647,8 @@ status attend(Bank& bank, const rows_view& queries, const segment<typename Bank:
       std::atomic<bool> failed{false};
       status outcome;
       run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
-        const status done =
-            detail::attend_part(bank, tokens, scaled, params, context, part, memory.scratch[worker],
-                                state_of(first + part), memory.skipped[first + part]);
+        const status done = detail::attend_part(bank, tokens, scaled, params, context, part, memory.scratch[worker],
+                                                state_of(first + part), memory.skipped[first + part]);
         if (!done && !failed.exchange(true)) {
           outcome = done;
         }

@@ -63,8 +63,8 @@ template <class Address>
 }
 
 /// Adds to mass[i][s] the probability that slot s of segment i receives from each query row, over all rows; mass[i] may
-/// be null. Segments and `params` mean what they mean to attend(): scale, modifiers and sink logits apply, values are not
-/// looked at, the executor is not used. Rows that see nothing add nothing.
+/// be null. Segments and `params` mean what they mean to attend(): scale, modifiers and sink logits apply, values are
+/// not looked at, the executor is not used. Rows that see nothing add nothing.
 ///
 /// Scores are made twice, so that they never exist for more than a tile: 2 * rows * tokens * d_k multiply-adds.
 /// Errors (nothing added): what attend() refuses about queries, keys and modifiers, workspace too small.
@@ -113,23 +113,23 @@ status attention_mass(Bank& bank, const rows_view& queries, const segment<typena
       if (tokens.keys.coded) {
         PQATTN_TRY(bank.prepare_scores(rows, tokens.keys.book, tokens.rotation, tokens.tables));
       }
-      PQATTN_TRY(detail::for_each_scored_tile(
-          bank, tokens, rows, params.modifiers, memory.scratch,
-          [&](std::size_t row, slot_range slots, const float* scores) {
-            for (std::size_t s = 0; s < slots.count; ++s) {
-              if (scores[s] <= 0.5f * masked_score) {
-                continue;
-              }
-              if (adds) {
-                mass[i][slots.first + s] += std::exp(scores[s] - largest[row]) / sum[row];
-              } else if (scores[s] > largest[row]) {
-                sum[row] = sum[row] * std::exp(largest[row] - scores[s]) + 1.0f;
-                largest[row] = scores[s];
-              } else {
-                sum[row] += std::exp(scores[s] - largest[row]);
-              }
-            }
-          }));
+      PQATTN_TRY(detail::for_each_scored_tile(bank, tokens, rows, params.modifiers, memory.scratch,
+                                              [&](std::size_t row, slot_range slots, const float* scores) {
+                                                for (std::size_t s = 0; s < slots.count; ++s) {
+                                                  if (scores[s] <= 0.5f * masked_score) {
+                                                    continue;
+                                                  }
+                                                  if (adds) {
+                                                    mass[i][slots.first + s] +=
+                                                        std::exp(scores[s] - largest[row]) / sum[row];
+                                                  } else if (scores[s] > largest[row]) {
+                                                    sum[row] = sum[row] * std::exp(largest[row] - scores[s]) + 1.0f;
+                                                    largest[row] = scores[s];
+                                                  } else {
+                                                    sum[row] += std::exp(scores[s] - largest[row]);
+                                                  }
+                                                }
+                                              }));
     }
   }
   return {};

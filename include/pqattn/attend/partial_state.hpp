@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <limits>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 
 namespace pqattn {
 inline namespace v0 {
@@ -25,11 +25,17 @@ struct partial_state {
 inline namespace PQATTN_ISA_UNIT {
 
 /// Natural log-sum-exp to the base-2 convention some engines use.
-[[nodiscard]] inline float lse_to_base2(float lse_e) noexcept { return lse_e * 1.4426950408889634f; }
+[[nodiscard]] inline float lse_to_base2(float lse_e) noexcept {
+  return lse_e * 1.4426950408889634f;
+}
 
 /// The lse of an empty subset, as a value that survives -ffast-math: compared by is_empty_lse only.
-[[nodiscard]] inline float empty_lse() noexcept { return -std::numeric_limits<float>::infinity(); }
-[[nodiscard]] inline bool is_empty_lse(float lse_e) noexcept { return !is_finite(lse_e) || lse_e <= masked_score; }
+[[nodiscard]] inline float empty_lse() noexcept {
+  return -std::numeric_limits<float>::infinity();
+}
+[[nodiscard]] inline bool is_empty_lse(float lse_e) noexcept {
+  return !is_finite(lse_e) || lse_e <= masked_score;
+}
 
 /// Sets every row to the neutral element (0, -infinity).
 inline void clear(const partial_state& state) noexcept {

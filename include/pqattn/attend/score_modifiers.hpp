@@ -10,14 +10,14 @@
 #include <cstdint>
 #include <limits>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 
 namespace pqattn {
 inline namespace v0 {
 
-/// Column of an explicit mask for each slot of a segment: base + list[s], or base + s when there is no list. Slots whose
-/// column is negative have no bias: a mask may belong to the latest tokens only.
+/// Column of an explicit mask for each slot of a segment: base + list[s], or base + s when there is no list. Slots
+/// whose column is negative have no bias: a mask may belong to the latest tokens only.
 struct slot_columns {
   /// The default: column s, for a call of one segment.
   static constexpr std::int64_t by_slot = (std::numeric_limits<std::int64_t>::min)();
@@ -39,18 +39,18 @@ inline constexpr float excluding_bias = -65504.0f;
 
 /// Modifiers of one attention call. Row r is query row r of the call; a default-constructed object changes nothing.
 struct score_modifiers {
-  float softcap = 0.0f;                ///< score = cap * tanh(score / cap) when > 0
-  const float* alibi_slopes = nullptr; ///< rows: adds slope * (key position - query position)
+  float softcap = 0.0f;                 ///< score = cap * tanh(score / cap) when > 0
+  const float* alibi_slopes = nullptr;  ///< rows: adds slope * (key position - query position)
   /// Optional bias (rows, columns), an explicit mask: added to the score; an entry at or below excluding_bias, an
   /// infinity of either sign or NaN masks the slot. Each segment says which column its slots have (segment::columns).
   rows_view bias;
-  /// Optional (rows): where in `bias` the first column of each query row lies, in elements from bias.data; rows may share
-  /// one. Null: row r of `bias` is query row r's.
+  /// Optional (rows): where in `bias` the first column of each query row lies, in elements from bias.data; rows may
+  /// share one. Null: row r of `bias` is query row r's.
   const std::ptrdiff_t* bias_offsets = nullptr;
   /// Position of each query row; needed by causal, window and ALiBi.
   const std::int64_t* query_positions = nullptr;
-  bool causal = false;          ///< masks keys at positions after the query's
-  std::int64_t window = 0;      ///< when > 0, masks keys at positions <= query position - window
+  bool causal = false;      ///< masks keys at positions after the query's
+  std::int64_t window = 0;  ///< when > 0, masks keys at positions <= query position - window
 };
 
 inline namespace PQATTN_ISA_UNIT {
@@ -77,13 +77,15 @@ namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
 /// A mask entry that excludes its slot: nothing finite (judged by bits) or a huge negative number.
-[[nodiscard]] inline bool excludes(float bias) noexcept { return !is_finite(bias) || bias <= excluding_bias; }
+[[nodiscard]] inline bool excludes(float bias) noexcept {
+  return !is_finite(bias) || bias <= excluding_bias;
+}
 
 /// Slots that load_bias() looks at in one go.
 inline constexpr std::size_t bias_chunk = 64;
 
-/// Bias of slots [slots.first, + slots.count <= bias_chunk) of one row; slots below `first_live` and those without a column
-/// get 0 and are not looked up.
+/// Bias of slots [slots.first, + slots.count <= bias_chunk) of one row; slots below `first_live` and those without a
+/// column get 0 and are not looked up.
 inline void load_bias(const score_modifiers& modifiers, std::size_t row, slot_range slots, const slot_columns& columns,
                       std::size_t first_live, float* bias) noexcept {
   rows_view run = modifiers.bias;
@@ -139,8 +141,7 @@ inline void modify_slots(const score_modifiers& modifiers, std::size_t row, slot
     bool masked = slot < first_live || (live != nullptr && (live[slot / 64] >> (slot % 64) & 1u) == 0);
     if (by_position) {
       const std::int64_t key = positions.at(slot);
-      masked = masked || (modifiers.causal && key > query) ||
-               (modifiers.window > 0 && key <= query - window);
+      masked = masked || (modifiers.causal && key > query) || (modifiers.window > 0 && key <= query - window);
     }
     masked = masked || (bias != nullptr && excludes(bias[i]));
     if (masked) {

@@ -170,8 +170,8 @@ struct value_options {
   probability_sums sums{};         ///< optional: what the bank's softmax_part wrote for the tile, for reading
 };
 
-/// What the caller of an attention program will have read next: a hint that a bank may use to fetch it meanwhile. Results
-/// never depend on it. The memory exists as long as that of the program's other arguments.
+/// What the caller of an attention program will have read next: a hint that a bank may use to fetch it meanwhile.
+/// Results never depend on it. The memory exists as long as that of the program's other arguments.
 template <class Address>
 struct upcoming {
   resident_codebook<Address> book{};  ///< no memory: none
@@ -182,26 +182,29 @@ struct upcoming {
 /// Who the bank is.
 template <class Bank>
 concept bank_identity = requires(const Bank& bank) {
-  { bank.name() } noexcept -> std::convertible_to<const char*>;       // e.g. "host"
-  { bank.arch_name() } noexcept -> std::convertible_to<const char*>;  // e.g. "avx512vbmi", "hbm3_attacc"
-  { Bank::concurrent } -> std::convertible_to<bool>;                  // see rule 6
+  { bank.name() }
+  noexcept->std::convertible_to<const char*>;  // e.g. "host"
+  { bank.arch_name() }
+  noexcept->std::convertible_to<const char*>;         // e.g. "avx512vbmi", "hbm3_attacc"
+  { Bank::concurrent } -> std::convertible_to<bool>;  // see rule 6
 };
 
 /// What memory it has. An address is a small, trivially copyable, regular handle; a value-initialised one is "no
 /// memory".
 template <class Bank>
-concept bank_memory =
-    std::regular<typename Bank::address> && std::is_trivially_copyable_v<typename Bank::address> &&
+concept bank_memory = std::regular<typename Bank::address> && std::is_trivially_copyable_v<typename Bank::address> &&
     requires(Bank& bank, typename Bank::address& place, std::size_t bytes) {
-      { bank.reserve(bytes, place) } -> std::same_as<status>;  // out_of_memory or capacity when it does not fit
-      { bank.release(place, bytes) } noexcept;
-    };
+  { bank.reserve(bytes, place) } -> std::same_as<status>;  // out_of_memory or capacity when it does not fit
+  { bank.release(place, bytes) }
+  noexcept;
+};
 
 /// Optional: banks with several homes (places that hold a KV head each and work side by side, such as the channels of
 /// a device) are told where the memory of the next reserve() comes from. Any number is accepted.
 template <class Bank>
 concept bank_homes = requires(Bank& bank, std::uint32_t home) {
-  { bank.select_home(home) } noexcept;
+  { bank.select_home(home) }
+  noexcept;
 };
 
 /// How things enter and leave. Codes cross as uint16, slot after slot, groups() each.
@@ -210,87 +213,103 @@ concept bank_layout = requires(Bank& bank, const geometry& shape, const codebook
                                const resident_codebook<typename Bank::address>& resident,
                                const code_span<typename Bank::address>& codes, codebook_storage storage,
                                slot_range slots, const std::uint16_t* in, std::uint16_t* out, float* centroids) {
-  { bank.codebook_bytes(shape, storage) } noexcept -> std::same_as<std::size_t>;
-  { bank.code_block_bytes(shape) } noexcept -> std::same_as<std::size_t>;
-  { bank.store_codebook(book, resident) } noexcept -> std::same_as<status>;
-  { bank.load_codebook(resident, centroids) } noexcept -> std::same_as<status>;  // as programs use it, f32
-  { bank.store_codes(codes, slots, in) } noexcept -> std::same_as<status>;
-  { bank.load_codes(codes, slots, out) } noexcept -> std::same_as<status>;
+  { bank.codebook_bytes(shape, storage) }
+  noexcept->std::same_as<std::size_t>;
+  { bank.code_block_bytes(shape) }
+  noexcept->std::same_as<std::size_t>;
+  { bank.store_codebook(book, resident) }
+  noexcept->std::same_as<status>;
+  { bank.load_codebook(resident, centroids) }
+  noexcept->std::same_as<status>;  // as programs use it, f32
+  { bank.store_codes(codes, slots, in) }
+  noexcept->std::same_as<status>;
+  { bank.load_codes(codes, slots, out) }
+  noexcept->std::same_as<status>;
 };
 
 /// Training programs, one sub-vector at a time. Points are `count` rows of `width` f32 numbers.
 template <class Bank>
-concept bank_training =
-    requires(Bank& bank, std::size_t count, std::uint32_t width, const float* values, typename Bank::address points,
-             std::uint32_t centroids, std::uint16_t* codes, float* distances, const std::uint16_t* assigned,
-             double* sums, double* mass) {
-      { bank.point_bytes(count, width) } noexcept -> std::same_as<std::size_t>;
-      // Brings row-major points into the bank.
-      { bank.store_points(values, count, width, points) } noexcept -> std::same_as<status>;
-      // Distances and assignment: nearest centroid and squared distance of every point.
-      { bank.assign(points, count, width, values, centroids, codes, distances) } noexcept -> std::same_as<status>;
-      // Weighted centroid sums: sums (centroids, width) and mass (centroids) are overwritten; null weights are 1.
-      { bank.centroid_sums(points, count, width, values, assigned, centroids, sums, mass) } noexcept
-          -> std::same_as<status>;
-    };
+concept bank_training = requires(Bank& bank, std::size_t count, std::uint32_t width, const float* values,
+                                 typename Bank::address points, std::uint32_t centroids, std::uint16_t* codes,
+                                 float* distances, const std::uint16_t* assigned, double* sums, double* mass) {
+  { bank.point_bytes(count, width) }
+  noexcept->std::same_as<std::size_t>;
+  // Brings row-major points into the bank.
+  { bank.store_points(values, count, width, points) }
+  noexcept->std::same_as<status>;
+  // Distances and assignment: nearest centroid and squared distance of every point.
+  { bank.assign(points, count, width, values, centroids, codes, distances) }
+  noexcept->std::same_as<status>;
+  // Weighted centroid sums: sums (centroids, width) and mass (centroids) are overwritten; null weights are 1.
+  { bank.centroid_sums(points, count, width, values, assigned, centroids, sums, mass) }
+  noexcept->std::same_as<status>;
+};
 
 /// Coding programs. Rows are token rows in channel order of the model (before geometry::channel_order).
 template <class Bank>
-concept bank_coding =
-    requires(Bank& bank, const rows_view& rows, const rows_ref& decoded,
-             const resident_codebook<typename Bank::address>& book, const code_span<typename Bank::address>& codes,
-             slot_range slots) {
-      // Codes of rows.rows == slots.count token rows into those slots.
-      { bank.encode(rows, book, codes, slots) } noexcept -> std::same_as<status>;
-      { bank.decode(book, codes, slots, decoded) } noexcept -> std::same_as<status>;
-    };
+concept bank_coding = requires(Bank& bank, const rows_view& rows, const rows_ref& decoded,
+                               const resident_codebook<typename Bank::address>& book,
+                               const code_span<typename Bank::address>& codes, slot_range slots) {
+  // Codes of rows.rows == slots.count token rows into those slots.
+  { bank.encode(rows, book, codes, slots) }
+  noexcept->std::same_as<status>;
+  { bank.decode(book, codes, slots, decoded) }
+  noexcept->std::same_as<status>;
+};
 
 /// Attention programs over codes, for all query rows of one KV head at once.
 template <class Bank>
-concept bank_attention =
-    requires(Bank& bank, const geometry& shape, std::size_t rows, const query_rows& queries, const rope& rotation,
-             const resident_codebook<typename Bank::address>& book, const code_span<typename Bank::address>& codes,
-             typename Bank::address tables, slot_range slots, const slot_positions& positions, const score_tile& tile,
-             const softmax_state& state, const value_options& options, float* out, std::size_t stride) {
-      // Bytes of `tables` for that many rows or fewer; asked for before anything is checked.
-      { bank.table_bytes(shape, rows, rotation) } noexcept -> std::same_as<std::size_t>;
-      // What every score program of these queries shares: inner-product tables, or, for keys coded before RoPE,
-      // the queries themselves.
-      { bank.prepare_scores(queries, book, rotation, tables) } noexcept -> std::same_as<status>;
-      // tile(r, s) = <query r, key of slot s>, the key rotated to its slot's position when rotation is enabled.
-      { bank.score(tables, rows, book, rotation, positions, codes, slots, tile) } noexcept -> std::same_as<status>;
-      // Scores become exp(score - maximum); a score at or below masked_score / 2 becomes 0.
-      { bank.softmax_part(tile, slots.count, state) } noexcept -> std::same_as<status>;
-      // out(r, :) += sum over slots of tile(r, s) * value of slot s; `stride` floats from row to row of out.
-      { bank.accumulate_values(tile, book, codes, slots, options, out, stride) } noexcept -> std::same_as<status>;
-    };
+concept bank_attention = requires(Bank& bank, const geometry& shape, std::size_t rows, const query_rows& queries,
+                                  const rope& rotation, const resident_codebook<typename Bank::address>& book,
+                                  const code_span<typename Bank::address>& codes, typename Bank::address tables,
+                                  slot_range slots, const slot_positions& positions, const score_tile& tile,
+                                  const softmax_state& state, const value_options& options, float* out,
+                                  std::size_t stride) {
+  // Bytes of `tables` for that many rows or fewer; asked for before anything is checked.
+  { bank.table_bytes(shape, rows, rotation) }
+  noexcept->std::same_as<std::size_t>;
+  // What every score program of these queries shares: inner-product tables, or, for keys coded before RoPE,
+  // the queries themselves.
+  { bank.prepare_scores(queries, book, rotation, tables) }
+  noexcept->std::same_as<status>;
+  // tile(r, s) = <query r, key of slot s>, the key rotated to its slot's position when rotation is enabled.
+  { bank.score(tables, rows, book, rotation, positions, codes, slots, tile) }
+  noexcept->std::same_as<status>;
+  // Scores become exp(score - maximum); a score at or below masked_score / 2 becomes 0.
+  { bank.softmax_part(tile, slots.count, state) }
+  noexcept->std::same_as<status>;
+  // out(r, :) += sum over slots of tile(r, s) * value of slot s; `stride` floats from row to row of out.
+  { bank.accumulate_values(tile, book, codes, slots, options, out, stride) }
+  noexcept->std::same_as<status>;
+};
 
 /// The same over token rows kept exact (sinks, recent window, a cache not yet coded).
 template <class Bank>
-concept bank_exact_attention =
-    requires(Bank& bank, const query_rows& queries, const rows_view& rows, const score_tile& tile, float* out,
-             std::size_t stride) {
-      { bank.score_rows(queries, rows, tile) } noexcept -> std::same_as<status>;
-      { bank.accumulate_rows(tile, rows, out, stride) } noexcept -> std::same_as<status>;
-    };
+concept bank_exact_attention = requires(Bank& bank, const query_rows& queries, const rows_view& rows,
+                                        const score_tile& tile, float* out, std::size_t stride) {
+  { bank.score_rows(queries, rows, tile) }
+  noexcept->std::same_as<status>;
+  { bank.accumulate_rows(tile, rows, out, stride) }
+  noexcept->std::same_as<status>;
+};
 
 /// Optional: banks whose attention programs take a last argument that says what is read next.
 template <class Bank>
-concept bank_reads_ahead =
-    requires(Bank& bank, std::size_t rows, const query_rows& queries, const rope& rotation,
-             const resident_codebook<typename Bank::address>& book, const code_span<typename Bank::address>& codes,
-             typename Bank::address tables, slot_range slots, const slot_positions& positions, const score_tile& tile,
-             const value_options& options, float* out, std::size_t stride,
-             const upcoming<typename Bank::address>& next) {
-      bank.prepare_scores(queries, book, rotation, tables, next);
-      bank.score(tables, rows, book, rotation, positions, codes, slots, tile, next);
-      bank.accumulate_values(tile, book, codes, slots, options, out, stride, next);
-    };
+concept bank_reads_ahead = requires(Bank& bank, std::size_t rows, const query_rows& queries, const rope& rotation,
+                                    const resident_codebook<typename Bank::address>& book,
+                                    const code_span<typename Bank::address>& codes, typename Bank::address tables,
+                                    slot_range slots, const slot_positions& positions, const score_tile& tile,
+                                    const value_options& options, float* out, std::size_t stride,
+                                    const upcoming<typename Bank::address>& next) {
+  bank.prepare_scores(queries, book, rotation, tables, next);
+  bank.score(tables, rows, book, rotation, positions, codes, slots, tile, next);
+  bank.accumulate_values(tile, book, codes, slots, options, out, stride, next);
+};
 
 /// A memory bank: everything above but what is optional.
 template <class Bank>
 concept bank_policy = bank_identity<Bank> && bank_memory<Bank> && bank_layout<Bank> && bank_training<Bank> &&
-                      bank_coding<Bank> && bank_attention<Bank> && bank_exact_attention<Bank>;
+    bank_coding<Bank> && bank_attention<Bank> && bank_exact_attention<Bank>;
 
 }  // namespace v0
 }  // namespace pqattn

@@ -171,8 +171,8 @@ typedef struct pq_cache_config {
    * and whether the coded channels are the values, too (`values` must equal `keys`). Not with a preset. */
   uint32_t key_tail;
   int32_t values_from_keys;
-  int32_t track_errors;  /* not 0: coding measures its errors even without outliers, for pq_pool_drift */
-  uint32_t most_epochs;  /* of codebooks that a pool holds, see pq_sequence_refresh: 1 to 64; 0: the default */
+  int32_t track_errors; /* not 0: coding measures its errors even without outliers, for pq_pool_drift */
+  uint32_t most_epochs; /* of codebooks that a pool holds, see pq_sequence_refresh: 1 to 64; 0: the default */
 } pq_cache_config;
 
 /* What attention left out, over all KV heads of a call. */
@@ -186,8 +186,8 @@ typedef struct pq_attend_params {
   float scale;            /* 0: 1 / sqrt(d_k) */
   int64_t first_position; /* of the first query token, the others follow; negative: the queries are the latest tokens */
   int32_t causal;
-  int64_t window;         /* > 0: only the last `window` positions, the query's own included */
-  float softcap;          /* > 0: cap * tanh(score / cap) */
+  int64_t window;            /* > 0: only the last `window` positions, the query's own included */
+  float softcap;             /* > 0: cap * tanh(score / cap) */
   const float* alibi_slopes; /* (query heads) or null */
   const float* sink_logits;  /* (query heads) or null */
   /* Explicit mask (1 or q_heads, n, columns), or null: added to scores; -65504 and below, infinities and NaN exclude.
@@ -253,8 +253,9 @@ PQ_API void pq_cache_memory(const pq_cache* cache, pq_memory_report* report);
 /* --- level 1: sequences over a pool of pages ------------------------------------------------------------------- */
 
 /* What all sequences of one layer share: pages of coded and exact tokens, and the codebooks, which the first sequence
- * trains that is long enough. Sequences refer to the pool and must be destroyed before it. One writer at a time for a pool
- * and all its sequences; any number of readers (read, write_*) meanwhile. docs/sequences.md describes what edits do. */
+ * trains that is long enough. Sequences refer to the pool and must be destroyed before it. One writer at a time for a
+ * pool and all its sequences; any number of readers (read, write_*) meanwhile. docs/sequences.md describes what edits
+ * do. */
 typedef struct pq_pool pq_pool;
 typedef struct pq_sequence pq_sequence;
 
@@ -290,8 +291,8 @@ typedef struct pq_append_options {
 PQ_API void pq_append_options_default(pq_append_options* options);
 
 /* Appends keys (kv_heads, n, d_k) and values (kv_heads, n, d_v); keys have their tail, and `values` is null where they
- * come from the keys. `options` null means the defaults. After any error this and every other sequence of the pool is as
- * before; so it is for the functions below. */
+ * come from the keys. `options` null means the defaults. After any error this and every other sequence of the pool is
+ * as before; so it is for the functions below. */
 PQ_API pq_status pq_sequence_append(pq_sequence* sequence, const pq_const_rows* keys, const pq_const_rows* values,
                                     const pq_append_options* options, pq_error* error);
 /* Trains new codebooks for the pool, its next epoch, on these rows (given as for pq_sequence_append, but not kept) and
@@ -315,13 +316,13 @@ PQ_API pq_status pq_sequence_select(pq_sequence* const* sequences, size_t count,
                                     pq_error* error);
 /* 1 when pq_sequence_shift leaves codes alone, 0 when keys are decoded, turned and coded again. */
 PQ_API int32_t pq_sequence_shift_is_exact(const pq_sequence* sequence);
-/* Adds `delta` to the positions of tokens [first, first + count). `added_error`, or null, receives the error that coding
- * again added, as a share of the keys' energy. */
+/* Adds `delta` to the positions of tokens [first, first + count). `added_error`, or null, receives the error that
+ * coding again added, as a share of the keys' energy. */
 PQ_API pq_status pq_sequence_shift(pq_sequence* sequence, size_t first, size_t count, int64_t delta,
                                    double* added_error, pq_error* error);
 /* Copies tokens [first, first + keys->rows) of all heads out, coded ones decoded, keys rotated. */
-PQ_API pq_status pq_sequence_read(const pq_sequence* sequence, size_t first, const pq_rows* keys,
-                                  const pq_rows* values, pq_error* error);
+PQ_API pq_status pq_sequence_read(const pq_sequence* sequence, size_t first, const pq_rows* keys, const pq_rows* values,
+                                  pq_error* error);
 
 /* One request of a batch: query tokens [first_query, first_query + queries) attend to the union of some sequences and,
  * optionally, to tokens that are not appended yet (a chunk of a prompt, drafts), exact. */
@@ -354,15 +355,15 @@ typedef struct pq_batch_params {
 } pq_batch_params;
 PQ_API void pq_batch_params_default(pq_batch_params* params);
 
-/* Attention of all entries: queries (q_heads, tokens, d_k), rotated, into out (q_heads, tokens, d_v) and lse_e (q_heads,
- * tokens) or null. Each entry gets the bits it gets alone. `params` null means the defaults. Query tokens of no entry are
- * left alone. One call at a time per pool. */
+/* Attention of all entries: queries (q_heads, tokens, d_k), rotated, into out (q_heads, tokens, d_v) and lse_e
+ * (q_heads, tokens) or null. Each entry gets the bits it gets alone. `params` null means the defaults. Query tokens of
+ * no entry are left alone. One call at a time per pool. */
 PQ_API pq_status pq_batch_attend(pq_pool* pool, const pq_batch_entry* entries, size_t count,
                                  const pq_const_rows* queries, const pq_batch_params* params, const pq_rows* out,
                                  float* lse_e, pq_error* error);
 
-/* Snapshots (docs/snapshot.md): bytes in order to `write`, which returns 0 to stop with PQ_IO_ERROR; loaded from memory.
- * A sequence loads into a pool of the same configuration and codebooks. All or nothing. */
+/* Snapshots (docs/snapshot.md): bytes in order to `write`, which returns 0 to stop with PQ_IO_ERROR; loaded from
+ * memory. A sequence loads into a pool of the same configuration and codebooks. All or nothing. */
 typedef int32_t (*pq_write)(void* user, const void* data, size_t bytes);
 PQ_API pq_status pq_pool_write_codebooks(const pq_pool* pool, pq_write write, void* user, pq_error* error);
 PQ_API pq_status pq_pool_load_codebooks(pq_pool* pool, const void* data, size_t bytes, pq_error* error);
@@ -372,9 +373,9 @@ PQ_API pq_status pq_sequence_load(pq_sequence* sequence, const void* data, size_
 /* --- level 0: no state, the caller owns all memory, sizes are asked for first --------------------------------- */
 
 /* Size functions return 0 for an invalid geometry. */
-PQ_API size_t pq_codebook_floats(const pq_geometry* shape);                     /* floats of trained centroids */
-PQ_API size_t pq_codebook_bytes(const pq_geometry* shape, pq_storage storage);  /* of a prepared codebook */
-PQ_API size_t pq_codes_bytes(const pq_geometry* shape, size_t tokens);          /* of codes, whole blocks of 64 */
+PQ_API size_t pq_codebook_floats(const pq_geometry* shape);                    /* floats of trained centroids */
+PQ_API size_t pq_codebook_bytes(const pq_geometry* shape, pq_storage storage); /* of a prepared codebook */
+PQ_API size_t pq_codes_bytes(const pq_geometry* shape, size_t tokens);         /* of codes, whole blocks of 64 */
 
 /* Trains centroids on samples (1, n, dim); `weights` (n) or null. `workspace` of pq_train_workspace_bytes bytes, any
  * alignment; the allocator serves
@@ -431,8 +432,8 @@ typedef struct pq_segment_params {
   const int64_t* query_positions; /* (rows); needed by causal, window, ALiBi */
   int32_t causal;
   int64_t window;
-  const float* alibi_slopes; /* (rows) or null */
-  const float* sink_logits;  /* (rows) or null */
+  const float* alibi_slopes;   /* (rows) or null */
+  const float* sink_logits;    /* (rows) or null */
   const pq_executor* executor; /* or null */
   /* Explicit mask (1, rows, columns), or null: added to scores, -infinity excludes. Columns belong to the latest tokens
    * of the segments, in their order; tokens before the first column have none. */
@@ -448,14 +449,13 @@ PQ_API void pq_segment_params_default(pq_segment_params* params);
 PQ_API size_t pq_attend_workspace_bytes(const pq_segment* segments, size_t segment_count, size_t rows, size_t key_dim,
                                         size_t value_dim, const pq_segment_params* params);
 PQ_API pq_status pq_attend(const pq_const_rows* queries, const pq_segment* segments, size_t segment_count,
-                           const pq_segment_params* params, void* workspace, size_t workspace_bytes,
-                           const pq_rows* out, float* lse_e, pq_error* error);
+                           const pq_segment_params* params, void* workspace, size_t workspace_bytes, const pq_rows* out,
+                           float* lse_e, pq_error* error);
 
 /* Merges the state of another, disjoint set of tokens into (out, lse_e): dense f32 (rows, dim) and (rows). (0,
  * -infinity) is neutral. */
 PQ_API void pq_merge(float* out, float* lse_e, const float* other_out, const float* other_lse_e, size_t rows,
                      size_t dim);
-
 
 #ifdef __cplusplus
 }

@@ -13,8 +13,9 @@ inline namespace v0 {
 inline namespace PQATTN_ISA_UNIT {
 
 /// Sets in `config`, which has everything a policy does not say (channels, channel orders, rotation, training), how one
-/// KV head is kept: windows, which sides are coded and in what shape. One share of outliers serves both sides of a cache:
-/// the larger one. `config` is not changed by an error: a shape that its channels do not allow, a share outside 0 to 0.5.
+/// KV head is kept: windows, which sides are coded and in what shape. One share of outliers serves both sides of a
+/// cache: the larger one. `config` is not changed by an error: a shape that its channels do not allow, a share outside
+/// 0 to 0.5.
 [[nodiscard]] inline status apply_policy(const head_policy& policy, cache_config& config) noexcept {
   cache_config changed = config;
   changed.sinks = policy.sinks;

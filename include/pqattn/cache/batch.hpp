@@ -63,10 +63,9 @@ status attend_items(Bank& bank, const rows_view& queries, const ragged_item<type
                     const rows_ref& out, float* lse_e, status* outcomes) {
   PQATTN_TRY(check_executor(parts, "parts"));
   const executor runner = Bank::concurrent ? parts : executor{};
-  const std::size_t share = workspace_bytes < memory_alignment
-                                ? 0
-                                : (workspace_bytes - memory_alignment) / runner.workers / memory_alignment *
-                                      memory_alignment;
+  const std::size_t share = workspace_bytes < memory_alignment ? 0
+                                                               : (workspace_bytes - memory_alignment) / runner.workers /
+                                                                     memory_alignment * memory_alignment;
   carver pieces(workspace, workspace_bytes);
   auto* memory = pieces.take<std::byte>(share * runner.workers);
   run_parts(runner, count, [&](std::size_t part, std::size_t worker) {
@@ -94,9 +93,9 @@ status attend_items(Bank& bank, const rows_view& queries, const ragged_item<type
 
 /// A list of single slots, in any order, as blocks: what segment wants instead. Slot s of the engine's storage lies in
 /// physical block s / 64. `pages`, `live` and, per 64 slots, `positions` have room for `count` blocks (each slot may be
-/// alone in its block). slot_list[i] sits at slot_position[i]. Returns the number of blocks. Blocks come in the order of
-/// their first slot in the list, so slots that arrive sorted give sorted pages. O(count * blocks found between two slots
-/// of a block); a list sorted by slot costs O(count).
+/// alone in its block). slot_list[i] sits at slot_position[i]. Returns the number of blocks. Blocks come in the order
+/// of their first slot in the list, so slots that arrive sorted give sorted pages. O(count * blocks found between two
+/// slots of a block); a list sorted by slot costs O(count).
 [[nodiscard]] inline std::size_t blocks_of_slots(const std::int64_t* slot_list, const std::int32_t* slot_position,
                                                  std::size_t count, std::uint32_t* pages, std::uint64_t* live,
                                                  std::int32_t* positions) noexcept {
@@ -135,27 +134,29 @@ struct batch_entry {
   /// Its context: the union of these sequences, e.g. a shared prefix and a continuation (cascade). May be none.
   const sequence<Bank>* const* sequences = nullptr;
   std::size_t sequence_count = 0;
-  /// Optional tokens that are not appended yet, exact: chunked prefill attends to the coded past and its own chunk, then
-  /// appends. (kv_heads, n, d), keys rotated as attention sees them; token i sits at new_position + i.
+  /// Optional tokens that are not appended yet, exact: chunked prefill attends to the coded past and its own chunk,
+  /// then appends. (kv_heads, n, d), keys rotated as attention sees them; token i sits at new_position + i.
   const head_rows* new_keys = nullptr;
   const head_rows* new_values = nullptr;  ///< null when values come from the keys
   std::int64_t new_position = 0;
-  const std::int32_t* new_positions = nullptr;  ///< optional: of each new token instead, e.g. of drafts that form a tree
+  const std::int32_t* new_positions =
+      nullptr;  ///< optional: of each new token instead, e.g. of drafts that form a tree
   /// Optional explicit mask (1 or q_heads, queries, columns): added to scores, minus infinity excludes; see
-  /// score_modifiers. Columns belong to the latest tokens of the context: those of `sequences` in order, then the new ones.
-  /// Tokens before the first column have no bias, so that a mask among drafts (tree speculation) is as small as the tree.
+  /// score_modifiers. Columns belong to the latest tokens of the context: those of `sequences` in order, then the new
+  /// ones. Tokens before the first column have no bias, so that a mask among drafts (tree speculation) is as small as
+  /// the tree.
   const head_rows* bias = nullptr;
 };
 
 /// What holds for all entries of a batch. Everything per query head is indexed by query head.
 struct batch_params {
-  float scale = 0.0f;                        ///< 0 means 1 / sqrt(d_k)
-  bool causal = true;                        ///< a query token sees keys up to its own position
-  std::int64_t window = 0;                   ///< > 0: sees only the last `window` positions, its own included
+  float scale = 0.0f;       ///< 0 means 1 / sqrt(d_k)
+  bool causal = true;       ///< a query token sees keys up to its own position
+  std::int64_t window = 0;  ///< > 0: sees only the last `window` positions, its own included
   float softcap = 0.0f;
-  const float* alibi_slopes = nullptr;       ///< (q_heads)
-  const float* sink_logits = nullptr;        ///< (q_heads)
-  const std::int64_t* positions = nullptr;   ///< of every query token of the batch; overrides batch_entry's
+  const float* alibi_slopes = nullptr;      ///< (q_heads)
+  const float* sink_logits = nullptr;       ///< (q_heads)
+  const std::int64_t* positions = nullptr;  ///< of every query token of the batch; overrides batch_entry's
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
   skip_statistics* skips = nullptr;                ///< optional: counts of all entries and heads are added here
@@ -189,23 +190,27 @@ class batch_attention {
     carver placed(made.memory_.data(), made.memory_.size());
     made.workers_ = placed.take<worker_memory>(made.parts_.workers);
     for (std::size_t i = 0; i < made.parts_.workers; ++i) {
-      new (made.workers_ + i)
-          worker_memory{attend_scratch<Bank>(bank, resource), buffer(), growable<segment<address>>(resource),
-                        growable<std::int32_t>(resource), {}, {}, 0};
+      new (made.workers_ + i) worker_memory{attend_scratch<Bank>(bank, resource),
+                                            buffer(),
+                                            growable<segment<address>>(resource),
+                                            growable<std::int32_t>(resource),
+                                            {},
+                                            {},
+                                            0};
     }
     result = std::move(made);
     return {};
   }
 
-  /// Attention of `queries` (q_heads, tokens, d_k), rotated, into `out` (q_heads, tokens, d_v); `lse_e` (q_heads, tokens)
-  /// or null. q_heads is any multiple of the pool's KV heads. Query tokens of no entry are left alone. Allocates only
-  /// while entries grow. Errors (out untouched): an entry outside the batch or over another pool, shape mismatches, out
-  /// of memory.
+  /// Attention of `queries` (q_heads, tokens, d_k), rotated, into `out` (q_heads, tokens, d_v); `lse_e` (q_heads,
+  /// tokens) or null. q_heads is any multiple of the pool's KV heads. Query tokens of no entry are left alone.
+  /// Allocates only while entries grow. Errors (out untouched): an entry outside the batch or over another pool, shape
+  /// mismatches, out of memory.
   status attend(const page_pool<Bank>& pool, const batch_entry<Bank>* entries, std::size_t count,
                 const head_rows& queries, const batch_params& params, const head_rows_ref& out,
                 float* lse_e = nullptr) {
-    PQATTN_TRY(detail::check_call(queries, out, pool.kv_heads(), pool.row_dim(kv_side::keys),
-                                  pool.config().values.shape.dim));
+    PQATTN_TRY(
+        detail::check_call(queries, out, pool.kv_heads(), pool.row_dim(kv_side::keys), pool.config().values.shape.dim));
     for (std::size_t i = 0; params.positions != nullptr && i < queries.rows.rows; ++i) {
       PQATTN_TRY(check_reach(params.positions[i], "params.positions"));
     }
@@ -273,15 +278,16 @@ class batch_attention {
     }
     const bool stores_values = pool.stores(kv_side::values);
     if (stores_values ? (entry.new_keys == nullptr) != (entry.new_values == nullptr) : entry.new_values != nullptr) {
-      return failure(status_code::invalid_argument, "entry.new_keys", "and new_values come together, unless values come "
+      return failure(status_code::invalid_argument, "entry.new_keys",
+                     "and new_values come together, unless values come "
                      "from the keys");
     }
     if (entry.new_keys == nullptr) {
       return {};
     }
     if (entry.new_keys->heads != pool.kv_heads() ||
-        (stores_values && (entry.new_values->heads != pool.kv_heads() ||
-                           entry.new_keys->rows.rows != entry.new_values->rows.rows))) {
+        (stores_values &&
+         (entry.new_values->heads != pool.kv_heads() || entry.new_keys->rows.rows != entry.new_values->rows.rows))) {
       return failure(status_code::shape_mismatch, "entry.new_keys or new_values",
                      "must have the pool's KV heads and the same rows; heads", pool.kv_heads(), entry.new_keys->heads);
     }
@@ -389,9 +395,9 @@ class batch_attention {
       collect(pool, entries[i], 0, address{}, listed);
       columns = (std::max)(columns, columns_in_all(entries[i]));
       gathered = (std::max)(gathered, gathered_bytes(entries[i]));
-      workspace = (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]),
-                                                                  group * entries[i].queries, config.key_channels(),
-                                                                  config.values.shape.dim, 1));
+      workspace =
+          (std::max)(workspace, attention_workspace_bytes(listed, segment_count(entries[i]), group * entries[i].queries,
+                                                          config.key_channels(), config.values.shape.dim, 1));
     }
     const std::size_t tables = config.keys.coded && pool.trained()
                                    ? pool.bank().table_bytes(config.keys.shape, rows, pool.code_rotation())
@@ -422,7 +428,8 @@ class batch_attention {
   }
 
   /// Whether some key may lie behind some query: if not, as in a decode step, the causal mask is not needed.
-  static bool sees_later_keys(const batch_entry<Bank>& entry, const std::int64_t* positions, std::size_t rows) noexcept {
+  static bool sees_later_keys(const batch_entry<Bank>& entry, const std::int64_t* positions,
+                              std::size_t rows) noexcept {
     std::int64_t earliest = (std::numeric_limits<std::int64_t>::max)();
     for (std::size_t row = 0; row < rows; ++row) {
       earliest = (std::min)(earliest, positions[row]);
@@ -462,8 +469,8 @@ class batch_attention {
       number_columns(entry, head, segments, memory.columns.data());
     }
     PQATTN_TRY(pqattn::attend(call.pool.bank(), view_rows(staged.queries, rows, key_dim), segments,
-                              segment_count(entry), one, memory.scratch.workspace(),
-                              memory.scratch.workspace_bytes(), ref_rows(staged.out, rows, value_dim), staged.lse_e));
+                              segment_count(entry), one, memory.scratch.workspace(), memory.scratch.workspace_bytes(),
+                              ref_rows(staged.out, rows, value_dim), staged.lse_e));
     staged.scatter(call.rows, head, entry.first_query, tokens);
     return {};
   }

@@ -23,8 +23,8 @@ inline constexpr std::int64_t max_position = 0x7fffffff;
 
 /// How the keys or the values of one KV head are kept.
 struct side_config {
-  bool coded = true;                                 ///< false keeps every token exact
-  geometry shape;                                    ///< dim is needed either way, the rest when coded
+  bool coded = true;                                ///< false keeps every token exact
+  geometry shape;                                   ///< dim is needed either way, the rest when coded
   codebook_storage storage = codebook_storage::i8;  ///< of the codebook
   /// Passes that refine all groups of the codebook together (train_codebook_jointly). Training takes two to three
   /// times as long; memory and reading stay the same. 0 leaves every group as its own k-means made it.
@@ -66,8 +66,8 @@ struct cache_config {
   /// Pools only. Above 0 a key has this many exact channels behind the coded ones of `keys.shape`, and RoPE turns these
   /// alone: the part of a latent key that carries positions (MLA). Queries have all channels.
   std::uint32_t key_tail = 0;
-  /// Pools only. The coded channels of a key are also the token's value (MLA): one array of codes, one codebook, and rows
-  /// that arrive once. `values` must then describe what `keys` does.
+  /// Pools only. The coded channels of a key are also the token's value (MLA): one array of codes, one codebook, and
+  /// rows that arrive once. `values` must then describe what `keys` does.
   bool values_from_keys = false;
   kmeans_params kmeans;
   /// Where a bank with several homes puts this head; a layer_cache gives its heads this one and the next ones.
@@ -78,8 +78,8 @@ struct cache_config {
   /// Tokens weigh in training by the attention they get from the last 32 query rows that training knows, instead of by
   /// the caller's weights.
   bool attention_weights = false;
-  float softmax_scale = 0.0f;   ///< of the model, for metric and attention weights; 0 means 1 / sqrt(d_k)
-  float metric_ridge = 0.05f;   ///< added to the metric's diagonal, whose mean is 1
+  float softmax_scale = 0.0f;  ///< of the model, for metric and attention weights; 0 means 1 / sqrt(d_k)
+  float metric_ridge = 0.05f;  ///< added to the metric's diagonal, whose mean is 1
   /// Tokens leave the recent window this many at a time: the window holds up to `coding_batch` - 1 more exact tokens,
   /// and what coding on the host costs per call is shared by as many. At most 4096.
   std::uint32_t coding_batch = 1;
@@ -91,8 +91,8 @@ struct cache_config {
   /// bytes a token more for each, and reserve for the whole share. Where later tokens are like those trained on about
   /// half of it is used. 0 codes every token.
   float outlier_share = 0.0f;
-  /// Above 0: when the running error of newly coded tokens exceeds the training error this many times, the cache collects
-  /// `refresh_tokens` exact tokens and trains the next epoch of its codebooks on them, starting from the last.
+  /// Above 0: when the running error of newly coded tokens exceeds the training error this many times, the cache
+  /// collects `refresh_tokens` exact tokens and trains the next epoch of its codebooks on them, starting from the last.
   float refresh_above = 0.0f;
   std::uint32_t refresh_tokens = 0;  ///< tokens a refresh trains on; 0 means four per centroid
   /// Keep the running error even if nothing refreshes by itself: a decode of each coded row.
@@ -152,8 +152,8 @@ inline namespace PQATTN_ISA_UNIT {
   }
   PQATTN_TRY(check_geometry(side.shape));
   if (training_tokens < side.shape.centroids) {
-    return failure(status_code::too_few_samples, "config.train_tokens",
-                   "must be at least the number of centroids", side.shape.centroids, training_tokens);
+    return failure(status_code::too_few_samples, "config.train_tokens", "must be at least the number of centroids",
+                   side.shape.centroids, training_tokens);
   }
   return {};
 }
@@ -187,8 +187,7 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// NaN is refused, too.
 [[nodiscard]] constexpr status check_not_negative(float value, const char* subject) noexcept {
-  return value >= 0.0f ? status{}
-                       : failure(status_code::invalid_argument, subject, "must not be negative", 0, value);
+  return value >= 0.0f ? status{} : failure(status_code::invalid_argument, subject, "must not be negative", 0, value);
 }
 
 /// The switches of one side, and the ones that need it.
@@ -254,14 +253,14 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// Bytes in use by a cache, as allocated, and what they come to.
 struct memory_report {
-  std::size_t codes_bytes = 0;      ///< code blocks of K and V, reserved
-  std::size_t codebooks_bytes = 0;  ///< of all epochs, as the bank keeps them
-  std::size_t transforms_bytes = 0; ///< metric of the keys, rotation of the values
-  std::size_t exact_bytes = 0;      ///< sinks, recent window, outliers, exact sides
-  std::size_t metadata_bytes = 0;   ///< weights and queries waiting for training, epochs, lists
-  std::size_t scratch_bytes = 0;    ///< workspace of append and attend
+  std::size_t codes_bytes = 0;       ///< code blocks of K and V, reserved
+  std::size_t codebooks_bytes = 0;   ///< of all epochs, as the bank keeps them
+  std::size_t transforms_bytes = 0;  ///< metric of the keys, rotation of the values
+  std::size_t exact_bytes = 0;       ///< sinks, recent window, outliers, exact sides
+  std::size_t metadata_bytes = 0;    ///< weights and queries waiting for training, epochs, lists
+  std::size_t scratch_bytes = 0;     ///< workspace of append and attend
   std::size_t tokens = 0;
-  std::size_t elements = 0;         ///< tokens * (d_k + d_v), over all heads
+  std::size_t elements = 0;  ///< tokens * (d_k + d_v), over all heads
 
   [[nodiscard]] constexpr std::size_t total_bytes() const noexcept {
     return codes_bytes + codebooks_bytes + transforms_bytes + exact_bytes + metadata_bytes + scratch_bytes;

@@ -98,9 +98,7 @@ class code_store {
   [[nodiscard]] std::size_t capacity() const noexcept {
     return chunks_.size() == 0 ? 0 : chunks_[chunks_.size() - 1].first + chunks_[chunks_.size() - 1].slots;
   }
-  [[nodiscard]] std::size_t codebook_bytes() const noexcept {
-    return books_.size() * book_bytes();
-  }
+  [[nodiscard]] std::size_t codebook_bytes() const noexcept { return books_.size() * book_bytes(); }
   [[nodiscard]] std::size_t codes_bytes() const noexcept {
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < chunks_.size(); ++i) {
@@ -110,7 +108,8 @@ class code_store {
   }
   [[nodiscard]] std::size_t metadata_bytes() const noexcept { return chunks_.bytes() + books_.bytes(); }
 
-  /// Codes consecutive rows into slots [first, first + rows.rows) with an epoch's codebook. Pre: reserved; rows checked.
+  /// Codes consecutive rows into slots [first, first + rows.rows) with an epoch's codebook. Pre: reserved; rows
+  /// checked.
   status encode(std::size_t epoch, const rows_view& rows, std::size_t first) const noexcept {
     return for_chunks(first, rows.rows, [&](const code_span<address>& codes, slot_range slots, std::size_t done) {
       return bank_->encode(rows.slice(done, slots.count), book(epoch), codes, slots);

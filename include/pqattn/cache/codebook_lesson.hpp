@@ -24,9 +24,10 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-/// Rounds centroids to what `storage` holds until rounding changes nothing more: bytes are restored with one rounding of
-/// an f32, so that the range of the restored numbers can differ from the one before in the last bit. After it a codebook
-/// that is read back and stored again, from a snapshot say, is the same to the bit. Two or three rounds in practice.
+/// Rounds centroids to what `storage` holds until rounding changes nothing more: bytes are restored with one rounding
+/// of an f32, so that the range of the restored numbers can differ from the one before in the last bit. After it a
+/// codebook that is read back and stored again, from a snapshot say, is the same to the bit. Two or three rounds in
+/// practice.
 inline status settle_codebook(const geometry& shape, codebook_storage storage, float* centroids,
                               const rope& rotation) noexcept {
   constexpr int most_rounds = 16;
@@ -86,16 +87,16 @@ class codebook_lesson {
     PQATTN_TRY(buffer::make(resource_, (dim + 1) * dim * sizeof(float), made));
     PQATTN_TRY(buffer::make(resource_, value_rotation_workspace_bytes(side_.shape.dim), workspace));
     auto* mean = reinterpret_cast<float*>(made.data());
-    PQATTN_TRY(train_value_rotation(view(), side_.shape.subvectors, workspace.data(), workspace.size(), mean,
-                                    mean + dim));
+    PQATTN_TRY(
+        train_value_rotation(view(), side_.shape.subvectors, workspace.data(), workspace.size(), mean, mean + dim));
     numbers = std::move(made);
     return {};
   }
 
-  /// Trains on the rows, which are in coded form by now: keys turned by `rotation`, if it is enabled, when they are scored.
-  /// Tempers the weights.
-  status train(const kmeans_params& kmeans, const rope& rotation, const executor& parts,
-               const progress_hook& progress, training_report& report) const {
+  /// Trains on the rows, which are in coded form by now: keys turned by `rotation`, if it is enabled, when they are
+  /// scored. Tempers the weights.
+  status train(const kmeans_params& kmeans, const rope& rotation, const executor& parts, const progress_hook& progress,
+               training_report& report) const {
     PQATTN_TRY(train_rows(kmeans, parts, progress, report));
     return settle_codebook(side_.shape, side_.storage, centroids_, rotation);
   }
@@ -107,8 +108,7 @@ class codebook_lesson {
     buffer workspace;
     if (side_.joint_passes == 0 && metric_ == nullptr) {
       const auto params = with<training_params>(kmeans, parts, progress);
-      PQATTN_TRY(
-          buffer::make(resource_, training_workspace_bytes(bank_, side_.shape, view(), params), workspace));
+      PQATTN_TRY(buffer::make(resource_, training_workspace_bytes(bank_, side_.shape, view(), params), workspace));
       return train_codebook(bank_, side_.shape, view(), weights_, params, workspace.data(), workspace.size(),
                             centroids_, report);
     }

@@ -11,9 +11,9 @@ inline namespace v0 {
 
 /// How well the codebooks serve what came after their training.
 struct drift_report {
-  float key_ratio = 1.0f;    ///< running error of keys over their training error
+  float key_ratio = 1.0f;  ///< running error of keys over their training error
   float value_ratio = 1.0f;
-  std::size_t rows = 0;      ///< coded since the training
+  std::size_t rows = 0;  ///< coded since the training
   [[nodiscard]] PQATTN_UNIT_MEMBER float largest() const noexcept {
     return key_ratio > value_ratio ? key_ratio : value_ratio;
   }

@@ -27,10 +27,10 @@ inline namespace v0 {
 
 /// One training of both sides' codebooks and the tokens they code.
 struct coding_epoch {
-  std::size_t first = 0;        ///< first slot of the body; the epoch ends where the next begins
-  float key_error = 0.0f;       ///< mean error of a training row, see side_coder::measure; 0 when not measured
+  std::size_t first = 0;   ///< first slot of the body; the epoch ends where the next begins
+  float key_error = 0.0f;  ///< mean error of a training row, see side_coder::measure; 0 when not measured
   float value_error = 0.0f;
-  float outlier_above = 0.0f;   ///< importance * relative error from which a token is an outlier
+  float outlier_above = 0.0f;  ///< importance * relative error from which a token is an outlier
 };
 
 /// KV cache of one KV head, over a bank that outlives it. Move-only. One writer at a time; attend() is const and may
@@ -39,9 +39,9 @@ struct coding_epoch {
 /// Token t of the cache sits at position t. After any failed call the cache holds what it held before.
 ///
 /// Tokens: sinks | body | recent window, exact before training. Codes of the body lie in chunks (pieces of memory) and
-/// belong to epochs (codebooks, at most max_epochs; after the last one they stay as they are): segments of attention are
-/// where both are the same. Outliers of the body are kept a second time, exact; their slots are dead. What each switch
-/// costs stands beside it in cache_config.
+/// belong to epochs (codebooks, at most max_epochs; after the last one they stay as they are): segments of attention
+/// are where both are the same. Outliers of the body are kept a second time, exact; their slots are dead. What each
+/// switch costs stands beside it in cache_config.
 template <class Bank>
 class head_cache {
   static_assert(bank_policy<Bank>, "Bank must satisfy bank_policy (see pqattn/bank/bank.hpp)");
@@ -69,8 +69,8 @@ class head_cache {
     made.weights_ = growable<float>(resource);
     made.epochs_ = growable<coding_epoch>(resource);
     made.queries_ = query_log(resource, config.codes_anything() ? config.query_rows : 0, config.keys.shape.dim);
-    made.outliers_ = outlier_rows(resource, config.exact_type, config.keys.shape.dim, config.values.shape.dim,
-                                  config.outlier_share);
+    made.outliers_ =
+        outlier_rows(resource, config.exact_type, config.keys.shape.dim, config.values.shape.dim, config.outlier_share);
     made.scratch_ = coding_scratch(resource);
     result = std::move(made);
     return {};
@@ -200,18 +200,19 @@ class head_cache {
     const std::size_t count = collect_segments(scratch.tables(), segments);
     for (std::size_t i = 0; biased && i < count; ++i) {  // token t of a cache sits at position t
       segments[i].columns = {segments[i].positions.base, segments[i].positions.list};
-      segments[i].columns.base += static_cast<std::int64_t>(params.modifiers.bias.cols) - static_cast<std::int64_t>(size_);
+      segments[i].columns.base +=
+          static_cast<std::int64_t>(params.modifiers.bias.cols) - static_cast<std::int64_t>(size_);
     }
-    return pqattn::attend(*bank_, queries, segments, count, params, scratch.workspace(), scratch.workspace_bytes(),
-                          out, lse_e);
+    return pqattn::attend(*bank_, queries, segments, count, params, scratch.workspace(), scratch.workspace_bytes(), out,
+                          lse_e);
   }
 
   /// Copies tokens [first, first + keys.rows) out as attention sees them: keys rotated, coded tokens decoded.
   /// keys (n, d_k) and values (n, d_v) in any dtype. Errors: shape mismatch, tokens the cache does not hold.
   status read(std::size_t first, const rows_ref& keys, const rows_ref& values) const {
     if (keys.cols != config_.keys.shape.dim || values.cols != config_.values.shape.dim || keys.rows != values.rows) {
-      return failure(status_code::shape_mismatch, "keys or values", "must have the configured channels, same rows; keys",
-                     config_.keys.shape.dim, keys.cols);
+      return failure(status_code::shape_mismatch, "keys or values",
+                     "must have the configured channels, same rows; keys", config_.keys.shape.dim, keys.cols);
     }
     if (first > size_ || keys.rows > size_ - first) {
       return failure(status_code::invalid_argument, "first + rows", "must be within the cache", size_,
@@ -254,8 +255,8 @@ class head_cache {
         next.slots.count = chunk.slots;
       }
     }
-    const std::size_t workspace = attention_workspace_bytes(segments, count, rows, config_.keys.shape.dim,
-                                                            config_.values.shape.dim, workers);
+    const std::size_t workspace =
+        attention_workspace_bytes(segments, count, rows, config_.keys.shape.dim, config_.values.shape.dim, workers);
     const std::size_t tables =
         config_.keys.coded && trained_ ? bank_->table_bytes(config_.keys.shape, rows, code_rotation()) : 0;
     return scratch.reserve(workspace, tables);
@@ -310,7 +311,8 @@ class head_cache {
     side_coder keys;
     side_coder values;
     coders(carver& memory, const cache_config& config) noexcept
-        : keys(memory, config.keys, config.measures_errors()), values(memory, config.values, config.measures_errors()) {}
+        : keys(memory, config.keys, config.measures_errors()),
+          values(memory, config.values, config.measures_errors()) {}
   };
 
   static status check_arrival(const rows_view& rows, const side_config& side, std::size_t other_rows, float largest,
@@ -596,8 +598,7 @@ class head_cache {
       measured_.add(key_errors[i], value_errors[i]);
     }
     for (std::size_t i = 0; config_.outlier_share > 0.0f && i < count; ++i) {
-      const float score =
-          outlier_score(epochs_[epoch], weight_of(added, first + i), key_errors[i], value_errors[i]);
+      const float score = outlier_score(epochs_[epoch], weight_of(added, first + i), key_errors[i], value_errors[i]);
       outliers_.add_slot();
       if (score > epochs_[epoch].outlier_above && outliers_.has_room()) {
         keep_outlier(added, first + i, coding);
@@ -728,19 +729,19 @@ class head_cache {
   memory_resource resource_;
   side_store<Bank> keys_;
   side_store<Bank> values_;
-  growable<float> weights_;           ///< importance of the rows in the recent window, until training
-  growable<coding_epoch> epochs_;     ///< beyond known_epochs_: trained by an append that is under way
+  growable<float> weights_;        ///< importance of the rows in the recent window, until training
+  growable<coding_epoch> epochs_;  ///< beyond known_epochs_: trained by an append that is under way
   query_log queries_;
   outlier_rows outliers_;
   coding_scratch scratch_;
   std::size_t size_ = 0;
   std::size_t body_ = 0;
   std::size_t known_epochs_ = 0;
-  running_errors measured_;           ///< of what was coded since the last epoch began
+  running_errors measured_;  ///< of what was coded since the last epoch began
   bool trained_ = false;
-  bool gathering_ = false;            ///< rows stay in the window until they can teach the next epoch
-  append_plan plan_;                  ///< between begin_append() and finish_append(), as the next two
-  buffer importance_;                 ///< of the rows behind the body, while training
+  bool gathering_ = false;  ///< rows stay in the window until they can teach the next epoch
+  append_plan plan_;        ///< between begin_append() and finish_append(), as the next two
+  buffer importance_;       ///< of the rows behind the body, while training
   buffer old_metric_;
   training_report key_report_;
   training_report value_report_;

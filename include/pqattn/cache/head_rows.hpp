@@ -20,8 +20,8 @@ struct head_rows {
 
   [[nodiscard]] PQATTN_UNIT_MEMBER rows_view head(std::size_t index) const noexcept {
     rows_view one = rows;
-    one.data = static_cast<const std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
-                                                               static_cast<std::ptrdiff_t>(size_of(rows.type));
+    one.data = static_cast<const std::byte*>(rows.data) +
+               static_cast<std::ptrdiff_t>(index) * head_stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
     return one;
   }
 };
@@ -34,8 +34,8 @@ struct head_rows_ref {
 
   [[nodiscard]] PQATTN_UNIT_MEMBER rows_ref head(std::size_t index) const noexcept {
     rows_ref one = rows;
-    one.data = static_cast<std::byte*>(rows.data) + static_cast<std::ptrdiff_t>(index) * head_stride *
-                                                         static_cast<std::ptrdiff_t>(size_of(rows.type));
+    one.data = static_cast<std::byte*>(rows.data) +
+               static_cast<std::ptrdiff_t>(index) * head_stride * static_cast<std::ptrdiff_t>(size_of(rows.type));
     return one;
   }
 };

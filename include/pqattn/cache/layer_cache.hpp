@@ -20,15 +20,15 @@ inline namespace v0 {
 
 /// One attention call of a layer. Everything per query head is indexed by query head.
 struct layer_attention_params {
-  float scale = 0.0f;                  ///< 0 means 1 / sqrt(d_k)
-  std::int64_t first_position = 0;     ///< of the first query token; the others follow
-  bool causal = true;                  ///< query token i sees keys up to its own position
-  std::int64_t window = 0;             ///< > 0: sees only the last `window` positions, its own included
+  float scale = 0.0f;               ///< 0 means 1 / sqrt(d_k)
+  std::int64_t first_position = 0;  ///< of the first query token; the others follow
+  bool causal = true;               ///< query token i sees keys up to its own position
+  std::int64_t window = 0;          ///< > 0: sees only the last `window` positions, its own included
   float softcap = 0.0f;
-  const float* alibi_slopes = nullptr; ///< (q_heads)
-  const float* sink_logits = nullptr;  ///< (q_heads)
-  /// Optional explicit mask (1 or q_heads, n, columns): added to scores, minus infinity excludes; see score_modifiers. The
-  /// columns belong to the latest tokens of the cache; tokens before them have no bias.
+  const float* alibi_slopes = nullptr;  ///< (q_heads)
+  const float* sink_logits = nullptr;   ///< (q_heads)
+  /// Optional explicit mask (1 or q_heads, n, columns): added to scores, minus infinity excludes; see score_modifiers.
+  /// The columns belong to the latest tokens of the cache; tokens before them have no bias.
   const head_rows* bias = nullptr;
   value_method method = value_method::automatic;
   float skip_mass = attention_params{}.skip_mass;  ///< see attention_params
@@ -37,7 +37,7 @@ struct layer_attention_params {
 
 /// What a layer's append is given besides rows.
 struct layer_append_options {
-  const float* weights = nullptr;      ///< (kv_heads, n) importance, or null
+  const float* weights = nullptr;  ///< (kv_heads, n) importance, or null
   progress_hook progress;
   const float* key_metrics = nullptr;  ///< (kv_heads, d_k, d_k): training_options::key_metric of each head, or null
 };
@@ -66,8 +66,8 @@ class layer_cache {
                      const memory_resource& resource, layer_cache& result) {
     return make(bank, &config, 0, kv_heads, parts, resource, result);
   }
-  /// The same with a configuration for each head, configs[0 .. kv_heads), as apply_policy() makes them: heads may differ
-  /// in everything but their channels.
+  /// The same with a configuration for each head, configs[0 .. kv_heads), as apply_policy() makes them: heads may
+  /// differ in everything but their channels.
   static status make(Bank& bank, const cache_config* configs, std::size_t kv_heads, const executor& parts,
                      const memory_resource& resource, layer_cache& result) {
     return configs != nullptr ? make(bank, configs, 1, kv_heads, parts, resource, result)
@@ -106,8 +106,8 @@ class layer_cache {
   }
 
   /// Shows the heads query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training
-  /// to come: see head_cache::observe(). Errors (nothing kept): shape mismatch, positions out of range, not finite, out of
-  /// memory.
+  /// to come: see head_cache::observe(). Errors (nothing kept): shape mismatch, positions out of range, not finite, out
+  /// of memory.
   status observe(const head_rows& queries, std::int64_t first_position) {
     PQATTN_TRY(detail::check_queries(queries, head_count_, heads_[0].config().key_channels()));
     PQATTN_TRY(detail::check_positions(first_position, queries.rows.rows, "first_position"));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Exact rows of single tokens in coded pages: what codes serve too badly. A cell belongs to one head of one page, so that
-// whatever happens to the page (sharing, copying, giving up) happens to its cells.
+// Exact rows of single tokens in coded pages: what codes serve too badly. A cell belongs to one head of one page, so
+// that whatever happens to the page (sharing, copying, giving up) happens to its cells.
 #pragma once
 
 #include <bit>
@@ -22,7 +22,7 @@ inline namespace v0 {
 /// When a row of a head is an outlier. Learned with the codebooks and frozen like them, so that the decision looks at
 /// nothing but the row itself.
 struct outlier_rule {
-  float key_error = 0.0f;    ///< mean error of a training row, see side_coder::measure; 0 for a side that is not coded
+  float key_error = 0.0f;  ///< mean error of a training row, see side_coder::measure; 0 for a side that is not coded
   float value_error = 0.0f;
   float above = (std::numeric_limits<float>::max)();  ///< score from which a row is one; the default is never
 
@@ -34,8 +34,8 @@ struct outlier_rule {
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Cells of all heads of a pool. Heads share no memory that is written: one thread per head may add and drop. Move-only;
-/// a default-constructed one keeps no cells.
+/// Cells of all heads of a pool. Heads share no memory that is written: one thread per head may add and drop.
+/// Move-only; a default-constructed one keeps no cells.
 class outlier_cells {
  public:
   outlier_cells() = default;
@@ -131,8 +131,8 @@ class outlier_cells {
     return row_at(memory + (value_dim_ == 0 ? 0 : key_dim_ * size_of(type_)), dim);
   }
 
-  /// Keeps rows of f32 for a slot; `value` is not looked at when values come from the keys. Pre: a free cell is reserved
-  /// and the slot has none.
+  /// Keeps rows of f32 for a slot; `value` is not looked at when values come from the keys. Pre: a free cell is
+  /// reserved and the slot has none.
   void add(std::size_t head, std::size_t page, std::size_t slot, const float* key, const float* value) noexcept {
     std::byte* memory = take(head, page, slot);
     store_row(row_at(memory, key_dim_), 0, key);
@@ -316,11 +316,11 @@ class outlier_cells {
   dtype type_ = dtype::f16;
   std::size_t key_dim_ = 0;
   std::size_t value_dim_ = 0;
-  buffer record_memory_;      ///< page_record (heads, pages)
+  buffer record_memory_;  ///< page_record (heads, pages)
   std::size_t pages_ = 0;
-  buffer list_memory_;        ///< what the next four point into
+  buffer list_memory_;  ///< what the next four point into
   free_count* counts_ = nullptr;
-  std::byte** cells_ = nullptr;    ///< (heads, capacity) memory of a cell or null
+  std::byte** cells_ = nullptr;  ///< (heads, capacity) memory of a cell or null
   std::uint32_t* free_ = nullptr;
   link* links_ = nullptr;
   std::size_t capacity_ = 0;  ///< cells of each head

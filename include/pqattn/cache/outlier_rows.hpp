@@ -64,8 +64,8 @@ class outlier_rows {
   /// Index of a token; size() when it is none.
   [[nodiscard]] std::size_t find(std::size_t token) const noexcept {
     const std::int32_t* end = positions_.data() + positions_.size();
-    const std::int32_t* found = std::lower_bound(static_cast<const std::int32_t*>(positions_.data()), end,
-                                                 static_cast<std::int32_t>(token));
+    const std::int32_t* found =
+        std::lower_bound(static_cast<const std::int32_t*>(positions_.data()), end, static_cast<std::int32_t>(token));
     return found != end && static_cast<std::size_t>(*found) == token
                ? static_cast<std::size_t>(found - positions_.data())
                : size();

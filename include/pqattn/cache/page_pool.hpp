@@ -37,8 +37,8 @@ struct page_reserve {
 };
 
 /// Pages of 64 tokens for all KV heads of a layer. A coded page holds one code block per head and side (64 exact rows
-/// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side. Values
-/// that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes.
+/// where a side is not coded, and the tails of keys that have one); an exact page holds 64 rows per head and side.
+/// Values that come from the keys are stored nowhere. Pages are counted by their users, so sequences share prefixes.
 ///
 /// Codebooks come in epochs: the first is trained or loaded, each refresh (sequence::refresh) trains one more, and none
 /// changes afterwards. An epoch has the codebooks of all heads and the rule that says which rows stay exact in a coded
@@ -46,8 +46,8 @@ struct page_reserve {
 /// epoch made them. A coded page belongs to one epoch, new pages to the newest. An older epoch is given back with its
 /// last page.
 ///
-/// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each other.
-/// Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
+/// One writer at a time for the pool and all its sequences; readers of any of them may run concurrently with each
+/// other. Move-only; sequences refer to the pool by address, so it must stay where it is and outlive them.
 template <class Bank>
 class page_pool {
   static_assert(bank_policy<Bank>, "Bank must satisfy bank_policy (see pqattn/bank/bank.hpp)");
@@ -128,7 +128,11 @@ class page_pool {
     if (which == kv_side::values) {
       return {{}, true, true, config_.exact_type, turn(head)};
     }
-    return {config_.rotation, config_.keys_arrive_rotated, !config_.rotates_codes(), config_.exact_type, {},
+    return {config_.rotation,
+            config_.keys_arrive_rotated,
+            !config_.rotates_codes(),
+            config_.exact_type,
+            {},
             config_.key_tail != 0 ? config_.keys.shape.dim : std::size_t{0}};
   }
   /// Whether a side of a head is coded in a metric or a rotation.
@@ -144,8 +148,8 @@ class page_pool {
   [[nodiscard]] const half* metric(std::size_t head, kv_side which) const noexcept {
     return which == kv_side::keys ? reinterpret_cast<const half*>(transforms_[at(head, which)].numbers) : nullptr;
   }
-  /// What a side is coded in as f32 (transform_floats), for load_codebook(), which makes the same of it: the upper triangle
-  /// of the keys' metric; mean (d) and basis (d, d) of the values. It must have one.
+  /// What a side is coded in as f32 (transform_floats), for load_codebook(), which makes the same of it: the upper
+  /// triangle of the keys' metric; mean (d) and basis (d, d) of the values. It must have one.
   void read_transform(std::size_t head, kv_side which, float* numbers) const noexcept {
     if (which == kv_side::values) {
       return expand_rotation(turn(head), numbers);
@@ -216,8 +220,8 @@ class page_pool {
     }
     return making_ == 0 ? place(head, which, centroids, transform) : place_book(head, which, centroids, {});
   }
-  /// What load_tentative() and set_rule() bring from here on belongs to one more epoch, the newest so far; the one before
-  /// is held (hold_epoch). Errors: more epochs than the pool may have, out of memory.
+  /// What load_tentative() and set_rule() bring from here on belongs to one more epoch, the newest so far; the one
+  /// before is held (hold_epoch). Errors: more epochs than the pool may have, out of memory.
   status begin_loaded_epoch() {
     if (making_ + 1 >= config_.most_epochs) {
       return failure(status_code::capacity, "epochs", "are more than config.most_epochs", config_.most_epochs,
@@ -251,7 +255,8 @@ class page_pool {
   /// Trains on `count` rows: the codebooks that are still missing, or once the pool is trained those of one more epoch,
   /// each starting from the newest. `lesson` gives
   ///   load(head, side, i, row)      row i as attention sees it; returns its position
-  ///   begin(head, config, metric)   called before a head's rows and weights for the first epoch: fills `metric` (packed)
+  ///   begin(head, config, metric)   called before a head's rows and weights for the first epoch: fills `metric`
+  ///   (packed)
   ///                                 if keys are to have one; `config` is the pool's with the head's seed
   ///   weight(head, i)               importance of row i
   /// Follow with keep_training() or discard_training(). On failure nothing changes.
@@ -390,8 +395,8 @@ class page_pool {
     return measures() ? rules_[epoch * heads_ + head] : outlier_rule{};
   }
   [[nodiscard]] outlier_rule rule(std::size_t head) const noexcept { return rule(head, newest_); }
-  /// For codebooks that come from elsewhere, after they are loaded and before the first token is coded with them: without
-  /// it no row is an outlier. (Without a codebook a failing training takes the rule back.)
+  /// For codebooks that come from elsewhere, after they are loaded and before the first token is coded with them:
+  /// without it no row is an outlier. (Without a codebook a failing training takes the rule back.)
   void set_rule(std::size_t head, const outlier_rule& rule) noexcept {
     if (measures()) {
       rules_[making_ * heads_ + head] = rule;
@@ -1069,19 +1074,19 @@ class page_pool {
   page_ledger coded_;
   page_ledger exact_;
   growable<slab> slabs_;
-  growable<kept_transform> transforms_;     ///< of each head and side, as slabs_
-  growable<trained_book> books_;       ///< the same of each epoch
+  growable<kept_transform> transforms_;  ///< of each head and side, as slabs_
+  growable<trained_book> books_;         ///< the same of each epoch
   growable<epoch_record> epochs_;
-  std::size_t newest_ = 0;             ///< epoch that new tokens are coded in
-  std::size_t making_ = 0;             ///< the same, or the epoch that a call which is not over makes
+  std::size_t newest_ = 0;               ///< epoch that new tokens are coded in
+  std::size_t making_ = 0;               ///< the same, or the epoch that a call which is not over makes
   growable<std::uint32_t> page_epochs_;  ///< of each coded page
-  growable<std::byte*> exact_memory_;  ///< of each exact page, null while it is free and gave its memory back
-  std::size_t exact_held_ = 0;         ///< exact pages with memory
-  page_reserve reserved_;              ///< for all sequences
-  coding_scratch coding_;              ///< of appends
+  growable<std::byte*> exact_memory_;    ///< of each exact page, null while it is free and gave its memory back
+  std::size_t exact_held_ = 0;           ///< exact pages with memory
+  page_reserve reserved_;                ///< for all sequences
+  coding_scratch coding_;                ///< of appends
   outlier_cells outliers_;
-  growable<outlier_rule> rules_;       ///< of each epoch and head, when coding measures
-  growable<running_errors> errors_;    ///< of each head in the newest epoch, when coding measures
+  growable<outlier_rule> rules_;     ///< of each epoch and head, when coding measures
+  growable<running_errors> errors_;  ///< of each head in the newest epoch, when coding measures
   bool trained_ = false;
 };
 

@@ -45,7 +45,8 @@ struct head_policy {
 
 /// What a preset may cost: `bits` per element, the mean over K and V. A plain number means bits of codes and outliers;
 /// with `tokens` they are all there is at that context length: codes, outliers, codebooks, metric and rotation, exact
-/// tokens at 16 bits. What allocation rounds up and bookkeeping are not counted: up to a tenth more at a thousand tokens.
+/// tokens at 16 bits. What allocation rounds up and bookkeeping are not counted: up to a tenth more at a thousand
+/// tokens.
 struct bit_budget {
   double bits = 2.0;
   std::size_t tokens = 0;         ///< context length to count everything at; 0 counts codes and outliers alone

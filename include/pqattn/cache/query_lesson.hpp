@@ -138,8 +138,8 @@ class query_lesson {
       }
     }
   }
-  /// The last of the gathered keys that a query at `position` sees, counted from 0; behind the last key the counting goes
-  /// on. -1 when it sees none. Keys stand in the order of their positions, as far as edits have left them so.
+  /// The last of the gathered keys that a query at `position` sees, counted from 0; behind the last key the counting
+  /// goes on. -1 when it sees none. Keys stand in the order of their positions, as far as edits have left them so.
   [[nodiscard]] std::int64_t place_of(std::int64_t position) const noexcept {
     const std::size_t tokens = total_ - base_;
     if (tokens == 0) {
@@ -166,9 +166,7 @@ class query_lesson {
     return 0;
   }
 
-  [[nodiscard]] rows_view keys() const noexcept {
-    return view_rows(key_rows_, total_ - base_, config_.keys.shape.dim);
-  }
+  [[nodiscard]] rows_view keys() const noexcept { return view_rows(key_rows_, total_ - base_, config_.keys.shape.dim); }
 
   Bank& bank_;
   const cache_config& config_;

@@ -116,8 +116,9 @@ class query_log {
     put(positions_.data(), positions_.size() * sizeof(std::int64_t));
     put(rows_.data(), rows_.size() * sizeof(float));
   }
-  /// Replaces what the log holds by stored bytes of any origin. Errors (the log may then be empty): sizes that do not fit,
-  /// more rows than it has room for, positions or a stride that no log has, numbers that are not finite, out of memory.
+  /// Replaces what the log holds by stored bytes of any origin. Errors (the log may then be empty): sizes that do not
+  /// fit, more rows than it has room for, positions or a stride that no log has, numbers that are not finite, out of
+  /// memory.
   status restore(const std::byte* data, std::size_t bytes) {
     PQATTN_TRY(reserve());
     positions_.truncate(0);
@@ -137,7 +138,8 @@ class query_log {
     for (std::size_t i = 0; i < count; ++i) {
       std::int64_t position = 0;
       std::memcpy(&position, data + (i + 1) * sizeof position, sizeof position);
-      if (position < 0 || position > most_stride || position % stride != 0) {  // sums with token numbers do not overflow
+      if (position < 0 || position > most_stride ||
+          position % stride != 0) {  // sums with token numbers do not overflow
         return failure(status_code::corrupt_data, "stored queries", "have a position off the stride; index", 0, i);
       }
     }

@@ -13,8 +13,8 @@
 #include <utility>
 
 #include "../attend/attend.hpp"
-#include "../core/memory.hpp"
 #include "../core/executor.hpp"
+#include "../core/memory.hpp"
 #include "../encode/encode.hpp"
 #include "head_rows.hpp"
 #include "page_pool.hpp"
@@ -38,10 +38,10 @@ enum class shift_cost : std::uint8_t {
 
 /// What a position shift did, over all heads.
 struct shift_report {
-  std::size_t tokens = 0;         ///< moved
-  std::size_t recoded_keys = 0;   ///< decoded, turned and coded again
-  double recoding_error = 0.0;    ///< sum of squared differences between turned and recoded keys
-  double recoded_energy = 0.0;    ///< sum of squares of the turned keys
+  std::size_t tokens = 0;        ///< moved
+  std::size_t recoded_keys = 0;  ///< decoded, turned and coded again
+  double recoding_error = 0.0;   ///< sum of squared differences between turned and recoded keys
+  double recoded_energy = 0.0;   ///< sum of squares of the turned keys
 
   /// Error added by recoding, as a share of the keys' energy.
   [[nodiscard]] double relative_error() const noexcept {
@@ -49,8 +49,8 @@ struct shift_report {
   }
 };
 
-/// Tokens of one sequence, all KV heads of a layer. Tokens are numbered from 0 in the order they were appended; each has
-/// a position (for RoPE, masks and ALiBi) that edits of other tokens do not change. Move-only; fork() copies.
+/// Tokens of one sequence, all KV heads of a layer. Tokens are numbered from 0 in the order they were appended; each
+/// has a position (for RoPE, masks and ALiBi) that edits of other tokens do not change. Move-only; fork() copies.
 ///
 /// After any failed call the sequence, and every other sequence of the pool, holds what it held before. A
 /// default-constructed or moved-from sequence is empty and can only be assigned to.
@@ -85,7 +85,8 @@ class sequence {
   /// Whether a head keeps a coded token's rows exact besides, because codes serve them too badly. Pre: token < size().
   [[nodiscard]] bool is_outlier(std::size_t head, std::size_t token) const noexcept {
     const place found = find(token);
-    return found.list == &body_ && (outliers_in(head, found.slot / block_tokens) >> (found.slot % block_tokens) & 1u) != 0;
+    return found.list == &body_ &&
+           (outliers_in(head, found.slot / block_tokens) >> (found.slot % block_tokens) & 1u) != 0;
   }
   /// Coded tokens of a head that are outliers. O(pages).
   [[nodiscard]] std::size_t outlier_tokens(std::size_t head) const noexcept {
@@ -141,20 +142,20 @@ class sequence {
     return sequence_append<Bank>(*this).run(keys, values, options);
   }
 
-  /// Trains new codebooks for the pool, its next epoch, each starting from the newest: on the rows that are exact in the
-  /// recent window and on `keys` and `values`, given as for append(), for instance what is appended next; they are not
-  /// kept here. All tokens coded from now on, of any sequence, are coded in it; what is coded stays as it is. Metric,
-  /// rotation and everything configured stay. page_pool::drift() says when it may pay: it is the caller's decision.
-  /// `options` brings positions, weights, executor and progress. Errors (nothing changed): those of append(), an
-  /// untrained pool, fewer rows than centroids, as many epochs with pages as config.most_epochs.
+  /// Trains new codebooks for the pool, its next epoch, each starting from the newest: on the rows that are exact in
+  /// the recent window and on `keys` and `values`, given as for append(), for instance what is appended next; they are
+  /// not kept here. All tokens coded from now on, of any sequence, are coded in it; what is coded stays as it is.
+  /// Metric, rotation and everything configured stay. page_pool::drift() says when it may pay: it is the caller's
+  /// decision. `options` brings positions, weights, executor and progress. Errors (nothing changed): those of append(),
+  /// an untrained pool, fewer rows than centroids, as many epochs with pages as config.most_epochs.
   status refresh(const head_rows& keys, const head_rows& values, const append_options& options = {}) {
     return sequence_append<Bank>(*this).refresh(keys, values, options);
   }
 
-  /// Keeps query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training to come: up
-  /// to config.query_rows of each KV head, spread evenly. They teach the keys' metric and, with config.attention_weights,
-  /// the importance of tokens. Forks keep a copy; edits leave them alone. Does nothing once the pool is trained. Errors
-  /// (nothing kept): shape mismatch, positions out of range, not finite, out of memory.
+  /// Keeps query rows (q_heads, n, d_k) of positions first_position, first_position + 1, ... for the training to come:
+  /// up to config.query_rows of each KV head, spread evenly. They teach the keys' metric and, with
+  /// config.attention_weights, the importance of tokens. Forks keep a copy; edits leave them alone. Does nothing once
+  /// the pool is trained. Errors (nothing kept): shape mismatch, positions out of range, not finite, out of memory.
   status observe(const head_rows& queries, std::int64_t first_position) {
     const cache_config& config = pool_->config();
     PQATTN_TRY(detail::check_queries(queries, pool_->kv_heads(), config.key_channels()));
@@ -181,8 +182,8 @@ class sequence {
   /// trained by now or not. It lasts over other edits, until clear(), reserve(0) or a copy of another sequence in this
   /// one's place. Reserves of several sequences add up. What they do not foresee takes from them, and later appends may
   /// allocate: refreshes, appends to sequences without a reserve, pages shared by later forks or copied by a shift,
-  /// windows with tokens removed from their middle. Errors (nothing that can be seen changed): more tokens than there are
-  /// positions, no worker or too many, out of memory.
+  /// windows with tokens removed from their middle. Errors (nothing that can be seen changed): more tokens than there
+  /// are positions, no worker or too many, out of memory.
   status reserve(std::size_t tokens, std::size_t workers = 1) {
     if (tokens > static_cast<std::size_t>(max_position)) {
       return failure(status_code::capacity, "tokens", "are more than a sequence has positions", max_position, tokens);
@@ -199,8 +200,8 @@ class sequence {
     const std::size_t leaving = codes && held > config.recent ? held - config.recent : 0;
     // New tokens in the window: at most what a full one holds, twice, as tokens enter before others leave. Before
     // training it is as long as training asks for.
-    const std::size_t full = 2 * (std::size_t{config.recent} + config.coding_batch) +
-                             (pool_->trained() ? 0 : config.training_start());
+    const std::size_t full =
+        2 * (std::size_t{config.recent} + config.coding_batch) + (pool_->trained() ? 0 : config.training_start());
     const std::size_t staying = codes ? (std::min)(tokens, full) : tokens;
     PQATTN_TRY(sinks_.reserve(to_sinks));
     PQATTN_TRY(body_.reserve(leaving + 2 * block_tokens));
@@ -257,8 +258,9 @@ class sequence {
 
   // --- copying ---
 
-  /// Makes `copy` (its old tokens are given back) hold the same tokens. Pages are shared until one side writes into one:
-  /// O(tokens) for lists of a few bytes a token, no code or row is copied. Errors (`copy` unchanged): out of memory.
+  /// Makes `copy` (its old tokens are given back) hold the same tokens. Pages are shared until one side writes into
+  /// one: O(tokens) for lists of a few bytes a token, no code or row is copied. Errors (`copy` unchanged): out of
+  /// memory.
   status fork(sequence& copy) const {
     sequence made;
     made.pool_ = pool_;
@@ -312,9 +314,7 @@ class sequence {
   // --- moving ---
 
   /// What shift() costs in this pool.
-  [[nodiscard]] shift_cost can_shift() const noexcept {
-    return recodes() ? shift_cost::recoded : shift_cost::exact;
-  }
+  [[nodiscard]] shift_cost can_shift() const noexcept { return recodes() ? shift_cost::recoded : shift_cost::exact; }
 
   /// Adds `delta` to the positions of tokens [first, first + count). Codes of keys before RoPE do not change; what does
   /// is said by can_shift(). Shared pages that must be rewritten are copied first.
@@ -333,9 +333,8 @@ class sequence {
       for (std::size_t head = 0; head < pool_->kv_heads(); ++head) {
         rotate_tokens(first, count, delta, head, done);
       }
-      for_each(*this, first, count, [&](token_list& list, std::size_t slot) {
-        list.set_position(slot, list.position(slot) + delta);
-      });
+      for_each(*this, first, count,
+               [&](token_list& list, std::size_t slot) { list.set_position(slot, list.position(slot) + delta); });
     }
     if (report != nullptr) {
       *report = done;
@@ -350,8 +349,8 @@ class sequence {
   status read(std::size_t head, std::size_t first, const rows_ref& keys, const rows_ref& values) const {
     if (keys.cols != pool_->row_dim(kv_side::keys) || values.cols != pool_->row_dim(kv_side::values) ||
         keys.rows != values.rows) {
-      return failure(status_code::shape_mismatch, "keys or values", "must have the configured channels, same rows; keys",
-                     pool_->row_dim(kv_side::keys), keys.cols);
+      return failure(status_code::shape_mismatch, "keys or values",
+                     "must have the configured channels, same rows; keys", pool_->row_dim(kv_side::keys), keys.cols);
     }
     if (head >= pool_->kv_heads()) {
       return failure(status_code::invalid_argument, "head", "must be below the KV heads", pool_->kv_heads(), head);
@@ -386,8 +385,8 @@ class sequence {
     return memory.required();
   }
   /// Segments of one head for pqattn::attend, in the order of their tokens: exact pages one by one, the body in one for
-  /// each run of pages of an epoch (page by page when a side of it is exact), then its outliers gathered into `memory` of
-  /// gathered_bytes(). Valid until the next edit of any sequence of the pool. With null memory only numbers of slots
+  /// each run of pages of an epoch (page by page when a side of it is exact), then its outliers gathered into `memory`
+  /// of gathered_bytes(). Valid until the next edit of any sequence of the pool. With null memory only numbers of slots
   /// count, with as many outliers as there can be. `tables`: see segment.
   std::size_t collect_segments(std::size_t head, address tables, segment<address>* segments,
                                std::byte* memory = nullptr) const noexcept {
@@ -444,7 +443,6 @@ class sequence {
   friend class sequence_append;
   template <class>
   friend class sequence_restorer;
-
 
   struct place {
     const token_list* list;
@@ -547,7 +545,8 @@ class sequence {
   [[nodiscard]] std::uint64_t outliers_in(std::size_t head, std::size_t index) const noexcept {
     return pool_->outliers().mask(head, body_.page(index));
   }
-  [[nodiscard]] rows_ref outlier_row(std::size_t head, std::uint32_t page, std::size_t slot, kv_side which) const noexcept {
+  [[nodiscard]] rows_ref outlier_row(std::size_t head, std::uint32_t page, std::size_t slot,
+                                     kv_side which) const noexcept {
     const outlier_cells& cells = pool_->outliers();
     return which == kv_side::keys ? cells.key(head, page, slot % block_tokens)
                                   : cells.value(head, page, slot % block_tokens, pool_->row_dim(which));
@@ -580,15 +579,19 @@ class sequence {
           positions(memory.take<std::int32_t>(most)),
           keys(memory.take<std::byte>(most * tokens.row_bytes(kv_side::keys))),
           values(memory.take<std::byte>(tokens.pool_->stores(kv_side::values) ? most * tokens.row_bytes(kv_side::values)
-                                                                             : 0)) {}
+                                                                              : 0)) {}
   };
   [[nodiscard]] std::size_t row_bytes(kv_side which) const noexcept {
     return pool_->row_dim(which) * size_of(pool_->config().exact_type);
   }
   [[nodiscard]] rows_view gathered_view(const std::byte* rows, std::size_t count, kv_side stored,
                                         kv_side which) const noexcept {
-    return {rows, pool_->config().exact_type, count, pool_->row_dim(which),
-            static_cast<std::ptrdiff_t>(pool_->row_dim(stored)), 1};
+    return {rows,
+            pool_->config().exact_type,
+            count,
+            pool_->row_dim(which),
+            static_cast<std::ptrdiff_t>(pool_->row_dim(stored)),
+            1};
   }
   /// Fills the segment of a head's outliers and takes their slots out of the body's `runs` segments.
   void gather_outliers(std::size_t head, const gathered_rows& gathered, segment<address>* body, std::size_t runs,
@@ -629,7 +632,7 @@ class sequence {
   void own_page(token_list& list, std::size_t index) noexcept {
     const std::uint32_t old = list.page(index);
     list.replace_page(index, &list == &body_ ? pool_->copy_coded(old) : pool_->copy_exact(old));
-    dropper(&list)(old);
+    dropper (&list)(old);
   }
 
   // --- moving ---
@@ -645,8 +648,8 @@ class sequence {
   }
   /// The same of one page: exact keys of outliers turn, too.
   [[nodiscard]] bool rewrites(const token_list& list, std::size_t index) const noexcept {
-    return rewrites(list) || (&list == &body_ && pool_->config().rotation.enabled() &&
-                              pool_->outliers().most_in(list.page(index)) != 0);
+    return rewrites(list) ||
+           (&list == &body_ && pool_->config().rotation.enabled() && pool_->outliers().most_in(list.page(index)) != 0);
   }
   /// Makes every page that shift() rewrites private.
   status own_rotated(std::size_t first, std::size_t count) {
@@ -807,7 +810,7 @@ class sequence {
 
   page_pool<Bank>* pool_ = nullptr;
   token_list sinks_;
-  token_list body_;    ///< coded
+  token_list body_;  ///< coded
   token_list recent_;
   query_logs queries_;  ///< until training
   page_reserve reserved_;

@@ -27,8 +27,8 @@ struct append_options {
   const std::int64_t* positions = nullptr;
   /// (kv_heads, n) importance weights >= 0, used by training only; null: 1 each.
   const float* weights = nullptr;
-  /// Instead of weights: the queries (q_heads, n, d_k), rotated, of the appended tokens. The library then weighs tokens by
-  /// the attention they receive from the last importance_rows query tokens of every such append until training.
+  /// Instead of weights: the queries (q_heads, n, d_k), rotated, of the appended tokens. The library then weighs tokens
+  /// by the attention they receive from the last importance_rows query tokens of every such append until training.
   const head_rows* queries = nullptr;
   float softmax_scale = 0.0f;  ///< of those queries; 0 means 1 / sqrt(d_k)
   /// (kv_heads, d_k, d_k) metrics of the keys, for the append that trains, as training_options::key_metric; null makes
@@ -120,14 +120,12 @@ class sequence_append {
     [[nodiscard]] float* mass_of(std::size_t head) const noexcept {
       return mass + head * (recent_slots + keys.rows.rows);
     }
-    [[nodiscard]] const head_rows& rows(kv_side which) const noexcept {
-      return which == kv_side::keys ? keys : values;
-    }
+    [[nodiscard]] const head_rows& rows(kv_side which) const noexcept { return which == kv_side::keys ? keys : values; }
     [[nodiscard]] std::int64_t position(std::size_t row) const noexcept {
       return options.positions != nullptr ? options.positions[row] : first_position + static_cast<std::int64_t>(row);
     }
     [[nodiscard]] float weight(std::size_t head, std::size_t row) const noexcept {
-      return mass != nullptr               ? mass_of(head)[recent_slots + row]
+      return mass != nullptr              ? mass_of(head)[recent_slots + row]
              : options.weights == nullptr ? 1.0f
                                           : options.weights[head * keys.rows.rows + row];
     }
@@ -178,7 +176,8 @@ class sequence_append {
     }
     return check_arrival(keys, kv_side::keys, keys.rows.rows, "keys");
   }
-  status check_arrival(const head_rows& rows, kv_side which, std::size_t other_rows, const char* subject) const noexcept {
+  status check_arrival(const head_rows& rows, kv_side which, std::size_t other_rows,
+                       const char* subject) const noexcept {
     if (rows.heads != pool_->kv_heads()) {
       return failure(status_code::shape_mismatch, subject, "must have the pool's KV heads", pool_->kv_heads(),
                      rows.heads);
@@ -313,9 +312,8 @@ class sequence_append {
       const std::size_t tokens = self.self_.size() + rows.keys.rows.rows;
       detail::query_lesson<Bank> looks(pool.bank(), config, pool.resource(), tokens, sinks);
       if (self.queries_.is_open() && ((wants_metric && given == nullptr) || config.attention_weights)) {
-        PQATTN_TRY(looks.gather(self.queries_.head(head), {}, nullptr, [&](std::size_t token, float* row) {
-          return load_key(head, token, row);
-        }));
+        PQATTN_TRY(looks.gather(self.queries_.head(head), {}, nullptr,
+                                [&](std::size_t token, float* row) { return load_key(head, token, row); }));
       }
       if (wants_metric && (given != nullptr || looks.query_count() != 0)) {
         PQATTN_TRY(looks.template pack_metric_of<float>(given == nullptr ? nullptr : given + head * dim * dim, metric));
@@ -333,7 +331,8 @@ class sequence_append {
                         rows.options.parts, rows.options.progress);
   }
 
-  /// Attention that the recent window and the arriving rows get from the last arriving queries. Everything is exact still.
+  /// Attention that the recent window and the arriving rows get from the last arriving queries. Everything is exact
+  /// still.
   status gather_mass(arrival& rows) const {
     const head_rows& queries = *rows.options.queries;
     const std::size_t heads = pool_->kv_heads();
@@ -392,7 +391,8 @@ class sequence_append {
   }
 
   /// An arriving row in exact form.
-  void load_arriving(const arrival& rows, std::size_t row, std::size_t head, kv_side which, float* target) const noexcept {
+  void load_arriving(const arrival& rows, std::size_t row, std::size_t head, kv_side which,
+                     float* target) const noexcept {
     // Values that come from the keys are their first channels.
     const kv_side source = pool_->stores(which) ? which : kv_side::keys;
     load_row(rows.rows(source).head(head), row, target);
@@ -408,14 +408,12 @@ class sequence_append {
     PQATTN_TRY(recent_.reserve(plan.staying));
     PQATTN_TRY(body_.reserve(plan.skipped + coded));
     const std::size_t copies = copies_last(sinks_, plan.to_sinks) + copies_last(recent_, plan.staying);
-    PQATTN_TRY(
-        pool_->reserve_exact(sinks_.pages_for(plan.to_sinks) + recent_.pages_for(plan.staying) + copies));
+    PQATTN_TRY(pool_->reserve_exact(sinks_.pages_for(plan.to_sinks) + recent_.pages_for(plan.staying) + copies));
     const std::size_t added_pages = body_.pages_for(plan.skipped + coded);
     PQATTN_TRY(pool_->reserve_coded(added_pages + copies_last(body_, written)));
     const std::size_t pages = added_pages + (body_.ends_inside_page() ? 1 : 0);
-    const std::size_t copied = copies_last(body_, written) != 0
-                                   ? pool_->outliers().most_in(body_.page(body_.page_count() - 1))
-                                   : 0;
+    const std::size_t copied =
+        copies_last(body_, written) != 0 ? pool_->outliers().most_in(body_.page(body_.page_count() - 1)) : 0;
     PQATTN_TRY(pool_->outliers().reserve(copied + (std::min)(coded, pages * pool_->outlier_limit())));
     // Nothing fails from here on.
     for (token_list* list : {&sinks_, &body_, &recent_}) {

@@ -86,9 +86,7 @@ class side_store {
   [[nodiscard]] const code_store<Bank>& coded() const noexcept { return coded_; }
 
   /// Metric that keys are coded in, upper triangle in binary16, or null.
-  [[nodiscard]] const half* packed_metric() const noexcept {
-    return reinterpret_cast<const half*>(metric_.data());
-  }
+  [[nodiscard]] const half* packed_metric() const noexcept { return reinterpret_cast<const half*>(metric_.data()); }
   /// Takes another metric (packed_metric_floats(dim) numbers, or empty) and leaves the old one in `metric`.
   void swap_metric(buffer& metric) noexcept { metric_.swap(metric); }
   /// Takes a rotation in the memory of compact_rotation(); an empty buffer and a disabled one are none.

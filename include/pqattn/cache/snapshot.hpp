@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Snapshots: the codebooks of a pool and the tokens of a sequence as bytes. docs/snapshot.md describes the format.
-// Codebooks and sequences are snapshots of their own, so that one set of codebooks serves many files. Everything read is
-// checked before it is used, and loading is all or nothing.
+// Codebooks and sequences are snapshots of their own, so that one set of codebooks serves many files. Everything read
+// is checked before it is used, and loading is all or nothing.
 #pragma once
 
 #include <algorithm>
@@ -198,8 +198,13 @@ template <class Bank>
     snapshot_side& target = described.sides[static_cast<std::size_t>(which)];
     target = {side.coded ? 1u : 0u, side.shape.dim, 0, 0, 0, 0, 0};
     if (side.coded) {
-      target = {1u, side.shape.dim, side.shape.subvectors, side.shape.centroids, side.shape.stages,
-                static_cast<std::uint32_t>(side.storage), 0};
+      target = {1u,
+                side.shape.dim,
+                side.shape.subvectors,
+                side.shape.centroids,
+                side.shape.stages,
+                static_cast<std::uint32_t>(side.storage),
+                0};
       if (side.shape.channel_order != nullptr) {
         target.channel_order = checksum_of(side.shape.channel_order, side.shape.dim * sizeof(std::uint16_t));
       }
@@ -456,10 +461,10 @@ status load_epoch(const snapshot_view& view, page_pool<Bank>& pool, std::size_t 
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Gives an untrained pool the codebooks of a snapshot, of all its epochs. Tokens are coded in the newest; the older ones
-/// are held until page_pool::release_epoch(). Errors (nothing changed): already trained, another configuration, more
-/// epochs than the pool may have, sections that are missing or of another size, numbers that are not finite, out of
-/// memory.
+/// Gives an untrained pool the codebooks of a snapshot, of all its epochs. Tokens are coded in the newest; the older
+/// ones are held until page_pool::release_epoch(). Errors (nothing changed): already trained, another configuration,
+/// more epochs than the pool may have, sections that are missing or of another size, numbers that are not finite, out
+/// of memory.
 template <class Bank>
 status load_codebooks(const snapshot_view& view, page_pool<Bank>& pool) {
   if (view.kind() != snapshot_kind::codebooks) {
@@ -541,9 +546,10 @@ void write_content(const page_pool<Bank>& pool, const token_list& from, std::siz
   if (list != 1 || !pool.side(which).coded) {
     section(section_type::rows, index, pages * block_tokens * pool.row_dim(which) * element, [&](auto&& put) {
       for (std::size_t page = 0; page < pages; ++page) {
-        put_rows(from, page,
-                 list == 1 ? pool.body_rows(from.page(page), head, which) : pool.exact_rows(from.page(page), head, which),
-                 put);
+        put_rows(
+            from, page,
+            list == 1 ? pool.body_rows(from.page(page), head, which) : pool.exact_rows(from.page(page), head, which),
+            put);
       }
     });
     return;
@@ -570,7 +576,9 @@ void write_outliers(const sequence<Bank>& tokens, std::size_t head, Section&& se
   const page_pool<Bank>& pool = tokens.pool();
   const token_list& body = tokens.body();
   const auto index = static_cast<std::uint32_t>(head);
-  const auto outliers = [&](std::size_t page) { return pool.outliers().mask(head, body.page(page)) & body.live()[page]; };
+  const auto outliers = [&](std::size_t page) {
+    return pool.outliers().mask(head, body.page(page)) & body.live()[page];
+  };
   const auto for_each = [&](auto&& visit) {
     for (std::size_t page = 0; page < body.page_count(); ++page) {
       for (std::uint64_t left = outliers(page); left != 0; left &= left - 1) {
@@ -633,8 +641,8 @@ void write_epochs(const page_pool<Bank>& pool, const epoch_names& known, const t
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Writes the tokens of a sequence: codes, exact rows, positions. Dead slots are written as zeros. Errors: io_error, out
-/// of memory.
+/// Writes the tokens of a sequence: codes, exact rows, positions. Dead slots are written as zeros. Errors: io_error,
+/// out of memory.
 template <class Bank>
 status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
   const page_pool<Bank>& pool = tokens.pool();
@@ -657,13 +665,12 @@ status write_sequence(const sequence<Bank>& tokens, const snapshot_sink& sink) {
       const auto index = static_cast<std::uint32_t>(list);
       section(detail::section_type::live, index, from.page_count() * 8,
               [&](auto&& put) { put(from.live(), from.page_count() * 8); });
-      section(detail::section_type::positions, index, from.page_count() * 64 * 4,
-              [&](auto&& put) {
-                for (std::size_t slot = 0; slot < from.page_count() * 64; ++slot) {
-                  const std::int32_t position = from.is_live(slot) ? from.positions()[slot] : 0;
-                  put(&position, sizeof position);
-                }
-              });
+      section(detail::section_type::positions, index, from.page_count() * 64 * 4, [&](auto&& put) {
+        for (std::size_t slot = 0; slot < from.page_count() * 64; ++slot) {
+          const std::int32_t position = from.is_live(slot) ? from.positions()[slot] : 0;
+          put(&position, sizeof position);
+        }
+      });
       if (from.has_weights()) {
         const std::size_t bytes = from.page_count() * 64 * pool.kv_heads() * sizeof(float);
         section(detail::section_type::weights, index, bytes, [&](auto&& put) { put(from.weights(0), bytes); });
@@ -847,8 +854,9 @@ class sequence_restorer {
     for (std::size_t page = 0; page < pages; ++page) {
       target.push_page(list == 1 ? pool_.take_coded(epochs_.epoch(page)) : pool_.take_exact());
     }
-    target.restore(slots, [&](std::size_t slot) { return is_live(live, slot); },
-                   [&](std::size_t slot) { return position(positions, slot); });
+    target.restore(
+        slots, [&](std::size_t slot) { return is_live(live, slot); },
+        [&](std::size_t slot) { return position(positions, slot); });
     if (weights != nullptr && pages != 0) {
       std::memcpy(target.weights(0), weights, pages * 64 * pool_.kv_heads() * 4);
     }
@@ -901,9 +909,8 @@ class sequence_restorer {
   /// The exact rows of a list, or the tails of its keys.
   status exact_content(std::size_t list, std::size_t pages, std::size_t head, kv_side which, rows_view& rows) const {
     const std::uint32_t index = detail::section_index(list, which, head);
-    return coded(list, which)
-               ? rows_of(detail::section_type::tails, index, pages, pool_.config().key_tail, rows)
-               : rows_of(detail::section_type::rows, index, pages, pool_.row_dim(which), rows);
+    return coded(list, which) ? rows_of(detail::section_type::tails, index, pages, pool_.config().key_tail, rows)
+                              : rows_of(detail::section_type::rows, index, pages, pool_.row_dim(which), rows);
   }
   /// The codes of one head and side of the body.
   status code_content(std::size_t pages, std::size_t head, kv_side which, const std::byte*& data) const {
@@ -1035,8 +1042,8 @@ status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, s
     const std::byte* data = nullptr;
     PQATTN_TRY(view.section(section_type::outlier_rows, section_index(1, which, head),
                             count * dim * size_of(pool.config().exact_type), data));
-    (which == kv_side::keys ? next.keys : next.values).rows = {
-        data, pool.config().exact_type, count, dim, static_cast<std::ptrdiff_t>(dim), 1};
+    (which == kv_side::keys ? next.keys : next.values).rows = {data, pool.config().exact_type,         count,
+                                                               dim,  static_cast<std::ptrdiff_t>(dim), 1};
   }
   body.live = reinterpret_cast<const std::uint64_t*>(words);
   next.slots = {0, count};
@@ -1050,15 +1057,15 @@ status mapped_outliers(const snapshot_view& view, const page_pool<Bank>& pool, s
 inline namespace PQATTN_ISA_UNIT {
 
 /// Segments of a sequence snapshot used where it lies, e.g. in a mapped file: host bank only. The snapshot must be
-/// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive blocks.
-/// Exact lists are one segment each, the body one for each run of pages of an epoch, outliers one more: 4 where
+/// aligned to 64 bytes and outlive the segments; `pool` gives configuration and codebooks. Pages become consecutive
+/// blocks. Exact lists are one segment each, the body one for each run of pages of an epoch, outliers one more: 4 where
 /// codebooks were never refreshed. Keys and values of one head; `count` says how many. `tables`: see segment.
 /// Errors: another configuration or codebooks, sections that are missing or of another size, misaligned memory, fewer
 /// `segments` than needed (as many as there are pages in the body, and 3 more, always do).
 template <class Bank>
-  requires std::same_as<typename Bank::address, std::byte*>
-status snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t head, std::byte* tables,
-                         std::span<segment<std::byte*>> segments, std::size_t& count) {
+requires std::same_as<typename Bank::address, std::byte*> status
+snapshot_segments(const snapshot_view& view, const page_pool<Bank>& pool, std::size_t head, std::byte* tables,
+                  std::span<segment<std::byte*>> segments, std::size_t& count) {
   if (reinterpret_cast<std::uintptr_t>(view.bytes().data()) % memory_alignment != 0) {
     return failure(status_code::invalid_argument, "snapshot", "must be aligned to 64 bytes to be used in place");
   }

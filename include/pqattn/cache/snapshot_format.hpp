@@ -39,17 +39,17 @@ namespace detail {
 
 /// What a section holds. `index` is list | side << 2 | head << 3 | epoch << 16, epochs from the oldest of a file.
 enum class section_type : std::uint32_t {
-  config = 1,     ///< snapshot_config
-  live = 2,       ///< one 64-bit word per page
-  positions = 3,  ///< 64 32-bit numbers per page
-  weights = 4,    ///< 64 * heads floats per page of the recent window, before training
-  codes = 5,      ///< host code blocks, one per page
-  rows = 6,       ///< 64 rows of the exact dtype per page
-  book = 7,       ///< of an epoch: the host bank's codebook planes
-  transform = 8,  ///< page_pool::read_transform(): floats
-  tails = 9,      ///< 64 rows of key_tail exact channels per page of the body
-  queries = 10,   ///< of a head, before training: stride and n positions (64-bit), then n rows of floats
-  rule = 11,      ///< of an epoch and a head, head | epoch << 16: outlier_rule, three floats
+  config = 1,              ///< snapshot_config
+  live = 2,                ///< one 64-bit word per page
+  positions = 3,           ///< 64 32-bit numbers per page
+  weights = 4,             ///< 64 * heads floats per page of the recent window, before training
+  codes = 5,               ///< host code blocks, one per page
+  rows = 6,                ///< 64 rows of the exact dtype per page
+  book = 7,                ///< of an epoch: the host bank's codebook planes
+  transform = 8,           ///< page_pool::read_transform(): floats
+  tails = 9,               ///< 64 rows of key_tail exact channels per page of the body
+  queries = 10,            ///< of a head, before training: stride and n positions (64-bit), then n rows of floats
+  rule = 11,               ///< of an epoch and a head, head | epoch << 16: outlier_rule, three floats
   code_live = 12,          ///< of a head: a 64-bit word per page of the body, slots whose codes count
   outlier_positions = 13,  ///< of a head: a 32-bit number per outlier, in the order of their slots
   outlier_rows = 14,       ///< list | side << 2 | head << 3: a row of the exact dtype per outlier
@@ -102,8 +102,8 @@ struct snapshot_config {
   // Since version 2; all 0 in version 1.
   std::uint32_t key_tail = 0;
   std::uint32_t values_from_keys = 0;
-  std::uint32_t key_metric = 0;        ///< keys are configured to be coded in a metric
-  std::uint32_t values_turned = 0;     ///< values are configured to be rotated
+  std::uint32_t key_metric = 0;     ///< keys are configured to be coded in a metric
+  std::uint32_t values_turned = 0;  ///< values are configured to be rotated
 };
 inline constexpr std::size_t snapshot_config_bytes_v1 = 2 * 32 + 40;
 static_assert(sizeof(snapshot_config) == snapshot_config_bytes_v1 + 16);
@@ -244,8 +244,8 @@ class snapshot_writer {
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// A checked snapshot in memory that the caller keeps (read or mapped, aligned to 64 bytes for views). Header, table and
-/// every section's checksum have been verified; sizes against a pool are verified when something is made of it.
+/// A checked snapshot in memory that the caller keeps (read or mapped, aligned to 64 bytes for views). Header, table
+/// and every section's checksum have been verified; sizes against a pool are verified when something is made of it.
 class snapshot_view {
  public:
   snapshot_view() = default;
@@ -321,7 +321,8 @@ class snapshot_view {
     std::span<const std::byte> found;
     PQATTN_TRY(section(type, index, found));
     if (found.size() != bytes) {
-      return failure(status_code::corrupt_data, "snapshot", "has a section of another size; bytes", bytes, found.size());
+      return failure(status_code::corrupt_data, "snapshot", "has a section of another size; bytes", bytes,
+                     found.size());
     }
     data = found.data();
     return {};

@@ -79,8 +79,8 @@ struct staged_rows {
   /// Fills queries, slopes, sink logits and positions from tokens [first, first + tokens) of the call.
   /// position_of(i) is the position of token first + i.
   template <class Params, class PositionOf>
-  void gather(const staged_call& call, const Params& params, std::size_t kv_head, std::size_t first,
-              std::size_t tokens, const PositionOf& position_of) const noexcept {
+  void gather(const staged_call& call, const Params& params, std::size_t kv_head, std::size_t first, std::size_t tokens,
+              const PositionOf& position_of) const noexcept {
     const std::size_t dim = call.queries.rows.cols;
     for (std::size_t row = 0; row < call.group * tokens; ++row) {
       const std::size_t query_head = kv_head * call.group + row / tokens;

@@ -160,7 +160,8 @@ class token_list {
     slots_ = tokens_ = 0;
   }
 
-  /// Enters slots [0, slots) of pages that are there: is_live(slot), position(slot). Pre: no tokens; every page has one.
+  /// Enters slots [0, slots) of pages that are there: is_live(slot), position(slot). Pre: no tokens; every page has
+  /// one.
   template <class IsLive, class Position>
   void restore(std::size_t slots, IsLive&& is_live, Position&& position) noexcept {
     for (std::size_t slot = 0; slot < slots; ++slot) {

@@ -41,7 +41,9 @@ inline namespace PQATTN_ISA_UNIT {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
-[[nodiscard]] constexpr float to_float(float value) noexcept { return value; }
+[[nodiscard]] constexpr float to_float(float value) noexcept {
+  return value;
+}
 
 /// Rounds to nearest even; overflow gives infinity, NaN stays NaN.
 [[nodiscard]] constexpr half to_half(float value) noexcept {

@@ -29,10 +29,10 @@ struct memory_resource {
   void* self = nullptr;
 
   static void* allocate_default(void*, std::size_t bytes) {
-    return ::operator new(bytes, std::align_val_t{memory_alignment}, std::nothrow);
+    return ::operator new (bytes, std::align_val_t{memory_alignment}, std::nothrow);
   }
   static void deallocate_default(void*, void* memory, std::size_t) {
-    ::operator delete(memory, std::align_val_t{memory_alignment});
+    ::operator delete (memory, std::align_val_t{memory_alignment});
   }
 };
 

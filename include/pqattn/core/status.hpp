@@ -49,10 +49,10 @@ enum class status_code : std::uint8_t {
 /// Converts to true when the call succeeded.
 struct [[nodiscard]] status {
   status_code code = status_code::ok;
-  bool has_values = false;        ///< whether `expected` and `got` mean something
-  const char* subject = "";       ///< the argument or object at fault, e.g. "keys.cols"
-  const char* problem = "";       ///< one sentence fragment, e.g. "must equal geometry.dim"
-  double expected = 0.0;          ///< exact for whole numbers up to 2^53
+  bool has_values = false;   ///< whether `expected` and `got` mean something
+  const char* subject = "";  ///< the argument or object at fault, e.g. "keys.cols"
+  const char* problem = "";  ///< one sentence fragment, e.g. "must equal geometry.dim"
+  double expected = 0.0;     ///< exact for whole numbers up to 2^53
   double got = 0.0;
 
   [[nodiscard]] constexpr bool ok() const noexcept { return code == status_code::ok; }
@@ -62,14 +62,13 @@ struct [[nodiscard]] status {
   /// not_finite the two numbers are a position, "subject problem: row E, column G (code)".
   /// Returns the length the full message needs, without the terminator.
   PQATTN_UNIT_MEMBER std::size_t format(char* text, std::size_t size) const noexcept {
-    const int length =
-        ok() ? std::snprintf(text, size, "ok")
-        : has_values
-            ? std::snprintf(text, size,
-                            code == status_code::not_finite ? "%s %s: row %.16g, column %.16g (%s)"
-                                                            : "%s %s: expected %.16g, got %.16g (%s)",
-                            subject, problem, expected, got, name_of(code))
-            : std::snprintf(text, size, "%s %s (%s)", subject, problem, name_of(code));
+    const int length = ok() ? std::snprintf(text, size, "ok")
+                       : has_values
+                           ? std::snprintf(text, size,
+                                           code == status_code::not_finite ? "%s %s: row %.16g, column %.16g (%s)"
+                                                                           : "%s %s: expected %.16g, got %.16g (%s)",
+                                           subject, problem, expected, got, name_of(code))
+                           : std::snprintf(text, size, "%s %s (%s)", subject, problem, name_of(code));
     return length < 0 ? 0 : static_cast<std::size_t>(length);
   }
 };
@@ -94,9 +93,9 @@ template <class Expected, class Got>
 }  // namespace pqattn
 
 /// Returns from the enclosing function when `expression` is a failure.
-#define PQATTN_TRY(expression)                                          \
-  do {                                                                  \
+#define PQATTN_TRY(expression)                                                         \
+  do {                                                                                 \
     if (const ::pqattn::status pqattn_try_status = (expression); !pqattn_try_status) { \
-      return pqattn_try_status;                                         \
-    }                                                                   \
+      return pqattn_try_status;                                                        \
+    }                                                                                  \
   } while (false)

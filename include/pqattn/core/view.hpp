@@ -17,7 +17,9 @@ inline namespace v0 {
 /// Element type of a view.
 enum class dtype : std::uint8_t { f32, f16, bf16 };
 
-[[nodiscard]] constexpr std::size_t size_of(dtype type) noexcept { return type == dtype::f32 ? 4 : 2; }
+[[nodiscard]] constexpr std::size_t size_of(dtype type) noexcept {
+  return type == dtype::f32 ? 4 : 2;
+}
 
 /// Largest finite number of a dtype.
 [[nodiscard]] constexpr float largest_of(dtype type) noexcept {
@@ -93,7 +95,7 @@ inline namespace PQATTN_ISA_UNIT {
 template <class T>
 [[nodiscard]] rows_view view_rows(const T* data, std::size_t rows, std::size_t cols, std::ptrdiff_t row_stride = 0,
                                   std::ptrdiff_t col_stride = 1) noexcept {
-  return {data, dtype_of<T>::value, rows, cols, row_stride != 0 ? row_stride : static_cast<std::ptrdiff_t>(cols),
+  return {data,      dtype_of<T>::value, rows, cols, row_stride != 0 ? row_stride : static_cast<std::ptrdiff_t>(cols),
           col_stride};
 }
 
@@ -101,7 +103,7 @@ template <class T>
 template <class T>
 [[nodiscard]] rows_ref ref_rows(T* data, std::size_t rows, std::size_t cols, std::ptrdiff_t row_stride = 0,
                                 std::ptrdiff_t col_stride = 1) noexcept {
-  return {data, dtype_of<T>::value, rows, cols, row_stride != 0 ? row_stride : static_cast<std::ptrdiff_t>(cols),
+  return {data,      dtype_of<T>::value, rows, cols, row_stride != 0 ? row_stride : static_cast<std::ptrdiff_t>(cols),
           col_stride};
 }
 
@@ -158,8 +160,7 @@ inline void store_row(const rows_ref& view, std::size_t row, const float* source
     case dtype::f32:
       return detail::narrow_elements<float>(source, view.cols, target, view.col_stride, [](float x) { return x; });
     case dtype::f16: return detail::narrow_elements<half>(source, view.cols, target, view.col_stride, to_half);
-    case dtype::bf16:
-      return detail::narrow_elements<bfloat16>(source, view.cols, target, view.col_stride, to_bfloat16);
+    case dtype::bf16: return detail::narrow_elements<bfloat16>(source, view.cols, target, view.col_stride, to_bfloat16);
   }
 }
 

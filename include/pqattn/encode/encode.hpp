@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/executor.hpp"
 #include "../core/view.hpp"
 #include "../quant/code_rows.hpp"
@@ -94,11 +94,10 @@ status check_codes(const resident_codebook<Address>& book, const code_span<Addre
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index; squared
-/// distances beyond f32 count as equal.
-/// Touches only those slots. Errors (nothing written): shape mismatch, codes or codebook without memory, NaN or
-/// infinity with its row and column.
-/// Cost: K * dim * stages multiply-adds per row; no allocation.
+/// Codes token rows (slots.count, dim) into consecutive slots: nearest centroid per group, ties by lowest index;
+/// squared distances beyond f32 count as equal. Touches only those slots. Errors (nothing written): shape mismatch,
+/// codes or codebook without memory, NaN or infinity with its row and column. Cost: K * dim * stages multiply-adds per
+/// row; no allocation.
 template <bank_policy Bank>
 status encode(Bank& bank, const rows_view& rows, const resident_codebook<typename Bank::address>& book,
               const code_span<typename Bank::address>& codes, slot_range slots) noexcept {

@@ -21,7 +21,8 @@ using eigen_const_rows =
 template <class Derived>
 [[nodiscard]] rows_view view_rows(const Eigen::DenseBase<Derived>& matrix) noexcept {
   static_assert(std::is_same_v<typename Derived::Scalar, float>, "only f32 matrices can be viewed");
-  static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0, "an expression has no memory to view: evaluate it first");
+  static_assert((Derived::Flags & Eigen::DirectAccessBit) != 0,
+                "an expression has no memory to view: evaluate it first");
   const Derived& m = matrix.derived();
   const std::ptrdiff_t inner = m.innerStride();
   const std::ptrdiff_t outer = m.outerStride();
@@ -42,11 +43,15 @@ template <class Derived>
 
 /// Eigen map of an f32 view. Pre: view.type is f32 and strides are not negative (Eigen has no negative strides).
 [[nodiscard]] inline eigen_const_rows as_eigen(const rows_view& view) noexcept {
-  return {static_cast<const float*>(view.data), static_cast<Eigen::Index>(view.rows),
-          static_cast<Eigen::Index>(view.cols), {view.col_stride, view.row_stride}};
+  return {static_cast<const float*>(view.data),
+          static_cast<Eigen::Index>(view.rows),
+          static_cast<Eigen::Index>(view.cols),
+          {view.col_stride, view.row_stride}};
 }
 [[nodiscard]] inline eigen_rows as_eigen(const rows_ref& view) noexcept {
-  return {static_cast<float*>(view.data), static_cast<Eigen::Index>(view.rows), static_cast<Eigen::Index>(view.cols),
+  return {static_cast<float*>(view.data),
+          static_cast<Eigen::Index>(view.rows),
+          static_cast<Eigen::Index>(view.cols),
           {view.col_stride, view.row_stride}};
 }
 

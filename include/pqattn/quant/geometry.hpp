@@ -73,8 +73,7 @@ struct geometry {
   }
   /// Offset in floats of group g's centroids in such a codebook.
   [[nodiscard]] constexpr std::size_t codebook_offset(std::uint32_t group) const noexcept {
-    const std::size_t channels =
-        static_cast<std::size_t>(group / subvectors) * dim + first_channel(group);
+    const std::size_t channels = static_cast<std::size_t>(group / subvectors) * dim + first_channel(group);
     return channels * centroids;
   }
 
@@ -86,7 +85,9 @@ struct geometry {
 class group_walk {
  public:
   constexpr explicit group_walk(const geometry& shape) noexcept
-      : narrow_(shape.dim / shape.subvectors), wide_runs_(shape.dim % shape.subvectors), runs_(shape.subvectors),
+      : narrow_(shape.dim / shape.subvectors),
+        wide_runs_(shape.dim % shape.subvectors),
+        runs_(shape.subvectors),
         left_(shape.groups()) {}
 
   [[nodiscard]] constexpr bool done() const noexcept { return left_ == 0; }

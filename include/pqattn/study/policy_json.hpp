@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../config.hpp"
 #include "../cache/policy.hpp"
+#include "../config.hpp"
 #include "../core/status.hpp"
 
 namespace pqattn {
@@ -24,8 +24,8 @@ inline nlohmann::ordered_json side_to_json(const side_policy& side) {
   const char* storage = side.storage == codebook_storage::f32   ? "f32"
                         : side.storage == codebook_storage::f16 ? "f16"
                                                                 : "i8";
-  nlohmann::ordered_json json = {{"subvectors", side.subvectors}, {"bits", side.bits}, {"stages", side.stages},
-                                 {"codebooks", storage}};
+  nlohmann::ordered_json json = {
+      {"subvectors", side.subvectors}, {"bits", side.bits}, {"stages", side.stages}, {"codebooks", storage}};
   if (side.outlier_share > 0.0f) {
     json["outlier_share"] = side.outlier_share;
   }
@@ -77,7 +77,8 @@ inline bool side_from_json(const nlohmann::json& json, side_policy& side) {
 
 inline namespace PQATTN_ISA_UNIT {
 
-/// {"version": 1, "heads": [{"layer", "kv_head", "sinks", "recent", "window_tokens", "keys", "values"}, ...]}; a side is
+/// {"version": 1, "heads": [{"layer", "kv_head", "sinks", "recent", "window_tokens", "keys", "values"}, ...]}; a side
+/// is
 /// {"exact": true} or {"subvectors", "bits", "stages", "codebooks": "i8", "outlier_share"}.
 inline std::string policy_to_json(const head_policy* heads, std::size_t count) {
   nlohmann::ordered_json json = {{"version", 1}, {"heads", nlohmann::ordered_json::array()}};

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/executor.hpp"
 #include "../core/memory.hpp"
 #include "../core/progress.hpp"
@@ -45,8 +45,7 @@ template <class T>
 void gather_run(const rows_view& samples, const geometry& shape, std::uint32_t group, float* points) noexcept {
   const std::uint32_t width = shape.width(group);
   for (std::uint32_t c = 0; c < width; ++c) {
-    const auto* column =
-        static_cast<const std::byte*>(samples.at(0, shape.channel(shape.first_channel(group) + c)));
+    const auto* column = static_cast<const std::byte*>(samples.at(0, shape.channel(shape.first_channel(group) + c)));
     for (std::size_t i = 0; i < samples.rows; ++i) {
       T element;
       std::memcpy(&element,
@@ -123,9 +122,9 @@ struct subvector_training {
   std::size_t count;  ///< samples
   const float* weights;
   const kmeans_params& kmeans_settings;
-  double* objectives;              ///< as in training_params
-  float* centroids = nullptr;      ///< all groups
-  status* outcomes = nullptr;      ///< per sub-vector
+  double* objectives;          ///< as in training_params
+  float* centroids = nullptr;  ///< all groups
+  status* outcomes = nullptr;  ///< per sub-vector
   training_report* reports = nullptr;
   trainer_scratch<Bank>* scratch = nullptr;  ///< per worker
 

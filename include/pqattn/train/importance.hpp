@@ -7,9 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../config.hpp"
 #include "../attend/attend.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/memory.hpp"
 
 namespace pqattn {

@@ -25,8 +25,8 @@ struct joint_training_params {
   std::uint32_t passes = 4;  ///< joint passes; 0 leaves the groups as their own k-means made them
   codebook_storage storage = codebook_storage::f16;
   progress_hook progress;
-  executor parts;                 ///< runs sub-vectors, then chunks of rows; the result does not depend on it
-  double* objectives = nullptr;   ///< of the k-means runs, as in training_params
+  executor parts;                ///< runs sub-vectors, then chunks of rows; the result does not depend on it
+  double* objectives = nullptr;  ///< of the k-means runs, as in training_params
   /// Null, or room for passes + 1 numbers: sum of weight * (x - x')^T M (x - x') before each pass and at the end.
   double* pass_objectives = nullptr;
 };
@@ -130,8 +130,8 @@ struct joint_run {
   const float* weights;
   const joint_training_params& params;
   subvector_training<Bank> start;
-  float* metric = nullptr;     ///< coded order; null for the identity
-  float* residuals = nullptr;  ///< (count, dim) in coded order; from the joint passes on, residual * metric
+  float* metric = nullptr;         ///< coded order; null for the identity
+  float* residuals = nullptr;      ///< (count, dim) in coded order; from the joint passes on, residual * metric
   std::uint16_t* codes = nullptr;  ///< (groups, count)
   std::uint16_t* found = nullptr;  ///< count: new codes of one group
   double* sums = nullptr;          ///< per part (centroids, max_width)
@@ -398,8 +398,7 @@ status train_codebook_jointly(Bank& bank, const geometry& shape, const rows_view
   if (params.kmeans.init == kmeans_init::warm_start) {
     std::copy_n(centroids, shape.codebook_values(), run.start.centroids);
   }
-  progress_counter progress(params.progress,
-                            std::size_t{shape.groups()} * (params.kmeans.iterations + params.passes));
+  progress_counter progress(params.progress, std::size_t{shape.groups()} * (params.kmeans.iterations + params.passes));
   training_report made;
   const auto train = [&](std::uint32_t subvector, const auto& work) -> status {
     for (std::uint32_t group = subvector; group < shape.groups(); group += shape.subvectors) {

@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../config.hpp"
 #include "../bank/bank.hpp"
+#include "../config.hpp"
 #include "../core/memory.hpp"
 #include "../core/progress.hpp"
 #include "../core/random.hpp"
@@ -145,7 +145,9 @@ status draw_initial(const kmeans_problem<Bank>& problem, const kmeans_params& pa
   return {};
 }
 
-[[nodiscard]] inline bool is_empty_cluster(double mass) noexcept { return !(mass > 0.0); }
+[[nodiscard]] inline bool is_empty_cluster(double mass) noexcept {
+  return !(mass > 0.0);
+}
 
 /// Weighted means of non-empty clusters. Empty ones move onto the worst-served point (largest weight * distance),
 /// each onto another, which can only lower the objective; when every point is served exactly they stay where they are.

@@ -28,8 +28,8 @@ struct query_metric_params {
   std::size_t recent = 32;    ///< tokens (t - recent, t] of a query at t: exact, so they do not count either
   std::uint32_t samples = 8;  ///< keys drawn per query row, stratified by attention; 0 takes all of them (slow)
   std::uint64_t seed = 1;
-  /// Position of each key, for the rotation alone; null: key j sits at j. Which keys a query sees is counted in rows either
-  /// way: those up to row query_positions[r].
+  /// Position of each key, for the rotation alone; null: key j sits at j. Which keys a query sees is counted in rows
+  /// either way: those up to row query_positions[r].
   const std::int64_t* key_positions = nullptr;
 };
 

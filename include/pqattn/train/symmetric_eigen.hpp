@@ -19,7 +19,7 @@ inline namespace PQATTN_ISA_UNIT {
 
 /// Tridiagonal form of a symmetric matrix: matrix = Q T Q^T, with Q^T in the rows of `vectors`.
 struct tridiagonal_reduction {
-  double* matrix;    ///< (dim, dim); destroyed
+  double* matrix;  ///< (dim, dim); destroyed
   std::size_t dim;
   double* diagonal;  ///< dim
   double* beside;    ///< dim; entry i couples i and i + 1
@@ -162,7 +162,9 @@ struct tridiagonal_reduction {
 inline namespace PQATTN_ISA_UNIT {
 
 /// Doubles of scratch symmetric_eigen needs.
-[[nodiscard]] constexpr std::size_t symmetric_eigen_scratch(std::size_t dim) noexcept { return 3 * dim; }
+[[nodiscard]] constexpr std::size_t symmetric_eigen_scratch(std::size_t dim) noexcept {
+  return 3 * dim;
+}
 
 /// Eigenvalues in descending order into `values` (dim) and unit eigenvectors into the rows of `vectors` (dim, dim) of
 /// the symmetric `matrix` (dim, dim), which is destroyed. False (results unusable) when the matrix is not finite.

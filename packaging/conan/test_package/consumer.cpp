@@ -2,4 +2,6 @@
 #include <cstdio>
 #include <pqattn/pqattn.hpp>
 
-int main() { return std::printf("pqattn on %s\n", pqattn::host_bank<>().arch_name()) > 0 ? 0 : 1; }
+int main() {
+  return std::printf("pqattn on %s\n", pqattn::host_bank<>().arch_name()) > 0 ? 0 : 1;
+}

@@ -84,13 +84,13 @@ std::vector<float> train(native_bank& bank, const geometry& shape, const rows_vi
   std::vector<std::byte> workspace(training_workspace_bytes(bank, shape, rows, params));
   std::vector<float> centroids(shape.codebook_values());
   training_report report;
-  REQUIRE_OK(train_codebook(bank, shape, rows, nullptr, params, workspace.data(), workspace.size(), centroids.data(),
-                            report));
+  REQUIRE_OK(
+      train_codebook(bank, shape, rows, nullptr, params, workspace.data(), workspace.size(), centroids.data(), report));
   return centroids;
 }
 
-coded_rows code(native_bank& bank, const geometry& shape, codebook_storage storage,
-                const std::vector<float>& centroids, const rows_view& rows, const rope& rotation) {
+coded_rows code(native_bank& bank, const geometry& shape, codebook_storage storage, const std::vector<float>& centroids,
+                const rows_view& rows, const rope& rotation) {
   coded_rows coded{shape, storage, rotation, centroids, std::vector<std::uint16_t>(rows.rows * shape.groups())};
   const coded_side<native_bank> side(bank, coded);
   REQUIRE_OK(encode(bank, rows, side.book.resident, side.codes, {0, rows.rows}));
@@ -106,8 +106,7 @@ std::vector<float> attend_codes(Bank& bank, const rows_view& queries, const code
   tokens.values = {true, values.codes, values.book.resident, {}};
   tokens.slots = {0, count};
   tokens.rotation = keys.book.resident.rotation;
-  const pqattn_test::bank_block<Bank> tables(bank,
-                                             bank.table_bytes(keys.codes.shape, queries.rows, tokens.rotation));
+  const pqattn_test::bank_block<Bank> tables(bank, bank.table_bytes(keys.codes.shape, queries.rows, tokens.rotation));
   tokens.tables = tables.get();
   std::vector<std::byte> workspace(attention_workspace_bytes(&tokens, 1, queries.rows, dim, dim, 1));
   std::vector<float> out(queries.rows * dim);
@@ -172,8 +171,8 @@ struct activations {
       for (std::size_t row = 0; row < most_rows; ++row) {
         load_row(queries.head(group * head + row % group), token + row / group, call.queries.data() + row * dim);
       }
-      call.full = attend_rows(view_rows(call.queries.data(), most_rows, dim), keys.head(head), values.head(head),
-                              call.count);
+      call.full =
+          attend_rows(view_rows(call.queries.data(), most_rows, dim), keys.head(head), values.head(head), call.count);
     }
     return made;
   }
@@ -240,8 +239,8 @@ struct kernel_errors {
   void check(const coding& coded) const {
     INFO(coded.name << ", " << coded.subvectors << " sub-vectors, " << coded.centroids << " centroids, " << rows
                     << " rows, " << Bank().arch_name() << ": quantization " << sums.quantization / sums.norm
-                    << ", kernels add " << sums.kernels / sums.norm << ", "
-                    << 100.0 * sums.kernels / sums.quantization << " %");
+                    << ", kernels add " << sums.kernels / sums.norm << ", " << 100.0 * sums.kernels / sums.quantization
+                    << " %");
     CHECK(sums.kernels < (coded.bits() <= 2 ? 0.01 : 0.1) * sums.quantization);
   }
 };

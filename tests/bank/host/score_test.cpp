@@ -106,8 +106,8 @@ TEMPLATE_TEST_CASE("scores in f32 keep the bound of score_precision::f32", "[ban
         want = size = 0.0;
         for (std::uint32_t i = 0; i < pairs; ++i) {
           // A frequency is what the rotation keeps of it: turns in 64 bits.
-          const double angle = static_cast<double>(base + static_cast<std::int64_t>(t)) *
-                               static_cast<double>(frequencies[i]);
+          const double angle =
+              static_cast<double>(base + static_cast<std::int64_t>(t)) * static_cast<double>(frequencies[i]);
           const double x = key[i] * std::cos(angle) - key[i + pairs] * std::sin(angle);
           const double y = key[i] * std::sin(angle) + key[i + pairs] * std::cos(angle);
           want += static_cast<double>(query[i]) * x + static_cast<double>(query[i + pairs]) * y;

@@ -108,8 +108,7 @@ struct coded_head {
     tokens.rotation = rotation;
     const std::size_t table_bytes = bank.table_bytes(in.shape, in.rows, rotation);
     REQUIRE_OK(bank.reserve(table_bytes, tokens.tables));
-    std::vector<std::byte> workspace(
-        attention_workspace_bytes(&tokens, 1, in.rows, in.shape.dim, in.shape.dim, 1));
+    std::vector<std::byte> workspace(attention_workspace_bytes(&tokens, 1, in.rows, in.shape.dim, in.shape.dim, 1));
     std::vector<float> out(in.rows * in.shape.dim);
     std::vector<float> lse(in.rows);
     const std::size_t before = memory.allocations;
@@ -179,14 +178,11 @@ TEST_CASE("few rows of coarse codes by pairs are scored by phases, where these a
     bool phases;
   };
   const std::size_t most = x86::rotary_phases::most_rows;
-  const scene scenes[] = {{16, true, score_precision::bytes, 1, 0.1f, true},
-                          {16, true, score_precision::bytes, most, 0.5f, true},
-                          {16, true, score_precision::bytes, most + 1, 0.5f, false},
-                          {16, true, score_precision::bytes, 2, 40.0f, false},
-                          {16, true, score_precision::words, 2, 0.5f, false},
-                          {16, false, score_precision::bytes, 2, 0.5f, false},
-                          {32, true, score_precision::bytes, 2, 0.5f, true},
-                          {32, true, score_precision::bytes, 2, 40.0f, false}};
+  const scene scenes[] = {
+      {16, true, score_precision::bytes, 1, 0.1f, true},         {16, true, score_precision::bytes, most, 0.5f, true},
+      {16, true, score_precision::bytes, most + 1, 0.5f, false}, {16, true, score_precision::bytes, 2, 40.0f, false},
+      {16, true, score_precision::words, 2, 0.5f, false},        {16, false, score_precision::bytes, 2, 0.5f, false},
+      {32, true, score_precision::bytes, 2, 0.5f, true},         {32, true, score_precision::bytes, 2, 40.0f, false}};
   for (const scene& in : scenes) {
     CAPTURE(in.subvectors, in.by_pairs, in.rows, in.query);
     const geometry shape{dim, in.subvectors, 256, 1, in.by_pairs ? order.data() : nullptr};
@@ -315,7 +311,8 @@ TEST_CASE("the search for the nearest centroid is the portable one, near ties as
             const auto distance = [&](std::uint32_t k) {
               double sum = 0.0;
               for (std::uint32_t c = 0; c < shape.width(group); ++c) {
-                const double d = static_cast<double>(x[c]) - static_cast<double>(planes.entry(planes.plane_of(group, c), k));
+                const double d =
+                    static_cast<double>(x[c]) - static_cast<double>(planes.entry(planes.plane_of(group, c), k));
                 sum += d * d;
               }
               return sum;
@@ -346,9 +343,8 @@ TEST_CASE("keys before RoPE have their kernels for heads of up to 256 channels",
       for (const score_precision precision : {score_precision::bytes, score_precision::words}) {
         CAPTURE(dim, precision);
         CHECK(programs::serves_scores(shape, codebook_storage::i8, rotation, precision));
-        const std::size_t rows = programs::with_rotary_kernel(shape, precision, [&]<class Kernel>() {
-          return programs::rotary_rows<Kernel>(shape, rotation, 8);
-        });
+        const std::size_t rows = programs::with_rotary_kernel(
+            shape, precision, [&]<class Kernel>() { return programs::rotary_rows<Kernel>(shape, rotation, 8); });
         // Scratch on the stack bounds what is decoded once for all rows: several passes at 192 channels would cost more
         // than the other precision.
         CHECK(rows >= (dim <= 192 ? 8u : 1u));

@@ -152,9 +152,9 @@ TEST_CASE("a layer cache gives the same on the emulated bank", "[pim][cache]") {
     };
     REQUIRE_OK(cache.append(heads(keys, 2, tokens), heads(values, 2, tokens)));
     std::vector<float> out(4 * dim);
-    REQUIRE_OK(cache.attend(heads(queries, 4, 1), {},
-                            pqattn::head_rows_ref{pqattn::ref_rows(out.data(), 1, dim), 4,
-                                                  static_cast<std::ptrdiff_t>(dim)}));
+    REQUIRE_OK(
+        cache.attend(heads(queries, 4, 1), {},
+                     pqattn::head_rows_ref{pqattn::ref_rows(out.data(), 1, dim), 4, static_cast<std::ptrdiff_t>(dim)}));
     return out;
   };
   pqattn::host_bank<> host;

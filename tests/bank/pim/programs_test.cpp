@@ -44,8 +44,7 @@ struct places {
     REQUIRE_OK(bank.reserve(bank.codebook_bytes(s.shape, s.storage), book.memory));
     REQUIRE_OK(bank.reserve(bank.table_bytes(s.shape, s.rows, s.rotation), tables));
     REQUIRE_OK(bank.reserve(bank.point_bytes(s.tokens, s.shape.max_width()), points));
-    REQUIRE_OK(
-        bank.reserve(pqattn::blocks_for(s.tokens) * bank.code_block_bytes(s.shape), codes.memory));
+    REQUIRE_OK(bank.reserve(pqattn::blocks_for(s.tokens) * bank.code_block_bytes(s.shape), codes.memory));
   }
 };
 
@@ -81,11 +80,12 @@ void run_functional(pim::pim_bank<Mapping>& bank, const shapes& s, random_number
   REQUIRE_OK(bank.prepare_scores({queries.data(), s.rows, s.shape.dim}, at.book, s.rotation, at.tables));
   REQUIRE_OK(bank.score(at.tables, s.rows, at.book, s.rotation, {}, at.codes, {0, s.tokens}, tile));
   REQUIRE_OK(bank.softmax_part(tile, s.tokens, {maximum.data(), sum.data(), rescale.data()}));
-  REQUIRE_OK(bank.accumulate_values(tile, at.book, at.codes, {0, s.tokens}, {s.method, nullptr}, out.data(),
-                                    s.shape.dim));
+  REQUIRE_OK(
+      bank.accumulate_values(tile, at.book, at.codes, {0, s.tokens}, {s.method, nullptr}, out.data(), s.shape.dim));
   const pqattn::rows_view exact = pqattn::view_rows(rows.data(), 1, s.shape.dim);
   REQUIRE_OK(bank.score_rows({queries.data(), s.rows, s.shape.dim}, exact, tile));
-  REQUIRE_OK(bank.softmax_part({tile.data, s.rows, pqattn::block_tokens}, 1, {maximum.data(), sum.data(), rescale.data()}));
+  REQUIRE_OK(
+      bank.softmax_part({tile.data, s.rows, pqattn::block_tokens}, 1, {maximum.data(), sum.data(), rescale.data()}));
   REQUIRE_OK(bank.accumulate_rows(tile, exact, out.data(), s.shape.dim));
 }
 
@@ -143,8 +143,9 @@ void check_modes_agree(std::uint64_t first_stream) {
     random_numbers random(first_stream + i);
     shapes s;
     const auto dim = static_cast<std::uint32_t>(2 + 2 * random.below(80));
-    s.shape = {dim, static_cast<std::uint32_t>(1 + random.below(dim)), static_cast<std::uint32_t>(2 + random.below(700)),
-               static_cast<std::uint32_t>(1 + random.below(2)), nullptr};
+    s.shape = {dim, static_cast<std::uint32_t>(1 + random.below(dim)),
+               static_cast<std::uint32_t>(2 + random.below(700)), static_cast<std::uint32_t>(1 + random.below(2)),
+               nullptr};
     s.storage = static_cast<pqattn::codebook_storage>(random.below(3));
     s.tokens = 1 + random.below(700);
     const bool windows = i % 8 == 7;  // more than one page of centroids, more than one window of tokens

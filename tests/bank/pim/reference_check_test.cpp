@@ -133,11 +133,16 @@ TEST_CASE("variants of every kind on every kind of device follow the closed form
   const char* simulators[] = {"umd-memsys/DRAMsim3", "CMU-SAFARI/ramulator2 (2.1)", "SAITPublic/PIMSimulator"};
   int large = 0;
   for (int i = 0; i < 300; ++i) {
-    json device = {{"simulator", simulators[random.from(0, 2)]}, {"config", "x"},       {"tick_ns", 1.0},
-                   {"banks", 16},                                {"bank_groups", 4},    {"row_bytes", 2048},
-                   {"burst_bytes", 32},                          {"bursts_per_row", 64}};
+    json device = {{"simulator", simulators[random.from(0, 2)]},
+                   {"config", "x"},
+                   {"tick_ns", 1.0},
+                   {"banks", 16},
+                   {"bank_groups", 4},
+                   {"row_bytes", 2048},
+                   {"burst_bytes", 32},
+                   {"bursts_per_row", 64}};
     const auto pick = [&](std::int64_t lowest, std::int64_t highest) { return random.from(lowest, highest); };
-    device["timing_ticks"] = {{"nBL", pick(1, 4)},    {"nCL", pick(1, 60)},    {"nRCDRD", pick(1, 60)},
+    device["timing_ticks"] = {{"nBL", pick(1, 4)},     {"nCL", pick(1, 60)},    {"nRCDRD", pick(1, 60)},
                               {"nRCDWR", pick(1, 60)}, {"nRP", pick(1, 60)},    {"nRAS", pick(1, 90)},
                               {"nRC", pick(1, 150)},   {"nRTP", pick(1, 20)},   {"nCWL", pick(1, 20)},
                               {"nCCDL", pick(1, 8)},   {"nWR", pick(1, 40)},    {"nWTRL", pick(1, 12)},
@@ -214,9 +219,9 @@ TEST_CASE("AttAcc's attention at long contexts stays near its closed form", "[pi
   json document = json::parse(text, nullptr, false);
   const json devices = document["devices"];
   for (const std::int64_t tokens : {2048, 65536, 1 << 20}) {
-    const json workload = {{"kind", "dense_attention"}, {"pim_level", "bank"}, {"heads_per_stack", 32},
-                           {"L", tokens},               {"d_head", 128},       {"power_limited", true},
-                           {"refresh", false}};
+    const json workload = {
+        {"kind", "dense_attention"}, {"pim_level", "bank"}, {"heads_per_stack", 32}, {"L", tokens}, {"d_head", 128},
+        {"power_limited", true},     {"refresh", false}};
     const json only = {{"id", "x"}, {"device", "attacc_hbm3"}, {"workload", workload}};
     const json one = {{"devices", devices}, {"cases", json::array({only})}};
     std::string problem;

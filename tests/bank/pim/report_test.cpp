@@ -30,7 +30,8 @@ TEST_CASE("reports say what the counters say", "[pim][report]") {
   CHECK(json["memory"]["used_bytes"] == 4 * 65536);
 
   std::string csv;
-  pim::write_csv(programs, [&](const char* line) { csv += line + std::string("\n"); }, true);
+  pim::write_csv(
+      programs, [&](const char* line) { csv += line + std::string("\n"); }, true);
   CHECK(csv.find("device,all,elapsed_cycles," + std::to_string(cycles) + "\n") != std::string::npos);
   CHECK(csv.find("bank 0.63,transfer,wr_columns,128\n") != std::string::npos);
   std::string text;

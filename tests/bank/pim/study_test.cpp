@@ -12,8 +12,7 @@ TEST_CASE("dense attention of the studies is the closed form and refresh", "[pim
   const pim::device d = pim::hbm3_attacc();
   for (const std::int64_t tokens : {4096, 32768, 131072}) {
     const std::int64_t cycles = pqattn_pim::dense_head(d, tokens, 1).cycles;
-    const std::int64_t expected =
-        pim::with_refresh_estimate(d, pim::dense_attention_cycles(d, {1, tokens, 128, 2}));
+    const std::int64_t expected = pim::with_refresh_estimate(d, pim::dense_attention_cycles(d, {1, tokens, 128, 2}));
     INFO(tokens << " tokens: " << cycles << ", expected " << expected);
     // The estimate spreads refreshes evenly, the walker meets whole ones: one of them, and 2 % for both ends.
     const std::int64_t refresh = d.timing.rfc + d.timing.rp_ab + d.timing.rcd_rd;

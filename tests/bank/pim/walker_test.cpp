@@ -18,11 +18,10 @@ namespace {
 
 /// A random command that the device accepts.
 pim::command random_command(pim_test::random_source& random, const pim::device& d) {
-  constexpr opcode kinds[] = {opcode::act,    opcode::pre,    opcode::rd,      opcode::wr,      opcode::mac_ab,
-                              opcode::lut,    opcode::wrgb,   opcode::mv_in,   opcode::mv_out,  opcode::sfm,
-                              opcode::act_ab, opcode::pre_ab, opcode::host_rd, opcode::host_wr, opcode::wait,
-                              opcode::sync,   opcode::fence,  opcode::ref,     opcode::mode,    opcode::ld_ab,
-                              opcode::st_ab};
+  constexpr opcode kinds[] = {
+      opcode::act,   opcode::pre,    opcode::rd,    opcode::wr,     opcode::mac_ab, opcode::lut,     opcode::wrgb,
+      opcode::mv_in, opcode::mv_out, opcode::sfm,   opcode::act_ab, opcode::pre_ab, opcode::host_rd, opcode::host_wr,
+      opcode::wait,  opcode::sync,   opcode::fence, opcode::ref,    opcode::mode,   opcode::ld_ab,   opcode::st_ab};
   const pim::organisation& o = d.organisation;
   pim::command c;
   c.op = kinds[random.from(0, std::ssize(kinds) - 1)];

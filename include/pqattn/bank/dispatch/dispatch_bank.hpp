@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The host bank with its instruction set chosen when the program runs. Opt-in: needs the library pqattn::dispatch, which
-// holds the programs once per instruction set, so that one binary serves every processor:
+// The host bank with its instruction set chosen when the program runs. Opt-in: needs the library pqattn::dispatch,
+// which holds the programs once per instruction set, so that one binary serves every processor:
 //
 //   pqattn::dispatch_bank bank;
 //   if (const pqattn::status made = pqattn::dispatch_bank::make(bank); !made) { ... }
@@ -34,11 +34,13 @@ namespace detail {
 }
 
 /// Whether make() accepts that instruction set on this processor.
-[[nodiscard]] inline bool dispatch_available(std::size_t level) noexcept { return detail::dispatch_runs(level); }
+[[nodiscard]] inline bool dispatch_available(std::size_t level) noexcept {
+  return detail::dispatch_runs(level);
+}
 
-/// host_bank<> of a translation unit compiled for the chosen instruction set: same codes, same layouts, same results. Banks
-/// of one program may differ in instruction set; codes written by one are read by every other. A bank that was not made
-/// runs the least instruction set of the library.
+/// host_bank<> of a translation unit compiled for the chosen instruction set: same codes, same layouts, same results.
+/// Banks of one program may differ in instruction set; codes written by one are read by every other. A bank that was
+/// not made runs the least instruction set of the library.
 class dispatch_bank {
  public:
   using address = std::byte*;
@@ -46,10 +48,10 @@ class dispatch_bank {
 
   dispatch_bank() noexcept : functions_(detail::dispatch_table(0)) {}
 
-  /// Chooses the instruction set: `arch` when given, else what the environment variable PQATTN_ARCH names, else the best
-  /// this processor runs. Errors (`result` unchanged): invalid_argument for a name the library does not have, with the
-  /// number of names it has; unsupported when the processor lacks it, with the best level it runs and the level asked for
-  /// (see dispatch_arch).
+  /// Chooses the instruction set: `arch` when given, else what the environment variable PQATTN_ARCH names, else the
+  /// best this processor runs. Errors (`result` unchanged): invalid_argument for a name the library does not have, with
+  /// the number of names it has; unsupported when the processor lacks it, with the best level it runs and the level
+  /// asked for (see dispatch_arch).
   static status make(dispatch_bank& result, const char* arch = nullptr, const host_options& options = {},
                      const memory_resource& memory = {}) noexcept;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The host bank's programs as a table of functions, one table per instruction set. Internal to dispatch_bank; the tables
-// are compiled in dispatch/host_unit.cpp.
+// The host bank's programs as a table of functions, one table per instruction set. Internal to dispatch_bank; the
+// tables are compiled in dispatch/host_unit.cpp.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,8 @@ struct host_functions {
   status (*store_codes)(const span_type&, slot_range, const std::uint16_t*) noexcept;
   status (*load_codes)(const span_type&, slot_range, std::uint16_t*) noexcept;
   status (*store_points)(const float*, std::size_t, std::uint32_t, std::byte*) noexcept;
-  status (*assign)(std::byte*, std::size_t, std::uint32_t, const float*, std::uint32_t, std::uint16_t*, float*) noexcept;
+  status (*assign)(std::byte*, std::size_t, std::uint32_t, const float*, std::uint32_t, std::uint16_t*,
+                   float*) noexcept;
   status (*centroid_sums)(std::byte*, std::size_t, std::uint32_t, const float*, const std::uint16_t*, std::uint32_t,
                           double*, double*) noexcept;
   status (*encode)(const rows_view&, const book_type&, const span_type&, slot_range) noexcept;

@@ -20,7 +20,9 @@ inline namespace v0 {
 namespace detail {
 inline namespace PQATTN_ISA_UNIT {
 
-[[nodiscard]] constexpr std::size_t group_bytes(std::uint32_t code_bits) noexcept { return std::size_t{8} * code_bits; }
+[[nodiscard]] constexpr std::size_t group_bytes(std::uint32_t code_bits) noexcept {
+  return std::size_t{8} * code_bits;
+}
 
 [[nodiscard]] constexpr std::size_t host_block_bytes(const geometry& shape) noexcept {
   return shape.groups() * group_bytes(shape.code_bits());
@@ -48,7 +50,8 @@ PQATTN_ALWAYS_INLINE void put_code(std::byte* group, std::uint32_t code_bits, st
   }
 }
 
-[[nodiscard]] inline std::uint32_t get_code(const std::byte* group, std::uint32_t code_bits, std::size_t slot) noexcept {
+[[nodiscard]] inline std::uint32_t get_code(const std::byte* group, std::uint32_t code_bits,
+                                            std::size_t slot) noexcept {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(group);
   std::uint32_t code = 0;
   std::uint32_t shift = 0;

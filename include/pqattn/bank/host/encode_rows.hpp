@@ -22,8 +22,8 @@ void nearest_of_stage(const host_codebook& book, group_walk& at, const float* x,
     constexpr std::size_t most = x86_programs<Isa>::groups_at_once;
     for (std::size_t done = 0; done < subvectors; done += most) {
       const std::size_t first = at.plane();
-      x86_programs<Isa>::template nearest<Rows>(book, at, subvectors - done < most ? subvectors - done : most, x, stride,
-                                                codes + done, code_stride);
+      x86_programs<Isa>::template nearest<Rows>(book, at, subvectors - done < most ? subvectors - done : most, x,
+                                                stride, codes + done, code_stride);
       x += at.plane() - first;
     }
   } else {
@@ -48,8 +48,9 @@ inline void take_off_stage(const host_codebook& book, std::uint32_t stage, const
   }
 }
 
-/// Codes of Rows token rows that lie one after the other. `rows` (channel order of the model) and `ordered` have Rows * dim
-/// floats, `codes` Rows * groups; `ordered` is scratch. Stages are coded greedily, each taking what the earlier ones left.
+/// Codes of Rows token rows that lie one after the other. `rows` (channel order of the model) and `ordered` have Rows *
+/// dim floats, `codes` Rows * groups; `ordered` is scratch. Stages are coded greedily, each taking what the earlier
+/// ones left.
 template <class Isa, std::size_t Rows>
 void encode_rows(const host_codebook& book, const float* rows, float* ordered, std::uint16_t* codes) noexcept {
   const geometry& shape = book.book.shape;

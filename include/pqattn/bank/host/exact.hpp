@@ -15,7 +15,8 @@ inline namespace PQATTN_ISA_UNIT {
 /// Row as contiguous f32: a pointer into the view where it already is, else widened into `scratch` (dim floats).
 [[nodiscard]] inline const float* row_as_floats(const rows_view& rows, std::size_t row, float* scratch) noexcept {
   const void* source = rows.at(row);
-  if (rows.type == dtype::f32 && rows.col_stride == 1 && reinterpret_cast<std::uintptr_t>(source) % alignof(float) == 0) {
+  if (rows.type == dtype::f32 && rows.col_stride == 1 &&
+      reinterpret_cast<std::uintptr_t>(source) % alignof(float) == 0) {
     return static_cast<const float*>(source);
   }
   load_row(rows, row, scratch);

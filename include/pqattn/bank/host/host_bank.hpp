@@ -24,8 +24,8 @@ inline namespace v0 {
 
 /// Host bank. Addresses are pointers aligned to 64 bytes: level-0 callers may pass memory of their own wherever an
 /// address is asked for; reserve() uses the memory_resource given at construction. All programs are const, keep no
-/// state and may run concurrently; they use up to 128 KB of stack. `Isa` is a tag of bank/host/isa.hpp. Codebooks stored
-/// as bytes (codebook_storage::i8) get the fast kernels where the instruction set has them; see host_options.
+/// state and may run concurrently; they use up to 128 KB of stack. `Isa` is a tag of bank/host/isa.hpp. Codebooks
+/// stored as bytes (codebook_storage::i8) get the fast kernels where the instruction set has them; see host_options.
 template <class Isa = isa::native>
 class host_bank {
  public:
@@ -185,7 +185,7 @@ class host_bank {
     }
     const std::size_t portable_bytes =
         sizeof(float) * (rotation.enabled() ? detail::rotary_table_floats(shape, rows, rotation)
-                                               : detail::score_table_floats(shape, rows));
+                                            : detail::score_table_floats(shape, rows));
     return fast_bytes > portable_bytes ? fast_bytes : portable_bytes;
   }
   status prepare_scores(const query_rows& queries, const resident_codebook<address>& book, const rope& rotation,
@@ -241,8 +241,7 @@ class host_bank {
   }
   status accumulate_values(const score_tile& tile, const resident_codebook<address>& book,
                            const code_span<address>& codes, slot_range slots, const value_options& options, float* out,
-                           std::size_t stride,
-                           [[maybe_unused]] const upcoming<address>& next = {}) const noexcept {
+                           std::size_t stride, [[maybe_unused]] const upcoming<address>& next = {}) const noexcept {
     if constexpr (fast::available) {
       if (options_.rounded_values && options.method != value_method::histogram &&
           fast::accumulate_values(tile, book, codes, slots, options, out, stride, next)) {
@@ -257,8 +256,8 @@ class host_bank {
         *options.skipped += count;
       }
     }
-    const bool histogram = options.method == value_method::histogram &&
-                           book.shape.code_limit() <= detail::max_histogram_entries;
+    const bool histogram =
+        options.method == value_method::histogram && book.shape.code_limit() <= detail::max_histogram_entries;
     const detail::host_codebook planes{book};
     if (histogram) {
       detail::add_values_by_histogram<Isa>(tile, planes, codes, slots, skipped, out, stride);

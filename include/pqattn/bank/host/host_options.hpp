@@ -8,13 +8,13 @@ namespace pqattn {
 inline namespace v0 {
 
 /// Precision of scores over codes. Rounded scores need codebooks stored as bytes and codes of at most 8 bits (9 with
-/// VBMI); otherwise scores are f32 whatever is asked for. What a score may be off by, before it is scaled, after RoPE or
-/// without it; for keys before RoPE see rotary_phases.hpp, rotary_bytes.hpp and rotary_words.hpp:
+/// VBMI); otherwise scores are f32 whatever is asked for. What a score may be off by, before it is scaled, after RoPE
+/// or without it; for keys before RoPE see rotary_phases.hpp, rotary_bytes.hpp and rotary_words.hpp:
 enum class score_precision : std::uint8_t {
   bytes,  ///< 8-bit tables: groups * step / 2 at most, step * sqrt(groups / 12) rms; step = widest table / 255
   words,  ///< 16-bit tables: the same with step = widest table * min(groups, 256) / 65535
-  f32,    ///< the portable program, tables and sums in f32: (stages * channels + 32) * 2^-24 of the sum over channels of
-          ///< |query| * |key|; for keys before RoPE of the sum over pairs of channels of the lengths' products
+  f32,  ///< the portable program, tables and sums in f32: (stages * channels + 32) * 2^-24 of the sum over channels of
+        ///< |query| * |key|; for keys before RoPE of the sum over pairs of channels of the lengths' products
 };
 
 /// What a host bank is made with.

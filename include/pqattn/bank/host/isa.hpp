@@ -14,8 +14,8 @@
 namespace pqattn {
 inline namespace v0 {
 
-/// Instruction-set tags. `native` is the best one the including translation unit is compiled for. host_bank<isa::avx2> of
-/// an AVX2 unit and of an AVX-512 unit are different types, as their code is different.
+/// Instruction-set tags. `native` is the best one the including translation unit is compiled for. host_bank<isa::avx2>
+/// of an AVX2 unit and of an AVX-512 unit are different types, as their code is different.
 namespace isa {
 inline namespace PQATTN_ISA_UNIT {
 struct sse2 {};

@@ -24,7 +24,9 @@ struct point_block {
   std::size_t stride;
 };
 
-[[nodiscard]] constexpr std::size_t point_stride(std::size_t count) noexcept { return (count + 15) / 16 * 16; }
+[[nodiscard]] constexpr std::size_t point_stride(std::size_t count) noexcept {
+  return (count + 15) / 16 * 16;
+}
 
 /// Nearest of `centroids` row-major (centroids, width) centroids for every point: lanes run over points.
 template <class Isa>

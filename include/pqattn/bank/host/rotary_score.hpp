@@ -64,8 +64,8 @@ struct scattered_angles {
 /// Adds one channel's products of one block to all rows of the tile.
 template <class Isa>
 void add_rotated_channel(const group_planes<Isa>& planes, std::uint32_t plane, const std::int32_t* codes,
-                         std::uint32_t channel, const rope& rotation, const block_angles& angles,
-                         const float* queries, std::size_t dim, const score_tile& tile, std::size_t offset) noexcept {
+                         std::uint32_t channel, const rope& rotation, const block_angles& angles, const float* queries,
+                         std::size_t dim, const score_tile& tile, std::size_t offset) noexcept {
   using batch = float_batch<Isa>;
   constexpr std::size_t parts = block_tokens / batch::size;
   batch key[parts];
@@ -105,9 +105,8 @@ void add_rotated_channel(const group_planes<Isa>& planes, std::uint32_t plane, c
 
 /// tile(r, s) = <query r, R(position of s) key of slot s>, for whole blocks.
 template <class Isa>
-void score_rotary(const float* tables, const host_codebook& book, const rope& rotation,
-                  const slot_positions& positions, const code_span<std::byte*>& codes, slot_range slots,
-                  const score_tile& tile) noexcept {
+void score_rotary(const float* tables, const host_codebook& book, const rope& rotation, const slot_positions& positions,
+                  const code_span<std::byte*>& codes, slot_range slots, const score_tile& tile) noexcept {
   const geometry& shape = codes.shape;
   const float* cosines = tables + align_up(tile.rows * shape.dim, 16);
   const float* sines = cosines + rotation.pairs * block_tokens;
@@ -133,8 +132,7 @@ void score_rotary(const float* tables, const host_codebook& book, const rope& ro
           if (rotation.rotates(channel)) {
             const std::uint32_t pair = rotation.pair_of(channel);
             if (consecutive) {
-              angles = {cosines + pair * block_tokens, sines + pair * block_tokens,
-                        positions.at(slots.first + offset)};
+              angles = {cosines + pair * block_tokens, sines + pair * block_tokens, positions.at(slots.first + offset)};
             } else {
               scattered.fill(rotation, pair, positions, slots.first + offset, live);
               angles = {scattered.cosines, scattered.sines, 0};

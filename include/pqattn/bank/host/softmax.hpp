@@ -32,8 +32,7 @@ void softmax_row(float* scores, std::size_t count, float& maximum, float& sum, f
   batch total(0.0f);
   for (std::size_t s = 0; s < padded; s += batch::size) {
     const batch score = batch::load_aligned(scores + s);
-    const batch probability =
-        xsimd::select(score > threshold, xsimd::exp(score - reference), batch(0.0f));
+    const batch probability = xsimd::select(score > threshold, xsimd::exp(score - reference), batch(0.0f));
     probability.store_aligned(scores + s);
     total += probability;
   }

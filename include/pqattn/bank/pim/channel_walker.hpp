@@ -526,8 +526,7 @@ class channel_walker {
   /// One bank (or all of them, as long as they are alike) has been closed.
   void count_pre(std::int32_t b) noexcept {
     open_banks_ -= weight();
-    ++(uniform_ ? set_counts_[set_slot(bank_set::all, 0, phase_)] : bank_counts_[slot(b, phase_)])
-          .pre_count;
+    ++(uniform_ ? set_counts_[set_slot(bank_set::all, 0, phase_)] : bank_counts_[slot(b, phase_)]).pre_count;
   }
   void note_closed(cycle_count t) noexcept {
     closed_at_ = (std::max)(closed_at_, t);
@@ -675,10 +674,10 @@ class channel_walker {
       t = (std::max)({t, last_mac_ + d.mac, last_read_ + d.read_to_write, last_write_ + d.ccd_l});
     } else if (is_write(op)) {
       t = (std::max)({t, at(r.first).next_wr, last_read_ + d.read_to_write, last_mac_ + d.read_to_write,
-                    last_write_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l});
+                      last_write_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l});
     } else if (is_read(op)) {
       t = (std::max)({t, at(r.first).next_rd, last_column_ + d.ccd_s, group_of(r.first).last_column + d.ccd_l,
-                    last_write_ + d.write_to_read_s, group_of(r.first).last_write + d.write_to_read_l});
+                      last_write_ + d.write_to_read_s, group_of(r.first).last_write + d.write_to_read_l});
     } else {
       for (std::int32_t b = r.first; b < end_of(r); b += r.step) {
         t = (std::max)(t, at(b).next_mac);
@@ -818,7 +817,7 @@ class channel_walker {
     cycle_count t = (std::max)(move_floor_, floor_);
     t = (std::max)(t, (out ? last_move_out_ : last_move_in_) + p.buffer_interval);
     t = (std::max)(t, out ? last_move_in_ + (std::max)(p.buffer_in_to_out, p.buffer_interval)
-                        : last_move_out_ + (std::max)(p.buffer_out_to_in, p.buffer_interval));
+                          : last_move_out_ + (std::max)(p.buffer_out_to_in, p.buffer_interval));
     if (!p.moves_overlap_macs) {
       t = (std::max)(t, last_column_ + device_->timing.ccd_l);
     }

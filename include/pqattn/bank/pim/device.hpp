@@ -363,13 +363,11 @@ struct range_check {
     return failure(status_code::invalid_argument, "organisation.row_bytes",
                    "must be a multiple of organisation.column_bytes", o.column_bytes, o.row_bytes);
   }
-  PQATTN_TRY(detail::require(t.ccd_l >= t.ccd_s, "timing.ccd_l", "must be at least timing.ccd_s",
-                             t.ccd_s, t.ccd_l));
+  PQATTN_TRY(detail::require(t.ccd_l >= t.ccd_s, "timing.ccd_l", "must be at least timing.ccd_s", t.ccd_s, t.ccd_l));
   const auto refresh = t.rfc + t.rp_ab + t.pre_to_ref + t.rcd_rd + t.act_extra + t.ras;
   PQATTN_TRY(detail::require(t.refi == 0 || t.refi > refresh, "timing.refi", "leaves no time between two refreshes",
                              refresh + 1, t.refi));
-  PQATTN_TRY(
-      detail::require(t.refi == 0 || t.rfc > 0, "timing.rfc", "must be positive when timing.refi is", 1, t.rfc));
+  PQATTN_TRY(detail::require(t.refi == 0 || t.rfc > 0, "timing.rfc", "must be positive when timing.refi is", 1, t.rfc));
   PQATTN_TRY(detail::require(!d.pim.present || d.pim.macs_per_column > 0 || d.core.present, "pim.macs_per_column",
                              "must be positive when pim.present is true", 1, d.pim.macs_per_column));
   PQATTN_TRY(detail::require(banks % d.pim.banks_per_unit == 0, "pim.banks_per_unit",

@@ -41,10 +41,9 @@ class pim_bank {
     configured_ = false;
     PQATTN_TRY(programs_.configure(d, options));
     const organisation& o = d.organisation;
-    PQATTN_TRY(memory_.configure(programs_.homes(), programs_.rows().rows(),
-                                 static_cast<std::size_t>(options.channels_per_home),
-                                 static_cast<std::size_t>(o.banks_per_command_channel()),
-                                 static_cast<std::size_t>(o.row_bytes)));
+    PQATTN_TRY(memory_.configure(
+        programs_.homes(), programs_.rows().rows(), static_cast<std::size_t>(options.channels_per_home),
+        static_cast<std::size_t>(o.banks_per_command_channel()), static_cast<std::size_t>(o.row_bytes)));
     PQATTN_TRY(buffer::make({}, scratch_floats * sizeof(float), scratch_memory_));
     scratch_ = reinterpret_cast<float*>(scratch_memory_.data());
     configured_ = true;
@@ -186,8 +185,7 @@ class pim_bank {
     return {};
   }
   status centroid_sums(address points, std::size_t count, std::uint32_t width, const float* weights,
-                       const std::uint16_t* codes, std::uint32_t centroid_count, double* sums,
-                       double* mass) noexcept {
+                       const std::uint16_t* codes, std::uint32_t centroid_count, double* sums, double* mass) noexcept {
     const stopwatch timed(programs_);
     PQATTN_TRY(programs_.centroid_sums(points, count, width, centroid_count));
     std::fill_n(sums, std::size_t{centroid_count} * width, 0.0);
@@ -623,8 +621,7 @@ class pim_bank {
       }
       const std::int64_t table = f * layout.count + (layout.count == 1 ? 0 : static_cast<std::int64_t>(row));
       const std::int64_t inside = layout.count == 1 ? static_cast<std::int64_t>(row) * programs_.entry_bytes() : 0;
-      std::byte* entries =
-          memory_.at(p, tables, stripe, group / p.groups_per_bank, layout.byte_of(table) + inside);
+      std::byte* entries = memory_.at(p, tables, stripe, group / p.groups_per_bank, layout.byte_of(table) + inside);
       for (std::uint32_t k = 0; k < shape.centroids; ++k) {
         float sum = 0.0f;
         for (std::uint32_t c = 0; c < view.width; ++c) {
@@ -646,8 +643,8 @@ class pim_bank {
     for (std::uint32_t group = 0; group < shape.groups(); ++group) {
       const std::byte* packed = plane(p, codes, slots.first / block_tokens, group);
       for (std::size_t i = 0; i < slots.count; ++i) {
-        of_block[i] = read_code(packed, static_cast<std::uint32_t>((slots.first + i) % block_tokens),
-                                shape.code_bits());
+        of_block[i] =
+            read_code(packed, static_cast<std::uint32_t>((slots.first + i) % block_tokens), shape.code_bits());
       }
       for (std::size_t row = 0; row < rows; ++row) {
         const std::int64_t table =
@@ -695,7 +692,8 @@ class pim_bank {
     }
   }
   void add_histogram(const code_placement& p, const float* weights, const resident_codebook<address>& book,
-                     const code_span<address>& codes, slot_range slots, std::uint32_t group, float* out) const noexcept {
+                     const code_span<address>& codes, slot_range slots, std::uint32_t group,
+                     float* out) const noexcept {
     const geometry& shape = book.shape;
     float* masses = bins();
     std::fill_n(masses, shape.centroids, 0.0f);

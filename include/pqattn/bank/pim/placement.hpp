@@ -48,15 +48,15 @@ struct token_striped {
 /// stripes go channel by channel. Inside a bank, a block is a plane of 64 packed
 /// codes for each of its groups.
 struct code_placement {
-  std::int64_t channels = 1;             ///< of the home
-  std::int64_t banks = 1;                ///< of a command channel
-  std::int64_t groups = 1;               ///< codes per token
-  std::int64_t groups_per_bank = 1;      ///< in one bank
+  std::int64_t channels = 1;         ///< of the home
+  std::int64_t banks = 1;            ///< of a command channel
+  std::int64_t groups = 1;           ///< codes per token
+  std::int64_t groups_per_bank = 1;  ///< in one bank
   std::int64_t banks_per_stripe = 1;
   std::int64_t stripes_per_channel = 1;
-  std::int64_t plane_bytes = 8;          ///< 64 codes of one group
+  std::int64_t plane_bytes = 8;  ///< 64 codes of one group
   std::int64_t blocks_per_row = 1;
-  std::int64_t rows_per_block = 1;       ///< above 1 only when a block is larger than a row
+  std::int64_t rows_per_block = 1;  ///< above 1 only when a block is larger than a row
   std::int64_t row_bytes = 1024;
 
   [[nodiscard]] constexpr std::int64_t stripes() const noexcept { return channels * stripes_per_channel; }
@@ -86,8 +86,8 @@ template <class Mapping>
   p.channels = channels;
   p.banks = d.organisation.banks_per_command_channel();
   p.groups = groups;
-  p.groups_per_bank = std::clamp<std::int64_t>(Mapping::groups_per_bank(groups, p.banks), ceil_div(groups, p.banks),
-                                               groups);
+  p.groups_per_bank =
+      std::clamp<std::int64_t>(Mapping::groups_per_bank(groups, p.banks), ceil_div(groups, p.banks), groups);
   p.banks_per_stripe = ceil_div(groups, p.groups_per_bank);
   p.stripes_per_channel = p.banks / p.banks_per_stripe;
   p.plane_bytes = 8 * code_bits;
@@ -155,12 +155,24 @@ class row_allocator {
     }
   }
 
-  [[nodiscard]] bool on_host(device_address place) const noexcept { return place.row >= device_rows_; }
-  [[nodiscard]] std::size_t device_rows() const noexcept { return device_rows_; }
-  [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
-  [[nodiscard]] std::size_t slab_bytes() const noexcept { return slab_bytes_; }
-  [[nodiscard]] std::size_t used_bytes() const noexcept { return used_rows_ * slab_bytes_; }
-  [[nodiscard]] std::size_t peak_bytes() const noexcept { return peak_rows_ * slab_bytes_; }
+  [[nodiscard]] bool on_host(device_address place) const noexcept {
+    return place.row >= device_rows_;
+  }
+  [[nodiscard]] std::size_t device_rows() const noexcept {
+    return device_rows_;
+  }
+  [[nodiscard]] std::size_t rows() const noexcept {
+    return rows_;
+  }
+  [[nodiscard]] std::size_t slab_bytes() const noexcept {
+    return slab_bytes_;
+  }
+  [[nodiscard]] std::size_t used_bytes() const noexcept {
+    return used_rows_ * slab_bytes_;
+  }
+  [[nodiscard]] std::size_t peak_bytes() const noexcept {
+    return peak_rows_ * slab_bytes_;
+  }
 
  private:
   static constexpr std::size_t none = static_cast<std::size_t>(-1);

@@ -42,20 +42,20 @@ enum class lookup_addressing : std::uint8_t {
 
 /// Choices of a run.
 struct bank_options {
-  std::int32_t channels_per_home = 1;      ///< command channels that hold one KV head
+  std::int32_t channels_per_home = 1;  ///< command channels that hold one KV head
   entry_format entries = entry_format::f16;
   entry_format sums = entry_format::f32;  ///< f16: every addition of the banks' units is rounded, exact rows are not
   value_method values = value_method::reconstruct;  ///< what `automatic` means here
-  std::int32_t codebook_rows = 0;  ///< rows of the codebook region; 0 = an eighth of a bank
-  std::int32_t banks_added = 0;    ///< banks whose partial sums are added before they move; 0 = a bank group
-  std::int32_t update_slots = 2;   ///< column slots of one read-modify-write of a histogram bin
-  bool argmin_in_banks = false;    ///< comparing units beside the banks: only codes leave, not distances
+  std::int32_t codebook_rows = 0;                   ///< rows of the codebook region; 0 = an eighth of a bank
+  std::int32_t banks_added = 0;   ///< banks whose partial sums are added before they move; 0 = a bank group
+  std::int32_t update_slots = 2;  ///< column slots of one read-modify-write of a histogram bin
+  bool argmin_in_banks = false;   ///< comparing units beside the banks: only codes leave, not distances
   lookup_addressing addressing = lookup_addressing::in_row;
   /// AQPIM's page-aware windows: 0, or a multiple of 4096 tokens. Each window of tokens uses the centroids of one page
   /// only (as many as a row holds table entries), window w those of page w mod pages: one table row per window.
   std::int64_t window_tokens = 0;
-  bool share_lookups = false;      ///< one look-up serves all query rows: their table entries lie side by side
-  bool overflow_to_host = false;   ///< what does not fit lies on the host and is fetched over the link at each use
+  bool share_lookups = false;     ///< one look-up serves all query rows: their table entries lie side by side
+  bool overflow_to_host = false;  ///< what does not fit lies on the host and is fetched over the link at each use
   walk_options walk;
 };
 
@@ -156,7 +156,8 @@ class bank_programs {
   /// Bytes of one group's centroids in its bank: values, then scales.
   [[nodiscard]] std::int64_t book_stride(const geometry& shape, codebook_storage storage) const noexcept {
     const auto width = static_cast<std::int64_t>(shape.max_width());
-    const auto values = static_cast<std::int64_t>(shape.centroids) * width * static_cast<std::int64_t>(size_of(storage));
+    const auto values =
+        static_cast<std::int64_t>(shape.centroids) * width * static_cast<std::int64_t>(size_of(storage));
     const std::int64_t scales = storage == codebook_storage::i8 ? 8 * width : 0;
     return ceil_div(values + scales, column_bytes()) * column_bytes();
   }
@@ -342,9 +343,8 @@ class bank_programs {
     touch(book.memory, static_cast<std::int64_t>(stored_codebook_bytes(book.shape, book.storage)));
     note_codes(phase::transfer, book.shape, slots, 1);
     for_loads(p, codes, slots, [&](const load& part) {
-      for_chunks(p, codes, part, [&](std::int64_t f, std::int64_t tokens) {
-        look_up_centroids(book, f, tokens, part.used, 1);
-      });
+      for_chunks(p, codes, part,
+                 [&](std::int64_t f, std::int64_t tokens) { look_up_centroids(book, f, tokens, part.used, 1); });
       fence();
       move(opcode::mv_out, part.total_tokens * book.shape.dim * entry_bytes());
     });
@@ -534,8 +534,7 @@ class bank_programs {
   }
   void emit(command c) noexcept {
     c.channel = channel_;
-    const bool units =
-        c.op == opcode::mac_ab || c.op == opcode::lut || c.op == opcode::ld_ab || c.op == opcode::st_ab;
+    const bool units = c.op == opcode::mac_ab || c.op == opcode::lut || c.op == opcode::ld_ab || c.op == opcode::st_ab;
     const std::int32_t shares = units ? description().pim.banks_per_unit : 1;
     c.set = shares > 1 ? bank_set::share : c.set;
     for (std::int32_t share = 0; share < shares; ++share) {
@@ -671,8 +670,7 @@ class bank_programs {
 
   /// Cuts a range of slots into what each channel of the home holds of it, row by row; sets the channel.
   template <class Visitor>
-  void for_loads(const code_placement& p, const code_span<address>& codes, slot_range slots,
-                 Visitor&& visit) noexcept {
+  void for_loads(const code_placement& p, const code_span<address>& codes, slot_range slots, Visitor&& visit) noexcept {
     const std::size_t end = slots.first + slots.count;
     std::size_t last = 0;
     for (std::size_t block = slots.first / block_tokens; slots.count > 0 && block * block_tokens < end; block = last) {
@@ -695,7 +693,7 @@ class bank_programs {
       const std::size_t begin = (std::max)((first + i) * block_tokens, slots.first);
       const std::size_t end = (std::min)((first + i + 1) * block_tokens, slots.count);
       const std::int64_t stripe = p.stripe_of(page);
-      places[i] = {stripe / p.stripes_per_channel, p.row_of(page), stripe, p.byte_of(page, 0),
+      places[i] = {stripe / p.stripes_per_channel,         p.row_of(page), stripe, p.byte_of(page, 0),
                    static_cast<std::int64_t>(end - begin), false};
     }
     for (std::size_t i = 0; i < count; ++i) {

@@ -117,5 +117,7 @@ TEST_CASE("a fetch queue hands out every line once, within blocks and in order",
 }
 
 #else
-TEST_CASE("x86 blocks") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 blocks") {
+  SKIP("not compiled for AVX2");
+}
 #endif

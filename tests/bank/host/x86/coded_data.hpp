@@ -21,12 +21,12 @@ namespace pqattn_test {
 class aligned_bytes {
  public:
   explicit aligned_bytes(std::size_t count)
-      : data_(static_cast<std::byte*>(::operator new(count + 64, std::align_val_t{64}))) {
+      : data_(static_cast<std::byte*>(::operator new (count + 64, std::align_val_t{64}))) {
     std::memset(data_, 0xcc, count + 64);
   }
   aligned_bytes(const aligned_bytes&) = delete;
   aligned_bytes& operator=(const aligned_bytes&) = delete;
-  ~aligned_bytes() { ::operator delete(data_, std::align_val_t{64}); }
+  ~aligned_bytes() { ::operator delete (data_, std::align_val_t{64}); }
   [[nodiscard]] void* data() const { return data_; }
 
  private:

@@ -89,5 +89,7 @@ TEMPLATE_TEST_CASE("exact rows against double loops", "[x86]", PQATTN_TEST_X86_I
 }
 
 #else
-TEST_CASE("x86 exact rows") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 exact rows") {
+  SKIP("not compiled for AVX2");
+}
 #endif

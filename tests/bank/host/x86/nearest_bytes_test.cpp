@@ -2,8 +2,8 @@
 // The search in integers finds what the search in f32 finds, whatever the numbers.
 #include <pqattn/bank/host/x86/nearest_bytes.hpp>
 
-#include <catch2/catch_test_macros.hpp>
 #include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <cstdint>
 #include <vector>
 

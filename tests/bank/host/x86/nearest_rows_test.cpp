@@ -2,8 +2,8 @@
 // The search for many rows finds what the search in f32 finds for each, whatever the numbers.
 #include <pqattn/bank/host/x86/nearest_rows.hpp>
 
-#include <catch2/catch_template_test_macros.hpp>
 #include <algorithm>
+#include <catch2/catch_template_test_macros.hpp>
 #include <cstdint>
 #include <vector>
 
@@ -19,7 +19,8 @@ constexpr std::size_t most = pqattn::x86::rows_of_search;
 
 /// Codes of rows [first, first + count); memory beside them must stay as it is.
 template <class Isa>
-std::vector<std::uint16_t> codes_of(const byte_book& book, const byte_rows& rows, std::size_t first, std::size_t count) {
+std::vector<std::uint16_t> codes_of(const byte_book& book, const byte_rows& rows, std::size_t first,
+                                    std::size_t count) {
   constexpr std::uint16_t untouched = 0xabcd;
   const std::size_t stride = book.groups + 3;
   std::vector<float> values(book.scale.size() * most);

@@ -45,8 +45,7 @@ template <class Isa>
 void check_assign(std::size_t width, std::uint32_t count, std::size_t points, bool ties) {
   pqattn_test::random_data random(width * 1000 + points);
   const std::size_t stride = points + 3;
-  const std::vector<float> values =
-      ties ? coarse(random, width * stride - 3) : random.normals(width * stride - 3);
+  const std::vector<float> values = ties ? coarse(random, width * stride - 3) : random.normals(width * stride - 3);
   const std::vector<float> centroids = ties ? coarse(random, count * width) : random.normals(count * width);
   std::vector<std::uint16_t> codes(points + 1, 0xabcd);
   std::vector<float> distances(points + 1, -1.0f);
@@ -128,8 +127,8 @@ void check_planes(std::uint32_t groups, std::uint32_t dim, std::uint32_t count, 
         CHECK(std::equal(codes.begin(), codes.end(), mine));  // and none behind the last is written
       }
     };
-    // Rounded planes: the chosen centroid is as near as the nearest, up to rounding of the distance, and of equal ones the
-    // first.
+    // Rounded planes: the chosen centroid is as near as the nearest, up to rounding of the distance, and of equal ones
+    // the first.
     const auto check_near = [&](std::uint32_t group, const auto& value_of) {
       const std::uint32_t code = codes[group];
       REQUIRE(code < count);
@@ -207,5 +206,7 @@ TEMPLATE_TEST_CASE("nearest centroids in planes", "[x86]", PQATTN_TEST_X86_ISAS)
 }
 
 #else
-TEST_CASE("x86 nearest centroids") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 nearest centroids") {
+  SKIP("not compiled for AVX2");
+}
 #endif

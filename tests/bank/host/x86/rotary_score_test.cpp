@@ -19,7 +19,7 @@ using pqattn_test::aligned_bytes;
 using pqattn_test::coded_data;
 
 #if PQATTN_X86_AVX512VBMI
-#define PQATTN_TEST_ROTARY_KERNELS                                                  \
+#define PQATTN_TEST_ROTARY_KERNELS                                                                \
   pqattn::x86::rotary_words<pqattn::x86::avx2>, pqattn::x86::rotary_words<pqattn::x86::avx512bw>, \
       pqattn::x86::rotary_words<pqattn::x86::avx512vbmi>, pqattn::x86::rotary_bytes, pqattn::x86::rotary_phases
 #elif PQATTN_X86_AVX512BW
@@ -55,7 +55,8 @@ struct turn_error<pqattn::x86::rotary_phases> {
 };
 #endif
 
-/// Puts both channels of every pair into one sub-vector for kernels that need it; false where the shape does not allow that.
+/// Puts both channels of every pair into one sub-vector for kernels that need it; false where the shape does not allow
+/// that.
 template <class Kernel>
 bool suit(coded_data& data, const rope& rotation) {
   if (Kernel::by_phase) {
@@ -79,10 +80,9 @@ expected_score reference(const coded_data& data, const rope& rotation, const pqa
     const auto k = [&](std::uint32_t c) { return data.value(slot, c); };
     const double x = channel(pair.channel_x, k);  // all stages together
     const double y = channel(pair.channel_y, k);
-    const double angle =
-        pair.turn < rotation.pairs
-            ? static_cast<double>(rotation.frequencies[pair.turn]) * static_cast<double>(position)
-            : 0.0;
+    const double angle = pair.turn < rotation.pairs
+                             ? static_cast<double>(rotation.frequencies[pair.turn]) * static_cast<double>(position)
+                             : 0.0;
     if (first_stage) {
       out.value += qx * (x * std::cos(angle) - y * std::sin(angle)) + qy * (x * std::sin(angle) + y * std::cos(angle));
     }
@@ -137,9 +137,9 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
                                   data.block_bytes(), first, count};
   const std::size_t stride = count + 5;
   std::vector<float> out(rows * stride, -77.0f);
-  const bool done = pqattn::x86::rotary_score<Kernel>(
-      book, rotation, turns.data(), prepared, run,
-      pqattn::slot_positions{0, at.data()}, out.data(), stride, scratch.data());
+  const bool done =
+      pqattn::x86::rotary_score<Kernel>(book, rotation, turns.data(), prepared, run,
+                                        pqattn::slot_positions{0, at.data()}, out.data(), stride, scratch.data());
   INFO(Isa::name << ", " << data.name() << ", pairs " << turn.pairs << ", rows " << rows << ", first " << first
                  << ", positions " << positions << ", seed " << random.seed());
   REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
@@ -151,8 +151,8 @@ void check(const pqattn_test::coded_case& shape, const rotary_shape& turn, std::
   for (std::size_t row = 0; row < rows; ++row) {
     for (std::size_t i = 0; i < count; ++i) {
       const double unit = static_cast<double>(Kernel::product) * static_cast<double>(prepared.factor[row]);
-      const auto want = reference<Kernel>(data, rotation, book, queries.data() + row * query_stride, unit, first + i,
-                                  at[first + i]);
+      const auto want =
+          reference<Kernel>(data, rotation, book, queries.data() + row * query_stride, unit, first + i, at[first + i]);
       const double error = static_cast<double>(out[row * stride + i]) - want.value;
       if (!(std::fabs(error) <= want.bound)) {
         INFO("row " << row << " slot " << first + i << " got " << out[row * stride + i] << " want " << want.value
@@ -208,9 +208,8 @@ TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for
   const auto score = [&](std::size_t first, std::size_t count, float* out) {
     const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
                                     data.block_bytes(), first, count};
-    REQUIRE(pqattn::x86::rotary_score<TestType>(
-        book, rotation, turns.data(), prepared, run,
-        pqattn::slot_positions{17, nullptr}, out, 700, scratch.data()));
+    REQUIRE(pqattn::x86::rotary_score<TestType>(book, rotation, turns.data(), prepared, run,
+                                                pqattn::slot_positions{17, nullptr}, out, 700, scratch.data()));
   };
   std::vector<float> whole(1400);
   score(0, 700, whole.data());
@@ -223,5 +222,7 @@ TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for
 }
 
 #else
-TEST_CASE("x86 rotary scores") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 rotary scores") {
+  SKIP("not compiled for AVX2");
+}
 #endif

@@ -81,5 +81,7 @@ TEMPLATE_TEST_CASE("softmax of nothing but masked scores is 0", "[x86]", PQATTN_
 }
 
 #else
-TEST_CASE("x86 softmax") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 softmax") {
+  SKIP("not compiled for AVX2");
+}
 #endif

@@ -101,8 +101,8 @@ void check(const pqattn_test::coded_case& shape, table_precision precision, std:
       const double error = static_cast<double>(out[row * stride + i]) - want;
       const double bound = (0.5 * step * 1.001 + products) * data.shape.groups() + 3e-6 * (magnitude + shape.dim);
       if (!(std::fabs(error) <= bound)) {
-        INFO("row " << row << " slot " << first + i << " got " << out[row * stride + i] << " want " << want
-                    << " bound " << bound);
+        INFO("row " << row << " slot " << first + i << " got " << out[row * stride + i] << " want " << want << " bound "
+                    << bound);
         FAIL();
       }
       squares += error * error;
@@ -157,8 +157,8 @@ TEMPLATE_TEST_CASE("tables of a query do not depend on the queries beside it", "
       const std::size_t row_bytes = pqattn::x86::detail::row_table_bytes(data.shape, precision);
       for (std::size_t row = 0; row < 7; ++row) {
         CAPTURE(data.name(), row);
-        pqattn::x86::build_score_tables<TestType>(data.shape, data.book(), queries.data() + row * shape.dim, 1, shape.dim,
-                                                  precision, one.data(), scratch.data());
+        pqattn::x86::build_score_tables<TestType>(data.shape, data.book(), queries.data() + row * shape.dim, 1,
+                                                  shape.dim, precision, one.data(), scratch.data());
         const auto alone = pqattn::x86::score_tables_at(data.shape, 1, precision, one.data());
         CHECK(std::memcmp(together.bytes + row * row_bytes, alone.bytes, row_bytes) == 0);
         CHECK(together.step[row] == alone.step[0]);
@@ -169,5 +169,7 @@ TEMPLATE_TEST_CASE("tables of a query do not depend on the queries beside it", "
 }
 
 #else
-TEST_CASE("x86 table scores") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 table scores") {
+  SKIP("not compiled for AVX2");
+}
 #endif

@@ -70,10 +70,9 @@ bool sum_values(const coded_data& data, std::size_t first, std::size_t count, we
                 const float* skip_below, std::vector<float>& out, std::size_t& skipped, bool known = false) {
   const softmax_says sums(p, rows, count);
   const aligned_bytes scratch(pqattn::x86::value_scratch_bytes<Isa>(data.shape, rows));
-  const bool done =
-      pqattn::x86::value_sum<Isa>(data.shape, data.book(), run_of(data, first, count), p.values.data(), p.stride, rows,
-                                  skip_below, out.data(), data.shape.dim + 1, skipped, scratch.data(), {},
-                                  known ? sums.get() : pqattn::x86::known_sums{});
+  const bool done = pqattn::x86::value_sum<Isa>(data.shape, data.book(), run_of(data, first, count), p.values.data(),
+                                                p.stride, rows, skip_below, out.data(), data.shape.dim + 1, skipped,
+                                                scratch.data(), {}, known ? sums.get() : pqattn::x86::known_sums{});
   REQUIRE(done == (data.shape.code_bits() <= pqattn::x86::widest_code<Isa>));
   return done;
 }
@@ -90,8 +89,8 @@ double largest_byte_part(const coded_data& data, std::uint32_t channel) {
 }
 
 template <class Isa>
-void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t first, std::size_t count,
-           double spread, bool known) {
+void check(const pqattn_test::coded_case& shape, std::size_t rows, std::size_t first, std::size_t count, double spread,
+           bool known) {
   pqattn_test::random_data random(shape.dim * 1000 + rows);
   const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, first + count);
   weights p(rows, count);
@@ -245,8 +244,8 @@ TEMPLATE_TEST_CASE("a single probability returns its value", "[x86]", PQATTN_TES
   pqattn_test::random_data random(3);
   for (const auto& shape : pqattn_test::coded_cases) {
     const coded_data data(random, shape.dim, shape.subvectors, shape.centroids, shape.stages, 330);
-    for (const std::size_t slot : {std::size_t{0}, std::size_t{31}, std::size_t{32}, std::size_t{170},
-                                   std::size_t{329}}) {
+    for (const std::size_t slot :
+         {std::size_t{0}, std::size_t{31}, std::size_t{32}, std::size_t{170}, std::size_t{329}}) {
       weights p(2, 330);
       for (std::size_t i = 0; i < 330; ++i) {
         p.at(0, i) = i == slot ? 2.0f : 0.0f;
@@ -443,5 +442,7 @@ TEMPLATE_TEST_CASE("of blocks alike as many are skipped as fit", "[x86]", PQATTN
 }
 
 #else
-TEST_CASE("x86 value sums") { SKIP("not compiled for AVX2"); }
+TEST_CASE("x86 value sums") {
+  SKIP("not compiled for AVX2");
+}
 #endif

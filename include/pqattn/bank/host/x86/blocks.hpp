@@ -47,30 +47,33 @@ struct slot_run {
   }
 };
 
-/// Fetches the cache lines of [at, at + bytes) into the first-level cache; the range may end beyond what exists. For what
-/// the second level holds already.
+/// Fetches the cache lines of [at, at + bytes) into the first-level cache; the range may end beyond what exists. For
+/// what the second level holds already.
 PQATTN_ALWAYS_INLINE void fetch_lines(const std::uint8_t* at, std::size_t bytes) noexcept {
   for (std::size_t line = 0; line < bytes; line += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(at + line), _MM_HINT_T0);
   }
 }
 
-/// The same into the second-level cache, for what may lie in memory: on Zen 4 the first level has too few places for lines
-/// that are under way, and loads wait for one meanwhile.
+/// The same into the second-level cache, for what may lie in memory: on Zen 4 the first level has too few places for
+/// lines that are under way, and loads wait for one meanwhile.
 PQATTN_ALWAYS_INLINE void fetch_from_memory(const std::uint8_t* at, std::size_t bytes) noexcept {
   for (std::size_t line = 0; line < bytes; line += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(at + line), _MM_HINT_T1);
   }
 }
 
-/// Memory that is read next, blocks after an optional range of bytes: fetched in equal shares while a kernel computes, so
-/// that memory is busy all the time and not only in kernels that wait for it. In the order of addresses, so that the
+/// Memory that is read next, blocks after an optional range of bytes: fetched in equal shares while a kernel computes,
+/// so that memory is busy all the time and not only in kernels that wait for it. In the order of addresses, so that the
 /// processor's own prefetchers run ahead.
 class fetch_queue {
  public:
   fetch_queue() = default;
   fetch_queue(const std::uint8_t* bytes, std::size_t count, const slot_run& run) noexcept
-      : at_(bytes), left_(bytes == nullptr ? 0 : (count + 63) / 64), run_(run), block_(run.first_block()),
+      : at_(bytes),
+        left_(bytes == nullptr ? 0 : (count + 63) / 64),
+        run_(run),
+        block_(run.first_block()),
         lines_(left_ + lines_of_run()) {}
   /// Listed blocks; the list must stay.
   fetch_queue(const std::uint8_t* const* blocks, std::size_t count, std::size_t block_bytes) noexcept

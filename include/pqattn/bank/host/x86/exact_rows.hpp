@@ -52,8 +52,8 @@ inline typename Isa::floats load_tail(const Element* p, std::size_t count) noexc
   return load_elements<Isa>(copy);
 }
 
-/// Rows ahead of those in use that are fetched early, where the processor's own prefetchers do not follow: several times the
-/// distance memory needs at full speed.
+/// Rows ahead of those in use that are fetched early, where the processor's own prefetchers do not follow: several
+/// times the distance memory needs at full speed.
 inline constexpr std::size_t exact_prefetch_rows = 24;
 
 /// Into the second-level cache: the first level has few places for lines that are under way.
@@ -74,8 +74,8 @@ PQATTN_ALWAYS_INLINE bool reads_in_order(const exact_rows<Element>& rows) noexce
   return Rows == 1 && rows.stride == static_cast<std::ptrdiff_t>(rows.dim);
 }
 
-/// Inner products of lanes / Rows token rows, from `first` on, with Rows query rows: one row takes its token rows one after
-/// the other, more share a look at each register of channels.
+/// Inner products of lanes / Rows token rows, from `first` on, with Rows query rows: one row takes its token rows one
+/// after the other, more share a look at each register of channels.
 template <class Isa, std::size_t Rows, class Element>
 inline void score_exact(const exact_rows<Element>& rows, std::size_t first, const float* queries,
                         std::size_t query_stride, float* out, std::size_t stride) noexcept {

@@ -69,9 +69,7 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints load(const void* p) noexcept {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
-  static PQATTN_ALWAYS_INLINE void store(void* p, ints v) noexcept {
-    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
-  }
+  static PQATTN_ALWAYS_INLINE void store(void* p, ints v) noexcept { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static PQATTN_ALWAYS_INLINE ints zero() noexcept { return _mm256_setzero_si256(); }
   static PQATTN_ALWAYS_INLINE ints set8(int v) noexcept { return _mm256_set1_epi8(static_cast<char>(v)); }
   static PQATTN_ALWAYS_INLINE ints set16(int v) noexcept { return _mm256_set1_epi16(static_cast<short>(v)); }
@@ -90,7 +88,9 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints min32(ints a, ints b) noexcept { return _mm256_min_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints max32(ints a, ints b) noexcept { return _mm256_max_epi32(a, b); }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept { return _mm256_slli_epi32(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept {
+    return _mm256_slli_epi32(a, Count);
+  }
   static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm256_max_epi16(a, b); }
   /// High halves of products of unsigned 16-bit numbers.
   static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm256_mulhi_epu16(a, b); }
@@ -110,13 +110,18 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE int smallest16(ints v) noexcept {
     const __m128i four = _mm_min_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     const __m128i flip = _mm_set1_epi16(-32768);  // the instruction compares unsigned numbers
-    return static_cast<std::int16_t>(_mm_cvtsi128_si32(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(four, flip)), flip)));
+    return static_cast<std::int16_t>(
+        _mm_cvtsi128_si32(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(four, flip)), flip)));
   }
   static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm256_xor_si256(v, set32(-1))); }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm256_srli_epi16(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept {
+    return _mm256_srli_epi16(a, Count);
+  }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept { return _mm256_slli_epi16(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept {
+    return _mm256_slli_epi16(a, Count);
+  }
   /// Sums of two neighbouring products, unsigned bytes times signed bytes, saturating to 16 bits.
   static PQATTN_ALWAYS_INLINE ints mul_bytes(ints u, ints s) noexcept { return _mm256_maddubs_epi16(u, s); }
   static PQATTN_ALWAYS_INLINE ints flip(ints v, signs s) noexcept { return _mm256_sign_epi8(v, s); }
@@ -129,8 +134,8 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE ints spread_bits(const void* p) noexcept {
     std::int32_t word = 0;
     std::memcpy(&word, p, 4);
-    const ints spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3,
-                                         3, 3, 3, 3, 3);
+    const ints spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
+                                         3, 3, 3, 3, 3, 3);
     const ints pick = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
     return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), spread), pick), pick);
   }
@@ -178,9 +183,7 @@ struct avx2 {
   static PQATTN_ALWAYS_INLINE void storef(float* p, floats v) noexcept { _mm256_storeu_ps(p, v); }
   static PQATTN_ALWAYS_INLINE floats setf(float v) noexcept { return _mm256_set1_ps(v); }
   static PQATTN_ALWAYS_INLINE floats addf(floats a, floats b) noexcept { return _mm256_add_ps(a, b); }
-  static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
-  }
+  static PQATTN_ALWAYS_INLINE floats magnitude(floats v) noexcept { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
   static PQATTN_ALWAYS_INLINE floats round(floats v) noexcept {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
@@ -216,9 +219,9 @@ struct avx2 {
     best = _mm256_min_ps(value, best);
     index = _mm256_blendv_epi8(index, candidate, _mm256_castps_si256(_mm256_or_ps(closer, lower)));
   }
-  /// One step of bringing what belongs to `lanes` registers together, one lane each: half of a's and half of b's lanes into
-  /// `first`, the others into `second`. After `deal_steps` of them, each over half as many registers, lane i belongs to
-  /// register lane_source(i).
+  /// One step of bringing what belongs to `lanes` registers together, one lane each: half of a's and half of b's lanes
+  /// into `first`, the others into `second`. After `deal_steps` of them, each over half as many registers, lane i
+  /// belongs to register lane_source(i).
   template <int Step>
   static PQATTN_ALWAYS_INLINE void deal(floats a, floats b, floats& first, floats& second) noexcept {
     if constexpr (Step == 0) {
@@ -379,7 +382,9 @@ struct avx512bw {
   static PQATTN_ALWAYS_INLINE ints min32(ints a, ints b) noexcept { return _mm512_min_epi32(a, b); }
   static PQATTN_ALWAYS_INLINE ints max32(ints a, ints b) noexcept { return _mm512_max_epi32(a, b); }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept { return _mm512_slli_epi32(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints left32(ints a) noexcept {
+    return _mm512_slli_epi32(a, Count);
+  }
   static PQATTN_ALWAYS_INLINE ints max16(ints a, ints b) noexcept { return _mm512_max_epi16(a, b); }
   static PQATTN_ALWAYS_INLINE ints mul_high16(ints a, ints b) noexcept { return _mm512_mulhi_epu16(a, b); }
   static PQATTN_ALWAYS_INLINE ints shift_right32(ints a, __m128i count) noexcept { return _mm512_sra_epi32(a, count); }
@@ -395,16 +400,18 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm512_xor_si512(v, set32(-1))); }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept { return _mm512_srli_epi16(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept {
+    return _mm512_srli_epi16(a, Count);
+  }
   template <int Count>
-  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept { return _mm512_slli_epi16(a, Count); }
+  static PQATTN_ALWAYS_INLINE ints left16(ints a) noexcept {
+    return _mm512_slli_epi16(a, Count);
+  }
   static PQATTN_ALWAYS_INLINE ints mul_bytes(ints u, ints s) noexcept { return _mm512_maddubs_epi16(u, s); }
   static PQATTN_ALWAYS_INLINE ints flip(ints v, signs s) noexcept {
     return _mm512_mask_sub_epi8(v, s, _mm512_setzero_si512(), v);
   }
-  static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept {
-    return *static_cast<const std::uint64_t*>(p);
-  }
+  static PQATTN_ALWAYS_INLINE signs load_signs(const void* p) noexcept { return *static_cast<const std::uint64_t*>(p); }
   static PQATTN_ALWAYS_INLINE void store_signs(void* p, ints negative) noexcept {
     *static_cast<std::uint64_t*>(p) = _mm512_movepi8_mask(negative);
   }
@@ -573,8 +580,7 @@ struct avx512bw {
   }
   static PQATTN_ALWAYS_INLINE ints multiples32(std::uint32_t factor, std::uint32_t first) noexcept {
     const ints count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_mullo_epi32(_mm512_add_epi32(count, set32(static_cast<int>(first))),
-                              set32(static_cast<int>(factor)));
+    return _mm512_mullo_epi32(_mm512_add_epi32(count, set32(static_cast<int>(first))), set32(static_cast<int>(factor)));
   }
   static PQATTN_ALWAYS_INLINE ints phases(const std::uint64_t* steps, std::uint64_t position) noexcept {
     const __m512i factor = _mm512_set1_epi64(static_cast<long long>(position));
@@ -643,7 +649,8 @@ PQATTN_ALWAYS_INLINE void keep_in_register(Vector& v) noexcept {
   __asm__("" : "+v"(v));
 }
 
-/// Combines registers in pairs, and what comes of them again: op(op(v[0], v[1]), op(v[2], v[3])). Count: a power of two.
+/// Combines registers in pairs, and what comes of them again: op(op(v[0], v[1]), op(v[2], v[3])). Count: a power of
+/// two.
 template <std::size_t Count, class Vector, class Operation>
 PQATTN_ALWAYS_INLINE Vector fold_registers(const Vector (&v)[Count], const Operation& op) noexcept {
   Vector folded[Count];

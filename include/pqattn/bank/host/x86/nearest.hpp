@@ -67,9 +67,8 @@ inline void assign_registers(const float* points, std::size_t stride, std::size_
       }
     } else {
       for (std::size_t c = 1; c < width; ++c) {
-        add(c, [&](std::size_t i) PQATTN_X86_INLINE_LAMBDA {
-          return Isa::loadf(points + c * stride + i * Isa::lanes);
-        });
+        add(c,
+            [&](std::size_t i) PQATTN_X86_INLINE_LAMBDA { return Isa::loadf(points + c * stride + i * Isa::lanes); });
       }
     }
     const ints candidate = Isa::set32(static_cast<std::int32_t>(k));
@@ -197,8 +196,8 @@ struct byte_planes {
 
 namespace detail {
 
-/// Of each of `lanes` registers the lane with the least value and, of equal ones, the least index: afterwards in one lane
-/// each of the first. All of them take hardly more instructions together than one alone.
+/// Of each of `lanes` registers the lane with the least value and, of equal ones, the least index: afterwards in one
+/// lane each of the first. All of them take hardly more instructions together than one alone.
 template <class Isa, int Step = 0>
 PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename Isa::ints* index) noexcept {
   constexpr std::size_t pairs = Isa::lanes >> (Step + 1);
@@ -218,10 +217,10 @@ PQATTN_ALWAYS_INLINE void reduce_to_least(typename Isa::floats* value, typename 
   }
 }
 
-/// Nearest centroids of one sub-vector of Rows vectors, `stride` apart from x on, in each lane: of the entries whose number
-/// modulo `lanes` is the lane's. Row r's go to least[r * lanes] and least_index[r * lanes]. Chains of running minima, each
-/// over its share of the entries, so that of equal distances in a lane the earlier chain's is the lower index: two, and
-/// four for one row where the loop over the channels is not unrolled. No branch depends on the data.
+/// Nearest centroids of one sub-vector of Rows vectors, `stride` apart from x on, in each lane: of the entries whose
+/// number modulo `lanes` is the lane's. Row r's go to least[r * lanes] and least_index[r * lanes]. Chains of running
+/// minima, each over its share of the entries, so that of equal distances in a lane the earlier chain's is the lower
+/// index: two, and four for one row where the loop over the channels is not unrolled. No branch depends on the data.
 template <class Isa, std::size_t Width, std::size_t Rows, class Planes>
 PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, std::size_t width, std::size_t count,
                                       const float* x, std::size_t stride, typename Isa::floats* least,
@@ -293,8 +292,9 @@ PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, s
 
 /// Codes of `groups` groups from what nearest_of_lanes() found for each. Both registers' arrays are overwritten.
 template <class Isa>
-PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lanes], typename Isa::ints (&index)[Isa::lanes],
-                                         std::size_t groups, std::uint16_t* codes) noexcept {
+PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lanes],
+                                         typename Isa::ints (&index)[Isa::lanes], std::size_t groups,
+                                         std::uint16_t* codes) noexcept {
   for (std::size_t i = groups; i < Isa::lanes; ++i) {
     least[i] = Isa::setf(0.0f);
     index[i] = Isa::zero();
@@ -309,8 +309,8 @@ PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lane
   }
 }
 
-/// Sub-vectors of byte codebooks that are searched in f32 as nearest_centroids() does, and decided when there are as many as
-/// lanes: those of which integers are not certain.
+/// Sub-vectors of byte codebooks that are searched in f32 as nearest_centroids() does, and decided when there are as
+/// many as lanes: those of which integers are not certain.
 template <class Isa>
 class deferred_search {
  public:
@@ -360,8 +360,8 @@ class deferred_search {
 
 }  // namespace detail
 
-/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each of
-/// Rows vectors, 1 or 2, `stride` apart from x on; codes of row r go to codes[r * code_stride] and after. Planes
+/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each
+/// of Rows vectors, 1 or 2, `stride` apart from x on; codes of row r go to codes[r * code_stride] and after. Planes
 /// [at.plane(), at.plane() + width) hold the components of a group's `count` centroids. `at` moves past these groups.
 /// Reads whole runs of 64 entries, so planes must be padded to 64, entries past the last centroid repeating centroid 0,
 /// which then never win. A row's codes do not depend on the rows beside it. O(width * count) a row and group.

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Nearest centroids of byte codebooks in integers, where that is certain; the others by the search of nearest.hpp.
 //
-// With r = x - offset, the squared distance to a centroid of bytes b is, over the group's largest scale squared and without
-// what all centroids share, the sum over channels of b (w b - 2 y), w = scale^2 / largest^2, y = r scale / largest^2. With a
-// factor S for each group, words of 256 b are multiplied with what 128 S w rounds to, which gives S w b, what 2 S y rounds to
-// is subtracted, and dot products with 256 b add the channels up. Sums are multiples of 256, so that eight bits are free for
-// the centroid's number: the least sum names its centroid, and of equal ones the lowest.
+// With r = x - offset, the squared distance to a centroid of bytes b is, over the group's largest scale squared and
+// without what all centroids share, the sum over channels of b (w b - 2 y), w = scale^2 / largest^2, y = r scale /
+// largest^2. With a factor S for each group, words of 256 b are multiplied with what 128 S w rounds to, which gives S w
+// b, what 2 S y rounds to is subtracted, and dot products with 256 b add the channels up. Sums are multiples of 256, so
+// that eight bits are free for the centroid's number: the least sum names its centroid, and of equal ones the lowest.
 //
-// S is the largest at which differences fit 16 bits, by how far the group's values are from the middle of its centroids.
-// Those beyond 1.5 times the range of the centroids are left to f32. A difference is off by at most 1.51 (the roundings of S w
-// b, of 128 S w and of 2 S y), a sum by 256 * 128 * 1.51 a channel. Where the two least sums are further apart than twice
-// that, and than f32 rounds distances, the least is what the search in f32 finds.
+// S is the largest at which differences fit 16 bits, by how far the group's values are from the middle of its
+// centroids. Those beyond 1.5 times the range of the centroids are left to f32. A difference is off by at most 1.51
+// (the roundings of S w b, of 128 S w and of 2 S y), a sum by 256 * 128 * 1.51 a channel. Where the two least sums are
+// further apart than twice that, and than f32 rounds distances, the least is what the search in f32 finds.
 #pragma once
 
 #include <bit>
@@ -24,8 +24,8 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-/// Channels of the sub-vectors that nearest_bytes() codes. In two channels the two nearest of 256 centroids are too close
-/// to each other half of the time.
+/// Channels of the sub-vectors that nearest_bytes() codes. In two channels the two nearest of 256 centroids are too
+/// close to each other half of the time.
 inline constexpr std::size_t integer_width = 4;
 
 /// Whether nearest_bytes() searches codebooks of this shape: 64 to 256 centroids, a multiple of 64, of four channels.
@@ -46,7 +46,7 @@ inline constexpr float furthest_steps = 192.0f;
 struct integer_factors {
   alignas(64) std::int16_t weight[16 * integer_width];  ///< 128 S w
   alignas(64) std::int16_t query[16 * integer_width];   ///< 2 S y
-  std::uint64_t outside = 0;                    ///< a bit per component that does not fit
+  std::uint64_t outside = 0;                            ///< a bit per component that does not fit
 
   /// A bit per group with such a component.
   [[nodiscard]] std::uint32_t groups_outside() const noexcept {
@@ -85,8 +85,8 @@ inline void prepare_integers(const byte_planes& planes, std::size_t plane, std::
     const __m512 relative = _mm512_mul_ps(scale, inverse);
     const __m512 weight = _mm512_mul_ps(relative, relative);
     const __m512 query = _mm512_mul_ps(_mm512_mul_ps(value, inverse), relative);
-    // Scales whose squares f32 holds with room, by their bits. A channel of scale 0 says nothing, but large numbers there would
-    // hide what others say in f32: it is held to the largest scale.
+    // Scales whose squares f32 holds with room, by their bits. A channel of scale 0 says nothing, but large numbers
+    // there would hide what others say in f32: it is held to the largest scale.
     const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(largest), _mm512_set1_epi32(smallest_scale));
     const __mmask16 usable = _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(largest_scale - smallest_scale));
     const __mmask16 varies = _mm512_test_epi32_mask(_mm512_castps_si512(size), _mm512_castps_si512(size));
@@ -101,7 +101,8 @@ inline void prepare_integers(const byte_planes& planes, std::size_t plane, std::
   }
 }
 
-/// Numbers of the centroids in the lanes of each register of sums: interleaving bytes twice leaves four of 16 side by side.
+/// Numbers of the centroids in the lanes of each register of sums: interleaving bytes twice leaves four of 16 side by
+/// side.
 struct centroid_numbers {
   alignas(64) std::int32_t of[16][16];
 
@@ -114,8 +115,8 @@ struct centroid_numbers {
   }
 };
 
-/// The two least sums of the centroids in each lane, of the group whose components begin with `plane`. `weight`, `query`: the
-/// group's factors.
+/// The two least sums of the centroids in each lane, of the group whose components begin with `plane`. `weight`,
+/// `query`: the group's factors.
 PQATTN_NOINLINE void least_sums(const byte_planes& planes, std::size_t plane, std::size_t count,
                                 const std::int16_t* weight, const std::int16_t* query, __m512i& least_out,
                                 __m512i& second_out) noexcept {
@@ -198,8 +199,8 @@ inline void nearest_bytes(const byte_planes& planes, group_walk& at, std::size_t
   typename Isa::ints second[Isa::lanes];
   for (std::size_t i = 0; i < Isa::lanes; ++i) {
     if (i < groups) {
-      detail::least_sums(planes, at.plane(), count, factors.weight + i * integer_width, factors.query + i * integer_width,
-                                least[i], second[i]);
+      detail::least_sums(planes, at.plane(), count, factors.weight + i * integer_width,
+                         factors.query + i * integer_width, least[i], second[i]);
       at.next();
     } else {
       least[i] = second[i] = Isa::zero();
@@ -211,8 +212,7 @@ inline void nearest_bytes(const byte_planes& planes, group_walk& at, std::size_t
   const __m512i found = _mm512_permutexvar_epi32(order, least[0]);
   const __m512i apart = _mm512_sub_epi32(_mm512_permutexvar_epi32(order, second[0]), found);
   _mm256_mask_storeu_epi16(codes, there, _mm512_cvtepi32_epi16(_mm512_and_si512(found, _mm512_set1_epi32(255))));
-  const __mmask16 unsure =
-      _mm512_mask_cmple_epu32_mask(there, apart, _mm512_set1_epi32(detail::certain_difference));
+  const __mmask16 unsure = _mm512_mask_cmple_epu32_mask(there, apart, _mm512_set1_epi32(detail::certain_difference));
   detail::deferred_search<Isa> search(planes, count);
   for (std::uint32_t left = unsure | factors.groups_outside(); left != 0; left &= left - 1) {
     const auto group = static_cast<std::size_t>(std::countr_zero(left));

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Nearest centroids of byte codebooks for many vectors: in integers, where that is certain, with a vector per lane.
 //
-// With r = x - offset and L the largest scale of a group, the squared distance to a centroid of bytes b is, over L^2 and without
-// what all centroids share, the sum over channels of (scale b / L)^2 - 2 b scale r / L^2. Times S it is the sum of a number per
-// centroid, rounded, and of products of b with what -2 S scale r / L^2 rounds to, which fits 16 bits. All of it times 256 leaves
-// eight bits for the centroid's number: the least sum names its centroid, and of equal ones the lowest.
+// With r = x - offset and L the largest scale of a group, the squared distance to a centroid of bytes b is, over L^2
+// and without what all centroids share, the sum over channels of (scale b / L)^2 - 2 b scale r / L^2. Times S it is the
+// sum of a number per centroid, rounded, and of products of b with what -2 S scale r / L^2 rounds to, which fits 16
+// bits. All of it times 256 leaves eight bits for the centroid's number: the least sum names its centroid, and of equal
+// ones the lowest.
 //
-// S is such that sums fit 32 bits for values within `row_reach` steps of the offset; others, and codebooks whose scales are
-// beyond the range of f32's squares, are left to f32. A sum is off by at most 256 (3 + 65 a channel): the centroid's number by
-// 2.5 with what f32 rounds, a product by 128 times 0.506. Where the two least sums are further apart than twice that, and than
-// f32 rounds distances, the least is what the search in f32 finds.
+// S is such that sums fit 32 bits for values within `row_reach` steps of the offset; others, and codebooks whose scales
+// are beyond the range of f32's squares, are left to f32. A sum is off by at most 256 (3 + 65 a channel): the
+// centroid's number by 2.5 with what f32 rounds, a product by 128 times 0.506. Where the two least sums are further
+// apart than twice that, and than f32 rounds distances, the least is what the search in f32 finds.
 #pragma once
 
 #include <cmath>
@@ -29,8 +30,8 @@ inline constexpr std::size_t rows_of_search = 64;
 /// Channels of the widest sub-vectors it codes.
 inline constexpr std::size_t widest_row_search = 8;
 
-/// Whether nearest_of_rows() codes this shape: codes of at most 8 bits without residual stages, of two channels or more. In one
-/// channel too many centroids are too close to each other.
+/// Whether nearest_of_rows() codes this shape: codes of at most 8 bits without residual stages, of two channels or
+/// more. In one channel too many centroids are too close to each other.
 [[nodiscard]] constexpr bool suits_row_search(const geometry& shape) noexcept {
   return shape.centroids <= 256 && shape.stages == 1 && shape.dim >= 2 * shape.subvectors &&
          (shape.dim + shape.subvectors - 1) / shape.subvectors <= widest_row_search;
@@ -40,10 +41,11 @@ namespace detail {
 
 /// Furthest a value may be from its channel's offset, in steps of the group's largest scale; bytes reach 127.
 inline constexpr float row_reach = 192.0f;
-/// S times the channels. Sums are (128^2 + 2 * 128 row_reach) times that at most and -row_reach^2 times it at least, and are
-/// moved down by what makes them as far from 0 on either side.
+/// S times the channels. Sums are (128^2 + 2 * 128 row_reach) times that at most and -row_reach^2 times it at least,
+/// and are moved down by what makes them as far from 0 on either side.
 inline constexpr float row_scale = 163.0f;
-inline constexpr float row_middle = 0.5f * (128.0f * 128.0f + 2.0f * 128.0f * row_reach - row_reach * row_reach) * row_scale;
+inline constexpr float row_middle =
+    0.5f * (128.0f * 128.0f + 2.0f * 128.0f * row_reach - row_reach * row_reach) * row_scale;
 /// Sums whose difference is larger are in the order of the distances.
 [[nodiscard]] constexpr std::uint32_t certain_row_difference(std::size_t width) noexcept {
   return static_cast<std::uint32_t>(2 * 256 * (3 + 65 * width) + 8192);
@@ -51,7 +53,7 @@ inline constexpr float row_middle = 0.5f * (128.0f * 128.0f + 2.0f * 128.0f * ro
 
 /// Centroids of a group as least_of_rows() reads them.
 struct row_centroids {
-  alignas(64) std::int32_t start[256];                          ///< what a sum begins with
+  alignas(64) std::int32_t start[256];                         ///< what a sum begins with
   alignas(64) std::int32_t words[widest_row_search / 2][256];  ///< 256 b of two channels
 };
 
@@ -91,8 +93,8 @@ inline void prepare_row_centroids(const byte_planes& planes, std::size_t plane, 
   }
 }
 
-/// Factors of the centroids' bytes for the components of rows_of_search vectors, two channels side by side; returns a bit per
-/// vector that is out of reach. `values`: channel-major, rows_of_search a channel.
+/// Factors of the centroids' bytes for the components of rows_of_search vectors, two channels side by side; returns a
+/// bit per vector that is out of reach. `values`: channel-major, rows_of_search a channel.
 template <class Isa, std::size_t Pairs>
 inline std::uint64_t prepare_rows(const byte_planes& planes, std::size_t plane, std::size_t width, const float* values,
                                   float largest, float scale, std::int32_t (&factors)[Pairs][rows_of_search]) noexcept {
@@ -175,9 +177,9 @@ PQATTN_NOINLINE void least_of_rows(const row_centroids& centroids, std::size_t c
 
 /// Codes of one group of `rows` vectors.
 template <class Isa, std::size_t Pairs>
-PQATTN_NOINLINE void nearest_of_group(const byte_planes& planes, std::size_t plane, std::size_t width, std::size_t count,
-                                      const float* values, std::size_t rows, std::uint16_t* codes, std::size_t code_stride,
-                                      deferred_search<Isa>& search) noexcept {
+PQATTN_NOINLINE void nearest_of_group(const byte_planes& planes, std::size_t plane, std::size_t width,
+                                      std::size_t count, const float* values, std::size_t rows, std::uint16_t* codes,
+                                      std::size_t code_stride, deferred_search<Isa>& search) noexcept {
   const float largest = largest_scale_of(planes.scale + plane, width);
   std::uint64_t unsure = ~std::uint64_t{0};
   if (largest > 0.0f) {
@@ -209,9 +211,9 @@ PQATTN_NOINLINE void nearest_of_group(const byte_planes& planes, std::size_t pla
 
 }  // namespace detail
 
-/// Codes of `rows` vectors, at most rows_of_search, of a shape that suits_row_search(): those that nearest_centroids() finds.
-/// `values`: channel-major in the order of codes, rows_of_search a channel, all of them readable; codes of row r go to
-/// codes[r * code_stride] and after. Planes as there. O(rows_of_search * dim * count).
+/// Codes of `rows` vectors, at most rows_of_search, of a shape that suits_row_search(): those that nearest_centroids()
+/// finds. `values`: channel-major in the order of codes, rows_of_search a channel, all of them readable; codes of row r
+/// go to codes[r * code_stride] and after. Planes as there. O(rows_of_search * dim * count).
 template <class Isa>
 inline void nearest_of_rows(const byte_planes& planes, const geometry& shape, const float* values, std::size_t rows,
                             std::uint16_t* codes, std::size_t code_stride) noexcept {
@@ -219,7 +221,8 @@ inline void nearest_of_rows(const byte_planes& planes, const geometry& shape, co
   for (group_walk at(shape); !at.done(); at.next()) {
     const auto find = [&]<std::size_t Pairs>() noexcept {
       detail::nearest_of_group<Isa, Pairs>(planes, at.plane(), at.width(), shape.centroids,
-                                           values + at.plane() * rows_of_search, rows, codes + at.group(), code_stride, search);
+                                           values + at.plane() * rows_of_search, rows, codes + at.group(), code_stride,
+                                           search);
     };
     switch ((at.width() + 1) / 2) {
       case 1: find.template operator()<1>(); break;

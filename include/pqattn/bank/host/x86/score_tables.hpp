@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Rounded tables of inner products: T(row, group)[code] = <query row's sub-vector, centroid>, as unsigned integers.
 //
-// From every table its minimum is taken (the minima's sum returns as one constant per row), then all tables of a row are
-// divided by one step, the widest table's range / limit. limit is 255 for byte tables and 65535 / min(groups, 256) for
-// 16-bit tables (2047 at 32 groups). Each group's error is at most half a step, so a
-// score is off by at most groups * step / 2 and, as errors are independent of each other, by about
-// step * sqrt(groups / 12) rms.
+// From every table its minimum is taken (the minima's sum returns as one constant per row), then all tables of a row
+// are divided by one step, the widest table's range / limit. limit is 255 for byte tables and 65535 / min(groups, 256)
+// for 16-bit tables (2047 at 32 groups). Each group's error is at most half a step, so a score is off by at most groups
+// * step / 2 and, as errors are independent of each other, by about step * sqrt(groups / 12) rms.
 //
 // Products for byte tables are integers, too, two components per multiply-add: queries in 15 bits, products in units of
-// 1/30000 of the largest that bytes could give. That adds at most width + 2 units to a group's error, a few hundredths of
-// a step in practice, and the step is up to 0.4 % longer. Products for 16-bit tables are f32.
+// 1/30000 of the largest that bytes could give. That adds at most width + 2 units to a group's error, a few hundredths
+// of a step in practice, and the step is up to 0.4 % longer. Products for 16-bit tables are f32.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -60,10 +59,10 @@ inline constexpr float most_product = 30000.0f;
 
 /// Workspace of build_score_tables. Products are floats for 16-bit tables, std::int16_t for byte tables.
 struct table_scratch {
-  float* products;        // (rows, groups, entries)
-  float* factors;         // (stages * dim, 4): components of the queries times the codebook's scale
-  std::int32_t* pairs;    // (pairs of components of a group, 4): two 15-bit numbers each
-  float* ranges;          // (groups, 2, 4): least and largest product; std::int32_t for byte tables
+  float* products;      // (rows, groups, entries)
+  float* factors;       // (stages * dim, 4): components of the queries times the codebook's scale
+  std::int32_t* pairs;  // (pairs of components of a group, 4): two 15-bit numbers each
+  float* ranges;        // (groups, 2, 4): least and largest product; std::int32_t for byte tables
   std::size_t row_products;
   std::size_t bytes;
 
@@ -93,8 +92,8 @@ struct row_sums {
 };
 
 /// Fills `factors` for rows queries[i * stride], i < count; the others are copies of the first.
-inline row_sums load_factors(const geometry& shape, const byte_codebook& book, const float* queries,
-                             std::size_t stride, std::size_t count, float* factors) noexcept {
+inline row_sums load_factors(const geometry& shape, const byte_codebook& book, const float* queries, std::size_t stride,
+                             std::size_t count, float* factors) noexcept {
   const float* const row[table_rows] = {queries, queries + (count > 1 ? stride : 0),
                                         queries + (count > 2 ? 2 * stride : 0), queries + (count > 3 ? 3 * stride : 0)};
   const __m128 sign = _mm_set1_ps(-0.0f);
@@ -222,7 +221,8 @@ inline void round_factors(const float* factors, std::size_t width, __m128 invers
   }
 }
 
-/// Inner products of one group for Rows rows, shifted right, `entries` numbers each, `out_stride` apart, and their ranges.
+/// Inner products of one group for Rows rows, shifted right, `entries` numbers each, `out_stride` apart, and their
+/// ranges.
 template <class Isa, std::size_t Rows>
 inline void word_products(const std::int8_t* tables, std::size_t entries, std::size_t width, const std::int32_t* pairs,
                           const __m128i* shifts, std::int16_t* out, std::size_t out_stride, std::int32_t* minimum,
@@ -255,8 +255,8 @@ inline void word_products(const std::int8_t* tables, std::size_t entries, std::s
     }
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
-      const ints products = Isa::pack_words(Isa::shift_right32(sum[row][0], shifts[row]),
-                                            Isa::shift_right32(sum[row][1], shifts[row]));
+      const ints products =
+          Isa::pack_words(Isa::shift_right32(sum[row][0], shifts[row]), Isa::shift_right32(sum[row][1], shifts[row]));
       Isa::store(out + row * out_stride + code, products);
       low[row] = Isa::min16(low[row], products);
       high[row] = Isa::max16(high[row], products);
@@ -268,8 +268,8 @@ inline void word_products(const std::int8_t* tables, std::size_t entries, std::s
   }
 }
 
-/// Rounds one table: (product - minimum) * multiplier / 2^16 to the nearest; `from` is the minimum less what makes the cut
-/// to whole numbers round.
+/// Rounds one table: (product - minimum) * multiplier / 2^16 to the nearest; `from` is the minimum less what makes the
+/// cut to whole numbers round.
 template <class Isa>
 inline void round_byte_table(const std::int16_t* products, std::size_t entries, int from, std::uint32_t multiplier,
                              std::uint8_t* out) noexcept {
@@ -316,8 +316,8 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
     next.fetch_share();
     round_factors(scratch.factors + table_rows * at.plane(), width, scale, scratch.pairs);
     std::int32_t* range = ranges + 2 * table_rows * at.group();
-    word_products<Isa, Rows>(tables, entries, width, scratch.pairs, shifts,
-                             products + at.group() * entries, scratch.row_products, range, range + table_rows);
+    word_products<Isa, Rows>(tables, entries, width, scratch.pairs, shifts, products + at.group() * entries,
+                             scratch.row_products, range, range + table_rows);
     next.fetch_share();
   }
   for (std::size_t row = 0; row < Rows; ++row) {
@@ -336,7 +336,8 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
     step[row] = unit[row] * (65536.0f / static_cast<float>(multiplier));
     for (std::size_t group = 0; group < shape.groups(); ++group) {
       round_byte_table<Isa>(products + row * scratch.row_products + group * entries, entries,
-                            minimum[2 * group * table_rows] - half, multiplier, out + row * out_stride + group * entries);
+                            minimum[2 * group * table_rows] - half, multiplier,
+                            out + row * out_stride + group * entries);
     }
   }
 }
@@ -366,9 +367,9 @@ inline void build_byte_tables(const geometry& shape, const byte_codebook& book, 
 /// Builds rounded tables of `rows` queries (f32, `stride` apart, channels in the model's order, scale multiplied in).
 /// O(rows * stages * dim * 2^code_bits). `next` is fetched meanwhile.
 template <class Isa>
-inline void build_score_tables(const geometry& shape, const byte_codebook& book, const float* queries,
-                               std::size_t rows, std::size_t stride, table_precision precision, void* memory,
-                               void* workspace, fetch_queue next = {}) noexcept {
+inline void build_score_tables(const geometry& shape, const byte_codebook& book, const float* queries, std::size_t rows,
+                               std::size_t stride, table_precision precision, void* memory, void* workspace,
+                               fetch_queue next = {}) noexcept {
   const score_tables tables = score_tables_at(shape, rows, precision, memory);
   const detail::table_scratch scratch(shape, workspace);
   const std::size_t out_stride = detail::row_table_bytes(shape, precision);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Scores by table: score(row, slot) = sum over groups of T(row, group)[code], with the rounded tables of
-// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of some blocks and rows at a time, whose sums
-// stay in registers over all groups: stores would take turns with two-register permutes. Sums of more than 256 groups do
-// not fit 16 bits: they are taken of 256 groups at a time, and then added in f32. 16-bit tables take 1.5 times as long as
-// byte tables.
+// score_tables.hpp, looked up in registers and summed in 16 bits; 64 slots of some blocks and rows at a time, whose
+// sums stay in registers over all groups: stores would take turns with two-register permutes. Sums of more than 256
+// groups do not fit 16 bits: they are taken of 256 groups at a time, and then added in f32. 16-bit tables take 1.5
+// times as long as byte tables.
 #pragma once
 
 #include "../../../core/memory.hpp"
@@ -20,8 +20,8 @@ inline namespace PQATTN_X86_UNIT {
 
 namespace detail {
 
-/// Query rows that share a look at the codes. Two where a table takes four registers or more and its upper half comes from
-/// memory with every permute: more rows of them take longer.
+/// Query rows that share a look at the codes. Two where a table takes four registers or more and its upper half comes
+/// from memory with every permute: more rows of them take longer.
 template <class Isa, unsigned Bits>
 inline constexpr std::size_t scored_rows = widest_code<Isa> > 8 && Bits >= 8 ? 2 : 4;
 
@@ -64,7 +64,8 @@ struct score_pass {
 /// Adds what was looked up for one group to sums of 16 bits. Byte tables: words of both bytes, and words of the high
 /// bytes; 16-bit tables: slots in the order of low8 and high8.
 template <class Isa, std::size_t Planes>
-PQATTN_ALWAYS_INLINE void add_entries(const typename Isa::ints (&value)[Planes], typename Isa::ints (&sum)[2]) noexcept {
+PQATTN_ALWAYS_INLINE void add_entries(const typename Isa::ints (&value)[Planes],
+                                      typename Isa::ints (&sum)[2]) noexcept {
   if constexpr (Planes == 1) {
     Isa::add_to16(sum[0], value[0]);
     Isa::add_to16(sum[1], Isa::template right16<8>(value[0]));
@@ -89,8 +90,8 @@ PQATTN_ALWAYS_INLINE void sums_to_scores(const typename Isa::ints (&sum)[2], flo
   }
 }
 
-/// Stores the scores of one row and a part of a block, of which the run may have some slots only; those of groups after the
-/// first 256 are added to what is there.
+/// Stores the scores of one row and a part of a block, of which the run may have some slots only; those of groups after
+/// the first 256 are added to what is there.
 template <class Isa, std::size_t Planes>
 PQATTN_NOINLINE void store_any_scores(const score_pass& pass, std::size_t row, std::size_t block, std::size_t part,
                                       typename Isa::ints first_sum, typename Isa::ints second_sum) noexcept {
@@ -109,7 +110,8 @@ PQATTN_NOINLINE void store_any_scores(const score_pass& pass, std::size_t row, s
   store_slots<Isa>(scores, offset, slot, begin, end, score);
 }
 
-/// The same. Nearly all blocks are whole and have no more groups; the rest is out of line, as its masks would take ports.
+/// The same. Nearly all blocks are whole and have no more groups; the rest is out of line, as its masks would take
+/// ports.
 template <class Isa, std::size_t Planes>
 PQATTN_ALWAYS_INLINE void store_scores(const score_pass& pass, std::size_t row, std::size_t block, std::size_t part,
                                        const typename Isa::ints (&sum)[2]) noexcept {

@@ -408,8 +408,8 @@ PQATTN_ALWAYS_INLINE void add_batch(const typename Isa::ints (&sum)[Count][Rows]
   PQATTN_X86_UNROLL
   for (std::size_t row = 0; row < Rows; row += together) {
     const std::size_t first = row * Count;
-    const __m128 total = _mm_cvtepi32_ps(Isa::sums_of_four(register_of(first), register_of(first + 1),
-                                                           register_of(first + 2), register_of(first + 3)));
+    const __m128 total = _mm_cvtepi32_ps(
+        Isa::sums_of_four(register_of(first), register_of(first + 1), register_of(first + 2), register_of(first + 3)));
     float* const at = sums + row * planes;
     if constexpr (Count == 4) {
       _mm_storeu_ps(at, _mm_add_ps(total, _mm_loadu_ps(at)));
@@ -497,8 +497,8 @@ PQATTN_ALWAYS_INLINE typename Look::codes load_codes(const std::uint8_t* group, 
 /// By look-ups.
 template <class Isa, unsigned Bits, std::size_t Count, std::size_t Rows>
 PQATTN_NOINLINE void sum_components(const std::int8_t* tables, const value_blocks& blocks, std::size_t code_at,
-                                    const std::uint8_t* lines, const std::uint8_t* bytes, std::size_t rows,
-                                    float* sums, std::size_t planes) noexcept {
+                                    const std::uint8_t* lines, const std::uint8_t* bytes, std::size_t rows, float* sums,
+                                    std::size_t planes) noexcept {
   using look = lookup<Isa, Bits>;
   constexpr bool halves = look::has_halves && Count == 4 && Rows > 1;
   const auto table_at = [](const std::int8_t* at) PQATTN_X86_INLINE_LAMBDA {
@@ -549,11 +549,11 @@ PQATTN_NOINLINE void sum_decoded(const std::int8_t* decoded, std::size_t blocks,
 
 /// Components of one group that share a look at its codes: as many as registers hold sums and tables for.
 template <class Isa, unsigned Bits, std::size_t Rows>
-inline constexpr std::size_t components_at_once =
-    Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory || lookup<Isa, Bits>::has_halves || Bits <= 4 ||
-                         (Bits <= 8 && Rows == 1))
-        ? 4
-        : 2;
+inline constexpr std::size_t components_at_once = Isa::bytes == 64 && (lookup<Isa, Bits>::in_memory ||
+                                                                       lookup<Isa, Bits>::has_halves || Bits <= 4 ||
+                                                                       (Bits <= 8 && Rows == 1))
+                                                      ? 4
+                                                      : 2;
 
 /// Looks up Count components of all blocks of a batch.
 template <class Isa, unsigned Bits, std::size_t Count>
@@ -582,11 +582,8 @@ PQATTN_NOINLINE void decode_components(const std::int8_t* tables, const value_bl
 /// what is there already.
 template <class Isa, unsigned Bits>
 inline void sum_group(const std::int8_t* tables, std::size_t width, const value_blocks& blocks, std::size_t code_at,
-                      const std::uint8_t* lines, std::size_t rows, const value_scratch& scratch,
-                      float* sums) noexcept {
-  const auto lines_of = [&](std::size_t i, std::size_t row) noexcept {
-    return i == 0 && row == 0 ? lines : nullptr;
-  };
+                      const std::uint8_t* lines, std::size_t rows, const value_scratch& scratch, float* sums) noexcept {
+  const auto lines_of = [&](std::size_t i, std::size_t row) noexcept { return i == 0 && row == 0 ? lines : nullptr; };
   const auto tables_of = [&](std::size_t i) noexcept { return tables + i * table_bytes(Bits); };
   const auto sums_of = [&](std::size_t i, std::size_t row) noexcept { return sums + row * scratch.planes + i; };
   if (rows <= most_value_rows) {
@@ -617,8 +614,7 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
   for_rows<Isa::bytes == 64 ? 4 : 1>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
     round_rows<Isa, Rows>(run, blocks, probabilities, stride, rows, row, scratch);
   });
-  const std::size_t over =
-      list_excess<Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
+  const std::size_t over = list_excess<Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
   fetch_queue following(next.codes, next.count, run.block_bytes);
   following.share_among(shape.groups());
   for (group_walk group(shape); !group.done(); group.next()) {
@@ -748,10 +744,10 @@ template <class Isa>
 /// by all. `next` is fetched meanwhile. Without `known` the sums are found in a pass of their own. Returns false, and
 /// does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
-inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run,
-                      const float* probabilities, std::size_t stride, std::size_t rows, const float* skip_mass,
-                      float* out, std::size_t out_stride, std::size_t& skipped, void* workspace,
-                      fetch_queue next = {}, const known_sums& known = {}) noexcept {
+inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run, const float* probabilities,
+                      std::size_t stride, std::size_t rows, const float* skip_mass, float* out, std::size_t out_stride,
+                      std::size_t& skipped, void* workspace, fetch_queue next = {},
+                      const known_sums& known = {}) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     const auto scratch = detail::carve_value_scratch(shape, rows, workspace);
     if (skip_mass != nullptr) {
