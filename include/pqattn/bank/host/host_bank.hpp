@@ -2,6 +2,7 @@
 // The first bank: the host's SIMD units over ordinary memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>

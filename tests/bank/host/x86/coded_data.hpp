@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pqattn/bank/host/x86/byte_codebook.hpp"
@@ -24,8 +25,10 @@ class aligned_bytes {
       : data_(static_cast<std::byte*>(::operator new (count + 64, std::align_val_t{64}))) {
     std::memset(data_, 0xcc, count + 64);
   }
-  aligned_bytes(const aligned_bytes&) = delete;
-  aligned_bytes& operator=(const aligned_bytes&) = delete;
+  aligned_bytes& operator=(aligned_bytes&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
   ~aligned_bytes() { ::operator delete (data_, std::align_val_t{64}); }
   [[nodiscard]] void* data() const { return data_; }
 

@@ -35,23 +35,27 @@ struct expected_score {
   double bound = 0.0;
 };
 
-/// What a kernel adds to a component of a turned pair: relative to the pair's length, and in units of its table.
+/// What a kernel adds to a component of a turned pair: relative to the pair's length, and in units of its table; and to
+/// the length of a turned query, in units of its integer.
 template <class Kernel>
 struct turn_error {
   static constexpr double relative = 1.0 / 255.0 + 2e-5;
   static constexpr double units = 0.0;
+  static constexpr double query = 0.0;
 };
 #if PQATTN_X86_AVX512VBMI
 template <>
 struct turn_error<pqattn::x86::rotary_bytes> {
   static constexpr double relative = 1.4143 * (0.5 / 105.0 + 0.5 / 255.0) + 2e-5;
   static constexpr double units = 1.4143 * 64.0 / 105.0;
+  static constexpr double query = 1.4143 * 0.01;
 };
 template <>
 struct turn_error<pqattn::x86::rotary_phases> {
   // Phases of the centroid and of the position, and the length.
   static constexpr double relative = (0.64 + 0.63) * 6.2832 / 256.0 + 1.0 / 200.0;
   static constexpr double units = 0.25;
+  static constexpr double query = 0.0;
 };
 #endif
 
@@ -90,7 +94,8 @@ expected_score reference(const coded_data& data, const rope& rotation, const pqa
     const double reach = 127.0 * scale;  // no pair is longer
     const double units = turn_error<Kernel>::units;
     out.bound += std::hypot(qx, qy) * (0.7072 * scale * 1.001 + reach * turn_error<Kernel>::relative + units * scale);
-    out.bound += 0.7072 * unit * (reach / scale + units);  // the query's own rounding, in units of its integer
+    // the query's own rounding, in units of its integer, and that of turning it
+    out.bound += (0.7072 + turn_error<Kernel>::query) * unit * (reach / scale + units);
   }
   return out;
 }
@@ -183,42 +188,97 @@ TEMPLATE_TEST_CASE("rotary scores are right to the documented roundings", "[x86]
   }
 }
 
+namespace {
+
+/// 700 tokens of 64 channels, and their scores for two query rows.
+template <class Kernel>
+class coded_tokens {
+ public:
+  explicit coded_tokens(pqattn_test::random_data& random) : data_(random, 64, 16, 256, 1, 700) {
+    pqattn::fill_rope_frequencies(frequencies_.data(), 64, 500000.0);
+    rotation_.pairs = 32;
+    rotation_.frequencies = frequencies_.data();
+    REQUIRE(suit<Kernel>(data_, rotation_));
+    book_memory_ = aligned_bytes(pqattn::x86::rotary_book_bytes(data_.shape, rotation_));
+    pqattn::x86::build_rotary_book<typename Kernel::isa>(data_.shape, rotation_, data_.book(), book_memory_.data());
+    pqattn::x86::finish_rotary_book<Kernel>(data_.shape, rotation_, nullptr, book_memory_.data());
+    pqattn::x86::fill_turns<Kernel>(rotation_, nullptr, turns_.data());
+    query_memory_ = aligned_bytes(pqattn::x86::rotary_query_bytes<Kernel>(book().count, 2));
+    scratch_ = aligned_bytes(pqattn::x86::rotary_scratch_bytes<Kernel>(data_.shape, rotation_, 2));
+  }
+  void prepare(const std::vector<float>& queries) {
+    pqattn::x86::prepare_rotary_queries<Kernel>(book(), queries.data(), 2, 64, query_memory_.data());
+    pqattn::x86::fill_row_tables<Kernel>(prepared());
+  }
+  /// Scores of slots [first, first + count), 700 apart.
+  void score(std::size_t first, std::size_t count, float* out) {
+    const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data_.blocks.data()), data_.pages.data(),
+                                    data_.block_bytes(), first, count};
+    REQUIRE(pqattn::x86::rotary_score<Kernel>(book(), rotation_, turns_.data(), prepared(), run,
+                                              pqattn::slot_positions{17, nullptr}, out, 700, scratch_.data()));
+  }
+  std::vector<float> scores() {
+    std::vector<float> out(1400);
+    score(0, 700, out.data());
+    return out;
+  }
+
+ private:
+  [[nodiscard]] pqattn::x86::rotary_book book() const {
+    return pqattn::x86::rotary_book_at(data_.shape, rotation_, book_memory_.data());
+  }
+  [[nodiscard]] pqattn::x86::rotary_queries prepared() const {
+    return pqattn::x86::rotary_queries_at(book().count, 2, query_memory_.data());
+  }
+
+  coded_data data_;
+  std::vector<float> frequencies_ = std::vector<float>(32);
+  rope rotation_;
+  aligned_bytes book_memory_{64};
+  aligned_bytes turns_{Kernel::table_bytes_for(32)};
+  aligned_bytes query_memory_{64};
+  aligned_bytes scratch_{64};
+};
+
+}  // namespace
+
 TEMPLATE_TEST_CASE("a slot's rotary score does not depend on the range asked for", "[x86]",
                    PQATTN_TEST_ROTARY_KERNELS) {
   pqattn_test::random_data random(5);
-  coded_data data(random, 64, 16, 256, 1, 700);
-  std::vector<float> frequencies(32);
-  pqattn::fill_rope_frequencies(frequencies.data(), 64, 500000.0);
-  rope rotation;
-  rotation.pairs = 32;
-  rotation.frequencies = frequencies.data();
-  REQUIRE(suit<TestType>(data, rotation));
-  const aligned_bytes book_memory(pqattn::x86::rotary_book_bytes(data.shape, rotation));
-  pqattn::x86::build_rotary_book<typename TestType::isa>(data.shape, rotation, data.book(), book_memory.data());
-  pqattn::x86::finish_rotary_book<TestType>(data.shape, rotation, nullptr, book_memory.data());
-  const auto book = pqattn::x86::rotary_book_at(data.shape, rotation, book_memory.data());
-  const aligned_bytes turns(TestType::table_bytes_for(32));
-  pqattn::x86::fill_turns<TestType>(rotation, nullptr, turns.data());
-  const std::vector<float> queries = random.normals(128);
-  const aligned_bytes query_memory(pqattn::x86::rotary_query_bytes<TestType>(book.count, 2));
-  pqattn::x86::prepare_rotary_queries<TestType>(book, queries.data(), 2, 64, query_memory.data());
-  const auto prepared = pqattn::x86::rotary_queries_at(book.count, 2, query_memory.data());
-  pqattn::x86::fill_row_tables<TestType>(prepared);
-  const aligned_bytes scratch(pqattn::x86::rotary_scratch_bytes<TestType>(data.shape, rotation, 2));
-  const auto score = [&](std::size_t first, std::size_t count, float* out) {
-    const pqattn::x86::slot_run run{static_cast<const std::uint8_t*>(data.blocks.data()), data.pages.data(),
-                                    data.block_bytes(), first, count};
-    REQUIRE(pqattn::x86::rotary_score<TestType>(book, rotation, turns.data(), prepared, run,
-                                                pqattn::slot_positions{17, nullptr}, out, 700, scratch.data()));
-  };
-  std::vector<float> whole(1400);
-  score(0, 700, whole.data());
+  coded_tokens<TestType> tokens(random);
+  tokens.prepare(random.normals(128));
+  const std::vector<float> whole = tokens.scores();
   const std::size_t cuts[] = {0, 64, 100, 449, 450, 700};
   std::vector<float> pieces(1400);
   for (std::size_t i = 0; i + 1 < std::size(cuts); ++i) {
-    score(cuts[i], cuts[i + 1] - cuts[i], pieces.data() + cuts[i]);
+    tokens.score(cuts[i], cuts[i + 1] - cuts[i], pieces.data() + cuts[i]);
   }
   REQUIRE(std::memcmp(whole.data(), pieces.data(), whole.size() * sizeof(float)) == 0);
+}
+
+TEMPLATE_TEST_CASE("rotary scores of queries of any size", "[x86]", PQATTN_TEST_ROTARY_KERNELS) {
+  pqattn_test::random_data random(6);
+  coded_tokens<TestType> tokens(random);
+  const std::vector<float> queries = random.normals(128);
+  const auto scores_at = [&](int exponent) {
+    std::vector<float> scaled = queries;
+    for (float& x : scaled) {
+      x = std::ldexp(x, exponent);
+    }
+    tokens.prepare(scaled);
+    return tokens.scores();
+  };
+  const std::vector<float> expected = scores_at(0);
+  for (const int exponent : {-100, -73, -40, 40, 64, 100}) {  // squares of components vanish, or overflow
+    std::vector<float> scaled = expected;
+    for (float& score : scaled) {
+      score = std::ldexp(score, exponent);
+    }
+    CHECK(scores_at(exponent) == scaled);
+  }
+  for (const float score : scores_at(-140)) {
+    CHECK(std::fabs(score) < 1e-35f);
+  }
 }
 
 #else

@@ -9,10 +9,11 @@
 //
 // S is such that sums fit 32 bits for values within `row_reach` steps of the offset; others, and codebooks whose scales
 // are beyond the range of f32's squares, are left to f32. A sum is off by at most 256 (3 + 65 a channel): the
-// centroid's number by 2.5 with what f32 rounds, a product by 128 times 0.506. Where the two least sums are further
+// centroid's number by 2.5 with what f32 rounds, a product by 128 times 0.508. Where the two least sums are further
 // apart than twice that, and than f32 rounds distances, the least is what the search in f32 finds.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

@@ -59,6 +59,7 @@ inline void prepare_rotary_queries(const rotary_book& book, const float* queries
                                    void* memory) noexcept {
   using Isa = typename Kernel::isa;
   using floats = typename Isa::floats;
+  constexpr float smallest_reach = 1e-37f;  // its inverse is finite; what is smaller counts as 0
   const rotary_queries out = rotary_queries_at(book.count, rows, memory);
   for (std::size_t row = 0; row < rows; ++row) {
     const float* query = queries + row * stride;
@@ -72,6 +73,19 @@ inline void prepare_rotary_queries(const rotary_book& book, const float* queries
     for (std::size_t i = book.count; i < out.padded; ++i) {
       x[i] = y[i] = 0.0f;
     }
+    const auto scale_row = [&](float factor) noexcept {
+      for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
+        Isa::storef(x + i, Isa::mulf(Isa::loadf(x + i), Isa::setf(factor)));
+        Isa::storef(y + i, Isa::mulf(Isa::loadf(y + i), Isa::setf(factor)));
+      }
+    };
+    // Relative to the largest component, so that no square overflows or vanishes.
+    floats largest = Isa::setf(0.0f);
+    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
+      largest = Isa::maxf(largest, Isa::maxf(Isa::magnitude(Isa::loadf(x + i)), Isa::magnitude(Isa::loadf(y + i))));
+    }
+    const float reach = Isa::largest(largest);
+    scale_row(reach > smallest_reach ? 1.0f / reach : 0.0f);
     float magnitudes = 0.0f;
     for (std::size_t i = 0; Kernel::sums_magnitudes && i < book.count; ++i) {
       magnitudes += std::sqrt(x[i] * x[i] + y[i] * y[i]);
@@ -80,12 +94,9 @@ inline void prepare_rotary_queries(const rotary_book& book, const float* queries
     for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
       longest = Isa::maxf(longest, detail::squares<Isa>(x + i, y + i));
     }
-    const float unit = Kernel::unit_of(magnitudes, std::sqrt(Isa::largest(longest)));
-    const floats inverse = Isa::setf(unit > 0.0f ? 1.0f / unit : 0.0f);
-    for (std::size_t i = 0; i < out.padded; i += Isa::lanes) {
-      Isa::storef(x + i, Isa::mulf(Isa::loadf(x + i), inverse));
-      Isa::storef(y + i, Isa::mulf(Isa::loadf(y + i), inverse));
-    }
+    const float part = Kernel::unit_of(magnitudes, std::sqrt(Isa::largest(longest)));
+    scale_row(part > 0.0f ? 1.0f / part : 0.0f);
+    const float unit = reach * part;
     const_cast<float*>(out.factor)[row] = unit / Kernel::product;
   }
 }
