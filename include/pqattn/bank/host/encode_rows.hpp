@@ -48,23 +48,26 @@ inline void take_off_stage(const host_codebook& book, std::uint32_t stage, const
   }
 }
 
-/// Codes of Rows token rows that lie one after the other. `rows` (channel order of the model) and `ordered` have Rows *
-/// dim floats, `codes` Rows * groups; `ordered` is scratch. Stages are coded greedily, each taking what the earlier
-/// ones left.
+/// Codes of Rows token rows, `stride` floats apart, in the channel order of the model; `ordered` is scratch of Rows *
+/// dim floats, `codes` has Rows * groups. Stages are coded greedily, each taking what the earlier ones left.
 template <class Isa, std::size_t Rows>
-void encode_rows(const host_codebook& book, const float* rows, float* ordered, std::uint16_t* codes) noexcept {
+void encode_rows(const host_codebook& book, const float* rows, std::size_t stride, float* ordered,
+                 std::uint16_t* codes) noexcept {
   const geometry& shape = book.book.shape;
   const std::size_t groups = shape.groups();
-  for (std::size_t row = 0; row < Rows; ++row) {
-    const std::size_t first = row * shape.dim;
-    for (std::uint32_t position = 0; position < shape.dim; ++position) {
-      ordered[first + position] = rows[first + shape.channel(position)];
+  if (shape.channel_order != nullptr || shape.stages > 1) {
+    for (std::size_t row = 0; row < Rows; ++row) {
+      for (std::uint32_t position = 0; position < shape.dim; ++position) {
+        ordered[row * shape.dim + position] = rows[row * stride + shape.channel(position)];
+      }
     }
+    rows = ordered;
+    stride = shape.dim;
   }
   group_walk at(shape);
   for (std::uint32_t stage = 0; stage < shape.stages; ++stage) {
     std::uint16_t* const of_stage = codes + std::size_t{stage} * shape.subvectors;
-    nearest_of_stage<Isa, Rows>(book, at, ordered, shape.dim, of_stage, groups);
+    nearest_of_stage<Isa, Rows>(book, at, rows, stride, of_stage, groups);
     if (stage + 1 < shape.stages) {
       for (std::size_t row = 0; row < Rows; ++row) {
         take_off_stage(book, stage, of_stage + row * groups, ordered + row * shape.dim);

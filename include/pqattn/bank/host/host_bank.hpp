@@ -301,10 +301,18 @@ class host_bank {
     alignas(64) float loaded[Rows * max_dim];
     alignas(64) float ordered[Rows * max_dim];
     std::uint16_t row_codes[Rows * max_dim * max_stages];
-    for (std::size_t row = 0; row < Rows; ++row) {
-      load_row(rows, first + row, loaded + row * book.shape.dim);
+    const float* source = static_cast<const float*>(rows.at(first));
+    auto stride = static_cast<std::size_t>(rows.row_stride);
+    const bool as_floats = rows.type == dtype::f32 && rows.col_stride == 1 && rows.row_stride >= 0 &&
+                           reinterpret_cast<std::uintptr_t>(rows.data) % alignof(float) == 0;
+    if (!as_floats) {
+      for (std::size_t row = 0; row < Rows; ++row) {
+        load_row(rows, first + row, loaded + row * book.shape.dim);
+      }
+      source = loaded;
+      stride = book.shape.dim;
     }
-    detail::encode_rows<Isa, Rows>(detail::host_codebook{book}, loaded, ordered, row_codes);
+    detail::encode_rows<Isa, Rows>(detail::host_codebook{book}, source, stride, ordered, row_codes);
     for (std::size_t row = 0; row < Rows; ++row) {
       put_slot(codes, slot + row, row_codes + row * book.shape.groups());
     }
