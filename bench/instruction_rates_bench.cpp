@@ -13,8 +13,8 @@
 #if PQATTN_X86_AVX512VBMI
 namespace {
 
-// zmm0 to zmm15 (and zmm24 to zmm27) are written; zmm16 to zmm23 are loaded before: a register that nobody has written
-// since it was cleared is read without a port of the register file. Operands in the order of AT&T.
+// zmm0 to zmm15 (and zmm24 to zmm27) are written; zmm16 to zmm23 and zmm28 to zmm31 are loaded before: a register that
+// nobody has written since it was cleared is read without a port of the register file. Operands in the order of AT&T.
 #define PERMB(r) "vpermb %%zmm19, %%zmm18, %%zmm" #r "\n\t"
 #define PERMI2B(r) "vpermi2b %%zmm17, %%zmm16, %%zmm" #r "\n\t"
 #define DPBUSD(r) "vpdpbusd %%zmm21, %%zmm20, %%zmm" #r "\n\t"
@@ -45,6 +45,41 @@ namespace {
 #define LOAD_WEIGHTS \
   "vmovdqa64 (%0), %%zmm20\n\tvmovdqa64 (%0), %%zmm21\n\tvmovdqa64 (%0), %%zmm22\n\tvmovdqa64 (%0), %%zmm23\n\t"
 
+// Keys before RoPE: one pair of channels of 64 slots. Tables of x in zmm16 to zmm19, of y in zmm20 to zmm23; factors in
+// zmm28 and zmm29, what the raised part comes to in zmm30 and zmm31.
+#define LOOK_UP(r, s, one, two, three, four)                                                                 \
+  "vpermi2b %%zmm" #two ", %%zmm" #one ", %%zmm" #r "\n\tvpermi2b %%zmm" #four ", %%zmm" #three ", %%zmm" #s \
+  "\n\tvmovdqu8 %%zmm" #s ", %%zmm" #r "%{%%k2%}\n\t"
+#define TURN_HALF(key, x, y)                                                                                        \
+  "vpmaddubsw %%zmm28, %%zmm" #key ", %%zmm" #x "\n\tvpmaddubsw %%zmm29, %%zmm" #key ", %%zmm" #y                   \
+  "\n\tvpaddw %%zmm30, %%zmm" #x ", %%zmm" #x "\n\tvpaddw %%zmm31, %%zmm" #y ", %%zmm" #y "\n\tvpsrlw $7, %%zmm" #x \
+  ", %%zmm" #x "\n\tvpaddw %%zmm" #y ", %%zmm" #y ", %%zmm" #y "\n\tvmovdqu8 %%zmm" #y ", %%zmm" #x                 \
+  "%{%%k1%}\n\t" STORE(x)
+#define TURN(a, b, c, d, e, f)                                                                                \
+  LOAD(a)                                                                                                     \
+  SIGNS(a)                                                                                                    \
+  COPY(b, a) COPY(c, a) COPY(d, a) LOOK_UP(a, b, 16, 17, 18, 19)                                              \
+      LOOK_UP(c, d, 20, 21, 22, 23) "vpunpcklbw %%zmm" #c ", %%zmm" #a ", %%zmm" #e "\n\tvpunpckhbw %%zmm" #c \
+                                    ", %%zmm" #a ", %%zmm" #f "\n\t" TURN_HALF(e, a, b) TURN_HALF(f, c, d)
+// Products of two turned pairs with four rows.
+#define LAY_SIDE_BY_SIDE(r, one, two) \
+  LOAD(one) "vpunpcklwd 128(%0), %%zmm" #one ", %%zmm" #r "\n\tvpunpckhwd 128(%0), %%zmm" #one ", %%zmm" #two "\n\t"
+#define PRODUCTS(a, b, c, d) \
+  "vpbroadcastd (%0), %%zmm20\n\t" DOT(20, 24, a) DOT(20, 25, b) DOT(20, 26, c) DOT(20, 27, d)
+
+// The search in integers: weights in zmm16 and zmm17, queries in zmm18 and zmm19, the two least sums in zmm14 and
+// zmm15.
+#define ADD_PAIR(unpack, two, weight, query)                                                                     \
+#unpack " %%zmm" #two ", %%zmm20, %%zmm6\n\tvpmulhrsw %%zmm" #weight ", %%zmm6, %%zmm7\n\tvpsubw %%zmm" #query \
+          ", %%zmm7, %%zmm7\n\tvpdpwssds %%zmm7, %%zmm6, %%zmm8\n\t"
+#define SIXTEEN_CENTROIDS(unpack, first, second) \
+  LOAD(8)                                        \
+  ADD_PAIR(unpack, first, 16, 18)                \
+  ADD_PAIR(unpack, second, 17, 19)               \
+  "vpmaxsd %%zmm14, %%zmm8, %%zmm9\n\tvpminsd %%zmm14, %%zmm8, %%zmm14\n\tvpminsd %%zmm9, %%zmm15, %%zmm15\n\t"
+#define LAY_BYTES_SIDE_BY_SIDE(r, low, high) \
+  LOAD(r) "vpunpcklbw 128(%0), %%zmm" #r ", %%zmm" #low "\n\tvpunpckhbw 128(%0), %%zmm" #r ", %%zmm" #high "\n\t"
+
 constexpr int rounds = 1000;
 
 /// Cycles of one of the `rounds` rounds of `body`, at best.
@@ -62,9 +97,10 @@ alignas(64) std::byte memory[256];
 void load_sources() {
   asm volatile(
       "vmovdqa64 (%0), %%zmm16\n\tvmovdqa64 (%0), %%zmm17\n\tvmovdqa64 (%0), %%zmm18\n\tvmovdqa64 (%0), %%zmm19\n\t"
-      "vmovdqa64 (%0), %%zmm20\n\tvmovdqa64 (%0), %%zmm21\n\tvmovdqa64 (%0), %%zmm22\n\tvmovdqa64 (%0), %%zmm23" ::"r"(
+      "vmovdqa64 (%0), %%zmm20\n\tvmovdqa64 (%0), %%zmm21\n\tvmovdqa64 (%0), %%zmm22\n\tvmovdqa64 (%0), %%zmm23\n\t"
+      "vmovdqa64 (%0), %%zmm28\n\tvmovdqa64 (%0), %%zmm29\n\tvmovdqa64 (%0), %%zmm30\n\tvmovdqa64 (%0), %%zmm31" ::"r"(
           memory)
-      : "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23");
+      : "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm28", "xmm29", "xmm30", "xmm31");
 }
 
 /// The counter `figure` becomes `value`, in terms of the cycles that a round of `body` takes.
@@ -102,6 +138,14 @@ MIXTURE(look_up_of_scores, cycles, cycles / 4,
 MIXTURE(look_up_of_values_four_rows, cycles, cycles / 4,
         LOAD_WEIGHTS LOAD(0) SIGNS(0) NOT_SIGNS COPY(1, 0) COPY(2, 0) COPY(3, 0) VALUE_LOOK_UP(0, 4, 5, 6, 7)
             VALUE_LOOK_UP(1, 8, 9, 10, 11) VALUE_LOOK_UP(2, 12, 13, 14, 15) VALUE_LOOK_UP(3, 24, 25, 26, 27));
+MIXTURE(turn_of_a_pair, cycles, cycles / 2, TURN(0, 1, 2, 3, 4, 5) TURN(6, 7, 8, 9, 10, 11));
+MIXTURE(products_of_a_pair_four_rows, cycles, cycles / 2,
+        LAY_SIDE_BY_SIDE(24, 26, 25) LAY_SIDE_BY_SIDE(26, 21, 27) PRODUCTS(0, 1, 2, 3) PRODUCTS(4, 5, 6, 7)
+            PRODUCTS(8, 9, 10, 11) PRODUCTS(12, 13, 14, 15));
+MIXTURE(distances_of_16_centroids, cycles, cycles / 4,
+        LAY_BYTES_SIDE_BY_SIDE(0, 2, 3) LAY_BYTES_SIDE_BY_SIDE(1, 4, 5) SIXTEEN_CENTROIDS(vpunpcklbw, 2, 4)
+            SIXTEEN_CENTROIDS(vpunpckhbw, 2, 4) SIXTEEN_CENTROIDS(vpunpcklbw, 3, 5)
+                SIXTEEN_CENTROIDS(vpunpckhbw, 3, 5));
 
 }  // namespace
 #endif  // PQATTN_X86_AVX512VBMI
