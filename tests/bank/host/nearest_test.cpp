@@ -38,7 +38,7 @@ struct searched {
     std::vector<float> scratch(width);
     for (std::size_t i = 0; i < count; ++i) {
       pqattn::detail::encode_rows<Isa, 1>(pqattn::detail::host_codebook{book.resident}, points.data() + i * width,
-                                          scratch.data(), &row_codes[i]);
+                                          width, scratch.data(), &row_codes[i]);
     }
   }
   std::vector<std::uint16_t> codes;
