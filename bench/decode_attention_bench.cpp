@@ -350,12 +350,12 @@ void cached_arguments(benchmark::internal::Benchmark* family) {
   decode_arguments(family)->ArgsProduct({{128}, {32, 64}, {8}, {32768}, {1, 4}, {1}});
 }
 
-const int registered[] = {register_coded("decode_tables", decode_tables),
-                          register_coded("decode_rotary", decode_rotary)};
-BENCHMARK(decode_sinks)->Apply(peaked_arguments);
-BENCHMARK(decode_needle)->Apply(peaked_arguments);
-BENCHMARK(decode_tables_cached)->Apply(cached_arguments);
-BENCHMARK(decode_rotary_cached)->Apply(cached_arguments);
+const int registered[] = {register_coded("decode_attention/tables", decode_tables),
+                          register_coded("decode_attention/rotary", decode_rotary)};
+BENCHMARK(decode_sinks)->Name("decode_attention/sinks")->Apply(peaked_arguments);
+BENCHMARK(decode_needle)->Name("decode_attention/needle")->Apply(peaked_arguments);
+BENCHMARK(decode_tables_cached)->Name("decode_attention/tables_cached")->Apply(cached_arguments);
+BENCHMARK(decode_rotary_cached)->Name("decode_attention/rotary_cached")->Apply(cached_arguments);
 BENCHMARK(attend_rows<pqattn::half>)->Name("attend_f16")->Apply(uncoded_arguments);
 BENCHMARK(attend_rows<float>)->Name("attend_f32")->Apply(uncoded_arguments);
 BENCHMARK(attend_scaled<8>)->Name("attend_int8")->Apply(uncoded_arguments);
@@ -370,7 +370,7 @@ void decode_tables_avx2(benchmark::State& state) {
 void avx2_arguments(benchmark::internal::Benchmark* family) {
   decode_arguments(family)->ArgsProduct({{128}, {64}, {4}, {32768}, {1, 4}, {1}});
 }
-BENCHMARK(decode_tables_avx2)->Apply(avx2_arguments);
+BENCHMARK(decode_tables_avx2)->Name("decode_attention/tables_avx2")->Apply(avx2_arguments);
 #endif
 
 }  // namespace

@@ -497,9 +497,9 @@ BENCHMARK_CAPTURE(table_score, bytes, pqattn::x86::table_precision::bytes)->Appl
 BENCHMARK_CAPTURE(table_score, words, pqattn::x86::table_precision::words)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(value_sum, softmax, false)->Apply(coded_arguments);
 BENCHMARK_CAPTURE(value_sum, worst, true)->Apply(coded_arguments);
-BENCHMARK(decode<void>)->Name("decode_tables")->Apply(decode_arguments);
-BENCHMARK(decode<rotary_few>)->Name("decode_rotary/phases")->Apply(decode_arguments);
-BENCHMARK(decode<rotary_narrow>)->Name("decode_rotary/bytes")->Apply(decode_arguments);
+BENCHMARK(decode<void>)->Name("decode_attention/tables")->Apply(decode_arguments);
+BENCHMARK(decode<rotary_few>)->Name("decode_attention/phases")->Apply(decode_arguments);
+BENCHMARK(decode<rotary_narrow>)->Name("decode_attention/bytes")->Apply(decode_arguments);
 BENCHMARK(build_tables)->ArgNames({"m", "K", "n", "g"})->Args({32, 256, 64, 1})->Args({32, 256, 64, 4});
 BENCHMARK(prepare_rotary<rotary_few>)
     ->Name("prepare_rotary/phases")

@@ -136,28 +136,28 @@ std::vector<std::string> benches_of_a_round() {
   names.push_back("dram_read/real_time");
   add_exact(131072, 1);
   for (const std::size_t g : {1U, 4U, 8U}) {
-    names.push_back(coded("decode_tables", 32, 8, context, g));
+    names.push_back(coded("decode_attention/tables", 32, 8, context, g));
     add_exact(context, g);
     if (g != 8) {
-      names.push_back(coded("decode_rotary", 32, 8, context, g));
+      names.push_back(coded("decode_attention/rotary", 32, 8, context, g));
     }
   }
   names.push_back(scaled("attend_int8", context, 4));
   names.push_back(scaled("attend_int4", context, 4));
   names.push_back(exact_api(context, 4, "attend_f32"));
   names.push_back(scalar_look_up);
-  names.push_back(coded("decode_tables", 64, 8, context, 4));
-  names.push_back(coded("decode_rotary", 64, 8, context, 4));
-  names.push_back(coded("decode_tables_cached", 32, 8, context, 1));
-  names.push_back(coded("decode_tables_cached", 32, 8, context, 4));
-  names.push_back(coded("decode_tables_cached", 64, 8, context, 4));
-  names.push_back(coded("decode_rotary_cached", 32, 8, context, 4));
-  names.push_back(coded("decode_sinks", 32, 8, context, 4));
-  names.push_back(coded("decode_needle", 32, 8, context, 4));
-  names.push_back(coded("decode_tables_avx2", 64, 4, context, 1));
+  names.push_back(coded("decode_attention/tables", 64, 8, context, 4));
+  names.push_back(coded("decode_attention/rotary", 64, 8, context, 4));
+  names.push_back(coded("decode_attention/tables_cached", 32, 8, context, 1));
+  names.push_back(coded("decode_attention/tables_cached", 32, 8, context, 4));
+  names.push_back(coded("decode_attention/tables_cached", 64, 8, context, 4));
+  names.push_back(coded("decode_attention/rotary_cached", 32, 8, context, 4));
+  names.push_back(coded("decode_attention/sinks", 32, 8, context, 4));
+  names.push_back(coded("decode_attention/needle", 32, 8, context, 4));
+  names.push_back(coded("decode_attention/tables_avx2", 64, 4, context, 1));
   names.push_back(exact_kernels("kernels_f16_avx2", context, 1));
-  names.push_back(coded("decode_tables", 32, 8, 131072, 4, 1));
-  names.push_back(coded("decode_tables", 32, 8, 131072, 4, 2));
+  names.push_back(coded("decode_attention/tables", 32, 8, 131072, 4, 1));
+  names.push_back(coded("decode_attention/tables", 32, 8, 131072, 4, 2));
   for (const char* family : {"score_tables", "prepare_tables", "prepare_rotary"}) {
     names.push_back(program(family, 1));
   }
@@ -177,14 +177,14 @@ std::vector<std::string> benches_of_a_round() {
 std::vector<std::string> benches_of_a_long_round() {
   std::vector<std::string> names;
   for (const std::size_t n : break_even_lengths) {
-    names.push_back(coded("decode_tables", 32, 8, n, 4));
-    names.push_back(coded("decode_rotary", 32, 8, n, 4));
+    names.push_back(coded("decode_attention/tables", 32, 8, n, 4));
+    names.push_back(coded("decode_attention/rotary", 32, 8, n, 4));
     names.push_back(exact_api(n, 4));
     names.push_back(exact_kernels("kernels_f16", n, 4));
   }
   for (const std::size_t n : plot_lengths) {
-    names.push_back(coded("decode_tables", 32, 8, n, 4));
-    names.push_back(coded("decode_rotary", 32, 8, n, 4));
+    names.push_back(coded("decode_attention/tables", 32, 8, n, 4));
+    names.push_back(coded("decode_attention/rotary", 32, 8, n, 4));
     names.push_back(exact_kernels("kernels_f16", n, 4));
     names.push_back(exact_api(n, 4));
     names.push_back(scaled("attend_int8", n, 4));
@@ -303,19 +303,19 @@ std::vector<figure> figures_of(const collector& measured) {
   const auto decode = [&](const char* family, std::size_t g, std::size_t m = 32) {
     return f.ns(coded(family, m, 8, context, g));
   };
-  const auto tables = [&](std::size_t g, std::size_t m = 32) { return decode("decode_tables", g, m); };
-  const auto rotary = [&](std::size_t g) { return decode("decode_rotary", g); };
+  const auto tables = [&](std::size_t g, std::size_t m = 32) { return decode("decode_attention/tables", g, m); };
+  const auto rotary = [&](std::size_t g) { return decode("decode_attention/rotary", g); };
   const auto against_f16 = [&](std::size_t g, const std::vector<double>& ns) { return f.ratio(f.f16(context, g), ns); };
   const auto skipped = [&](const char* family) {
     return f.value(coded(family, 32, 8, context, 4), "skipped_fraction");
   };
   const auto on_threads = [&](std::size_t threads) {
-    return measured.values(coded("decode_tables", 32, 8, 131072, 4, threads), "wall_ns");
+    return measured.values(coded("decode_attention/tables", 32, 8, 131072, 4, threads), "wall_ns");
   };
   const auto int8 = f.ns(scaled("attend_int8", context, 4));
   const auto int4 = f.ns(scaled("attend_int4", context, 4));
   const auto f16_on_avx2 = f.ns(exact_kernels("kernels_f16_avx2", context, 1));
-  const auto coded_on_avx2 = f.ns(coded("decode_tables_avx2", 64, 4, context, 1));
+  const auto coded_on_avx2 = f.ns(coded("decode_attention/tables_avx2", 64, 4, context, 1));
   const double lloyd_ns = f.value(lloyd_iteration, "ns");
   const auto encode_ns = [&](std::size_t rows) { return f.value(encoded(rows), "ns_per_vector"); };
   // The best round: what memory can do. Rounds before the system has joined its pages to large ones read half as much.
@@ -334,10 +334,11 @@ std::vector<figure> figures_of(const collector& measured) {
       {"decode4bit_g4_vs_int8", "4 bits against an int8 cache", f.ratio(int8, tables(4, 64))},
       {"decode4bit_g4_vs_int4", "4 bits against an int4 cache", f.ratio(int4, tables(4, 64))},
       {"skip_speedup_peaked_g4", "peak on the sinks, blocks skipped, against f16",
-       against_f16(4, decode("decode_sinks", 4)), at_least(6)},
-      {"skipped_fraction", "value blocks left out there, of all", skipped("decode_sinks")},
-      {"skip_speedup_needle_g4", "peaks at random places, the same", against_f16(4, decode("decode_needle", 4))},
-      {"skipped_fraction_needle", "value blocks left out there, of all", skipped("decode_needle")},
+       against_f16(4, decode("decode_attention/sinks", 4)), at_least(6)},
+      {"skipped_fraction", "value blocks left out there, of all", skipped("decode_attention/sinks")},
+      {"skip_speedup_needle_g4", "peaks at random places, the same",
+       against_f16(4, decode("decode_attention/needle", 4))},
+      {"skipped_fraction_needle", "value blocks left out there, of all", skipped("decode_attention/needle")},
       {"ns_per_token_g1", "decode, 2 bits, ns per token", median(tables(1))},
       {"ns_per_token_g4", "4 query heads", median(tables(4)), at_most(9)},
       {"score_ns_per_token", "scores alone, 1 query head, in cache", f.per_token(program("score_tables", 1))},
@@ -347,13 +348,14 @@ std::vector<figure> figures_of(const collector& measured) {
       {"rope_decode_g4_vs_f16", "keys before RoPE against exact f16", against_f16(4, rotary(4)), at_least(2.8)},
       {"rope_decode_g1_vs_f16", "the same, 1 query head", against_f16(1, rotary(1))},
       {"cached_ns_per_token_g1", "decode, 2 bits, one head that stays in cache",
-       median(decode("decode_tables_cached", 1))},
-      {"cached_ns_per_token_g4", "4 query heads", median(decode("decode_tables_cached", 4))},
-      {"cached4bit_ns_per_token_g4", "4 bits, 4 query heads", median(decode("decode_tables_cached", 4, 64))},
-      {"cached_rope_ns_per_token_g4", "keys before RoPE, 4 query heads", median(decode("decode_rotary_cached", 4))},
-      {"break_even_tokens_g4", "tokens from which codes beat f16, tables built", f.break_even("decode_tables"),
-       at_most(512)},
-      {"rope_break_even_tokens_g4", "the same, keys before RoPE", f.break_even("decode_rotary")},
+       median(decode("decode_attention/tables_cached", 1))},
+      {"cached_ns_per_token_g4", "4 query heads", median(decode("decode_attention/tables_cached", 4))},
+      {"cached4bit_ns_per_token_g4", "4 bits, 4 query heads", median(decode("decode_attention/tables_cached", 4, 64))},
+      {"cached_rope_ns_per_token_g4", "keys before RoPE, 4 query heads",
+       median(decode("decode_attention/rotary_cached", 4))},
+      {"break_even_tokens_g4", "tokens from which codes beat f16, tables built",
+       f.break_even("decode_attention/tables"), at_most(512)},
+      {"rope_break_even_tokens_g4", "the same, keys before RoPE", f.break_even("decode_attention/rotary")},
       {"train_iteration_ms", "one Lloyd iteration, n 4096, m 32, K 256", lloyd_ns * 1e-6, at_most(7)},
       {"train_ms_4_iterations", "train_codebook, 4 iterations, start given", f.value(four_iterations, "ns") * 1e-6},
       {"encode_ns_per_vector", "one token row coded", encode_ns(1), at_most(1200)},
@@ -435,8 +437,8 @@ void write_lengths(std::ostream& out, const collector& measured) {
   out << "# ns per token of one KV head, 4 query heads, d = 128; 2 bits: m = 32, K = 256\n"
          "# tokens codes codes_before_rope exact_f16 int8 int4\n";
   for (const std::size_t n : plot_lengths) {
-    out << n << ' ' << f.per_token(coded("decode_tables", 32, 8, n, 4)) << ' '
-        << f.per_token(coded("decode_rotary", 32, 8, n, 4)) << ' ' << median(f.f16(n, 4)) << ' '
+    out << n << ' ' << f.per_token(coded("decode_attention/tables", 32, 8, n, 4)) << ' '
+        << f.per_token(coded("decode_attention/rotary", 32, 8, n, 4)) << ' ' << median(f.f16(n, 4)) << ' '
         << f.per_token(scaled("attend_int8", n, 4)) << ' ' << f.per_token(scaled("attend_int4", n, 4)) << '\n';
   }
 }
