@@ -428,10 +428,7 @@ void encode_with(benchmark::State& state, const Planes& planes) {
   std::size_t vector = 0;
   for (auto iteration : state) {
     pqattn::group_walk at(shape);
-    for (std::size_t group = 0; group < 32; group += native::lanes) {
-      pqattn::x86::nearest_centroids<native, 1>(planes, at, native::lanes, 256,
-                                                vectors.data() + vector * 128 + 4 * group, 0, codes + group, 0);
-    }
+    pqattn::x86::nearest_centroids<native, 1>(planes, shape, at, vectors.data() + vector * 128, 0, codes, 0);
     vector = (vector + 1) % count;
     benchmark::DoNotOptimize(codes);
     benchmark::ClobberMemory();

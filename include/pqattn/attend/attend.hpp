@@ -128,6 +128,12 @@ template <class Address>
   return {slots.first, slots.count < most ? slots.count : most};
 }
 
+/// Those of a tile's values that a bank is told of with its scores. Scores of two to four rows take long enough for all
+/// of them, and their values are best summed over many blocks at a time.
+[[nodiscard]] inline slot_range values_with_scores(slot_range slots, std::size_t rows) noexcept {
+  return rows >= 2 && rows <= 4 ? slots : first_slots(slots);
+}
+
 /// All slots of a segment, from the first of a block.
 template <class Address>
 [[nodiscard]] slot_range covered_slots(const segment<Address>& tokens) noexcept {
@@ -150,6 +156,7 @@ struct attention_scratch {
   softmax_state softmax;
   float* skip_mass = nullptr;
   bool skips_most = false;  ///< whether the worker's last tile left out most of its value blocks
+  slot_range announced{};   ///< keys that the bank has been told of
 
   void carve(carver& memory, std::size_t rows, bool tails) noexcept {
     tile = {memory.take<float>(rows * attention_tile_tokens(rows)), rows, attention_tile_tokens(rows)};
@@ -308,10 +315,12 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
     // most values are likely to be left out.
     const bool few_values = work.skips_most;
     const auto next_keys = upcoming_slots(tokens.keys, slots_after(slots, step, part_end, end, context.workers));
-    auto with_scores = few_values ? next_keys : upcoming_slots(tokens.values, first_slots(slots));
+    auto with_scores = few_values ? next_keys : upcoming_slots(tokens.values, values_with_scores(slots, queries.rows));
     if (first == part_first && first_part && tokens.values.coded) {
       with_scores.book = tokens.values.book;
     }
+    with_scores.unannounced = slots.first != work.announced.first || work.announced.count == 0;
+    work.announced = few_values || tokens.values.coded ? next_keys.slots : slot_range{};
     PQATTN_TRY(score_tile_slots(bank, tokens, queries, slots, work.tile, work.tail, with_scores));
     for (std::size_t row = 0; row < queries.rows; ++row) {
       modify_row(params.modifiers, row, slots, tokens.positions, tokens.live, tokens.slots.first, work.tile.row(row),
@@ -335,7 +344,9 @@ status attend_part(Bank& bank, const segment<typename Bank::address>& tokens, co
         return bank.accumulate_values(work.tile, tokens.values.book, tokens.values.codes, slots, options, state.out,
                                       state.stride, hint...);
       };
-      PQATTN_TRY(with_hint<Bank>(accumulate, few_values ? upcoming<typename Bank::address>{} : next_keys));
+      auto with_values = few_values ? upcoming<typename Bank::address>{} : next_keys;
+      with_values.unannounced = few_values || !tokens.keys.coded;  // programs of exact keys take no hint
+      PQATTN_TRY(with_hint<Bank>(accumulate, with_values));
       work.skips_most = 2 * (skipped - before) > blocks_for(slots.count);
     } else {
       PQATTN_TRY(

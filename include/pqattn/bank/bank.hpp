@@ -177,6 +177,8 @@ struct upcoming {
   resident_codebook<Address> book{};  ///< no memory: none
   code_span<Address> codes{};
   slot_range slots{};
+  /// Whether most of what the program itself reads has been in no hint before, so that it may be far away.
+  bool unannounced = false;
 };
 
 /// Who the bank is.

@@ -153,6 +153,14 @@ inline void load_row(const rows_view& view, std::size_t row, float* target) noex
   }
 }
 
+/// Row `row` where it lies, if it can be read there as view.cols floats side by side; else null.
+[[nodiscard]] inline const float* floats_at(const rows_view& view, std::size_t row) noexcept {
+  const void* source = view.at(row);
+  const bool as_floats =
+      view.type == dtype::f32 && view.col_stride == 1 && reinterpret_cast<std::uintptr_t>(source) % alignof(float) == 0;
+  return as_floats ? static_cast<const float*>(source) : nullptr;
+}
+
 /// Rounds f32 values into row `row`. `source` holds view.cols floats.
 inline void store_row(const rows_ref& view, std::size_t row, const float* source) noexcept {
   void* target = view.at(row);

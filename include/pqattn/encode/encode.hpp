@@ -48,9 +48,13 @@ inline std::uint32_t largest_magnitude(const float* numbers, std::size_t count) 
 /// First NaN or infinity of a view, or number above `largest` in magnitude, as a status.
 inline status check_finite(const rows_view& rows, const char* subject,
                            float largest = largest_of(dtype::f32)) noexcept {
-  float row[max_dim];
+  float loaded[max_dim];
   for (std::size_t i = 0; i < rows.rows; ++i) {
-    load_row(rows, i, row);
+    const float* row = floats_at(rows, i);
+    if (row == nullptr) {
+      load_row(rows, i, loaded);
+      row = loaded;
+    }
     if (largest_magnitude(row, rows.cols) <= std::bit_cast<std::uint32_t>(largest)) {
       continue;
     }

@@ -300,7 +300,7 @@ TEST_CASE("the search for the nearest centroid is the portable one, near ties as
         std::uint16_t all[4] = {};
         if constexpr (detail::x86_programs<isa::native>::available) {
           group_walk walk(shape);
-          detail::x86_programs<isa::native>::nearest<1>(planes, walk, shape.groups(), row.data(), 0, all, 0);
+          detail::x86_programs<isa::native>::nearest<1>(planes, walk, row.data(), 0, all, 0);
         }
         for (std::uint32_t group = 0; group < shape.groups(); ++group) {
           const float* x = row.data() + shape.first_channel(group);

@@ -17,17 +17,10 @@ inline namespace PQATTN_ISA_UNIT {
 template <class Isa, std::size_t Rows>
 void nearest_of_stage(const host_codebook& book, group_walk& at, const float* x, std::size_t stride,
                       std::uint16_t* codes, std::size_t code_stride) noexcept {
-  const std::uint32_t subvectors = book.book.shape.subvectors;
   if constexpr (x86_programs<Isa>::available) {
-    constexpr std::size_t most = x86_programs<Isa>::groups_at_once;
-    for (std::size_t done = 0; done < subvectors; done += most) {
-      const std::size_t first = at.plane();
-      x86_programs<Isa>::template nearest<Rows>(book, at, subvectors - done < most ? subvectors - done : most, x,
-                                                stride, codes + done, code_stride);
-      x += at.plane() - first;
-    }
+    x86_programs<Isa>::template nearest<Rows>(book, at, x, stride, codes, code_stride);
   } else {
-    for (std::uint32_t i = 0; i < subvectors; ++i, x += at.width(), at.next()) {
+    for (std::uint32_t i = 0; i < book.book.shape.subvectors; ++i, x += at.width(), at.next()) {
       for (std::size_t row = 0; row < Rows; ++row) {
         codes[row * code_stride + i] =
             static_cast<std::uint16_t>(nearest_centroid<Isa>(book, at.group(), x + row * stride));

@@ -301,11 +301,9 @@ class host_bank {
     alignas(64) float loaded[Rows * max_dim];
     alignas(64) float ordered[Rows * max_dim];
     std::uint16_t row_codes[Rows * max_dim * max_stages];
-    const float* source = static_cast<const float*>(rows.at(first));
+    const float* source = rows.row_stride >= 0 ? floats_at(rows, first) : nullptr;
     auto stride = static_cast<std::size_t>(rows.row_stride);
-    const bool as_floats = rows.type == dtype::f32 && rows.col_stride == 1 && rows.row_stride >= 0 &&
-                           reinterpret_cast<std::uintptr_t>(rows.data) % alignof(float) == 0;
-    if (!as_floats) {
+    if (source == nullptr) {
       for (std::size_t row = 0; row < Rows; ++row) {
         load_row(rows, first + row, loaded + row * book.shape.dim);
       }

@@ -148,7 +148,7 @@ struct x86_kernels {
       const x86::score_tables tables =
           x86::score_tables_at(codes.shape, rows, width_of(precision), memory + first / rows_at_once * step);
       x86::table_score<Ops>(codes.shape, tables, run_of(codes, slots), tile.row(first), tile.stride,
-                            queue_of(next, first));
+                            queue_of(next, first), next.unannounced);
     });
   }
 
@@ -305,7 +305,8 @@ struct x86_kernels {
       std::size_t skipped = 0;
       x86::value_sum<Ops>(book.shape, bytes_of(book), run_of(codes, slots), tile.row(first), tile.stride, rows,
                           options.skip_mass == nullptr ? nullptr : options.skip_mass + first, out + first * stride,
-                          stride, skipped, scratch, queue_of(next, first), sums_of(options.sums, first));
+                          stride, skipped, scratch, queue_of(next, first), sums_of(options.sums, first),
+                          next.unannounced);
       skipped_by_all = skipped < skipped_by_all ? skipped : skipped_by_all;
     }
     if (options.skipped != nullptr && tile.rows != 0) {
@@ -350,15 +351,17 @@ struct x86_kernels {
   }
 
   static void softmax(const score_tile& tile, std::size_t count, const softmax_state& state) noexcept {
-    for (std::size_t row = 0; row < tile.rows; ++row) {
-      const x86::row_sums sums = x86::softmax_row<Ops>(tile.row(row), count, masked_score, state.maximum[row],
-                                                       state.sum[row], state.rescale[row]);
-      if (state.sums.mass != nullptr) {
-        state.sums.mass[row] = sums.mass;
-        state.sums.energy[row] = sums.energy;
-        state.sums.largest[row] = sums.largest;
-      }
+    if (tile.rows == 0) {
+      return;
     }
+    x86::softmax_rows<Ops>(tile.data, tile.stride, tile.rows, count, masked_score, state.maximum, state.sum,
+                           state.rescale, [&](std::size_t row, const x86::row_sums& sums) noexcept {
+                             if (state.sums.mass != nullptr) {
+                               state.sums.mass[row] = sums.mass;
+                               state.sums.energy[row] = sums.energy;
+                               state.sums.largest[row] = sums.largest;
+                             }
+                           });
   }
 
   // --- training and coding ---
@@ -386,16 +389,14 @@ struct x86_kernels {
     x86::nearest_of_rows<Ops>(planes_of(book), book.book.shape, values, rows, codes, book.book.shape.groups());
   }
 
-  /// Nearest centroids of the sub-vectors of groups that lie one after the other in Rows rows from x on, in planes of
-  /// any storage.
-  static constexpr std::size_t groups_at_once = Ops::lanes;
+  /// Nearest centroids of the sub-vectors of one stage, which lie one after the other in Rows rows from x on, in planes
+  /// of any storage. `at` moves past the stage.
   template <std::size_t Rows>
-  static void nearest(const host_codebook& book, group_walk& at, std::size_t groups, const float* x, std::size_t stride,
+  static void nearest(const host_codebook& book, group_walk& at, const float* x, std::size_t stride,
                       std::uint16_t* codes, std::size_t code_stride) noexcept {
     const std::size_t entries = plane_entries(book.book.shape);
-    const std::size_t count = book.book.shape.centroids;
     const auto in = [&](const auto& planes) {
-      x86::nearest_centroids<Ops, Rows>(planes, at, groups, count, x, stride, codes, code_stride);
+      x86::nearest_centroids<Ops, Rows>(planes, book.book.shape, at, x, stride, codes, code_stride);
     };
     switch (book.book.storage) {
       case codebook_storage::f32:
@@ -410,7 +411,7 @@ struct x86_kernels {
         const group_walk first = at;
         for (std::size_t row = 0; row < Rows; ++row) {
           at = first;
-          x86::nearest_bytes<Ops>(planes, at, groups, count, x + row * stride, codes + row * code_stride);
+          x86::nearest_bytes<Ops>(planes, book.book.shape, at, x + row * stride, codes + row * code_stride);
         }
         return;
       }

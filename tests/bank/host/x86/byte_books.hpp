@@ -64,10 +64,7 @@ std::vector<std::uint16_t> codes_in_f32(const byte_book& book, const std::vector
   const pqattn::geometry shape = book.shape();
   std::vector<std::uint16_t> codes(book.groups, 0xabcd);
   pqattn::group_walk at(shape);
-  for (std::size_t first = 0; first < book.groups; first += Isa::lanes) {
-    pqattn::x86::nearest_centroids<Isa, 1>(book.planes(), at, std::min(book.groups - first, Isa::lanes), book.count,
-                                           x.data() + first * book.width, 0, codes.data() + first, 0);
-  }
+  pqattn::x86::nearest_centroids<Isa, 1>(book.planes(), shape, at, x.data(), 0, codes.data(), 0);
   return codes;
 }
 

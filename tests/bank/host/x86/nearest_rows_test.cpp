@@ -123,10 +123,7 @@ TEMPLATE_TEST_CASE("sub-vectors of two widths, for many rows", "[x86]", PQATTN_T
   for (std::size_t i = 0; i < most; ++i) {
     std::vector<std::uint16_t> want(14);
     pqattn::group_walk at(shape);
-    for (std::size_t first = 0; first < 14; first += TestType::lanes) {
-      pqattn::x86::nearest_centroids<TestType, 1>(book.planes(), at, std::min(14 - first, TestType::lanes), 64,
-                                                  rows[i].data() + at.plane(), 0, want.data() + first, 0);
-    }
+    pqattn::x86::nearest_centroids<TestType, 1>(book.planes(), shape, at, rows[i].data(), 0, want.data(), 0);
     CHECK(std::equal(want.begin(), want.end(), got.begin() + static_cast<std::ptrdiff_t>(14 * i)));
   }
 }

@@ -110,7 +110,7 @@ void check_planes(std::uint32_t groups, std::uint32_t dim, std::uint32_t count, 
     std::vector<std::uint16_t> codes(groups + 1, 0xabcd);
     const auto find = [&](const auto& in) {
       pqattn::group_walk at(shape);
-      pqattn::x86::nearest_centroids<Isa, 1>(in, at, groups, count, x.data(), 0, codes.data(), 0);
+      pqattn::x86::nearest_centroids<Isa, 1>(in, shape, at, x.data(), 0, codes.data(), 0);
       CHECK(at.done());
       CHECK(codes[groups] == 0xabcd);
       // Beside another row, on either side of it, the same.
@@ -121,7 +121,7 @@ void check_planes(std::uint32_t groups, std::uint32_t dim, std::uint32_t count, 
         std::copy(x.begin(), x.end(), two.begin() + static_cast<std::ptrdiff_t>(place * stride));
         std::vector<std::uint16_t> both(2 * code_stride, 0xabcd);
         pqattn::group_walk again(shape);
-        pqattn::x86::nearest_centroids<Isa, 2>(in, again, groups, count, two.data(), stride, both.data(), code_stride);
+        pqattn::x86::nearest_centroids<Isa, 2>(in, shape, again, two.data(), stride, both.data(), code_stride);
         const auto mine = both.begin() + static_cast<std::ptrdiff_t>(place * code_stride);
         CHECK(again.done());
         CHECK(std::equal(codes.begin(), codes.end(), mine));  // and none behind the last is written

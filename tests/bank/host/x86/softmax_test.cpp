@@ -64,6 +64,41 @@ TEMPLATE_TEST_CASE("softmax of tiles against double", "[x86]", PQATTN_TEST_X86_I
   }
 }
 
+TEMPLATE_TEST_CASE("softmax of several rows is that of each", "[x86]", PQATTN_TEST_X86_ISAS) {
+  pqattn_test::random_data random(7);
+  INFO(TestType::name << ", seed " << random.seed());
+  for (const std::size_t rows : {1u, 2u, 3u, 7u}) {
+    for (const std::size_t count : {1u, 64u, 190u}) {
+      const std::size_t padded = (count + 63) / 64 * 64;
+      const std::size_t stride = padded + random.below(20);
+      std::vector<float> scores = random.normals(rows * stride, 3.0f, -8.0f);
+      std::fill_n(scores.begin() + static_cast<std::ptrdiff_t>((rows - 1) * stride), count, masked);
+      std::vector<float> want = scores;
+      std::vector<float> maximum = random.normals(rows, 9.0f);
+      std::vector<float> sum(rows, 2.0f);
+      std::vector<float> rescale(rows);
+      std::vector<float> want_maximum = maximum;
+      std::vector<float> want_sum = sum;
+      std::vector<float> want_rescale(rows);
+      std::vector<pqattn::x86::row_sums> sums(rows);
+      pqattn::x86::softmax_rows<TestType>(
+          scores.data(), stride, rows, count, masked, maximum.data(), sum.data(), rescale.data(),
+          [&](std::size_t row, const pqattn::x86::row_sums& of_row) { sums[row] = of_row; });
+      for (std::size_t row = 0; row < rows; ++row) {
+        const pqattn::x86::row_sums alone = pqattn::x86::softmax_row<TestType>(
+            want.data() + row * stride, count, masked, want_maximum[row], want_sum[row], want_rescale[row]);
+        CHECK(sums[row].mass == alone.mass);
+        CHECK(sums[row].energy == alone.energy);
+        CHECK(sums[row].largest == alone.largest);
+      }
+      CHECK(scores == want);  // and what lies between rows is untouched
+      CHECK(maximum == want_maximum);
+      CHECK(sum == want_sum);
+      CHECK(rescale == want_rescale);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("softmax of nothing but masked scores is 0", "[x86]", PQATTN_TEST_X86_ISAS) {
   std::vector<float> scores(64, masked);
   float maximum = masked;

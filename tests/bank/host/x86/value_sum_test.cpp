@@ -240,6 +240,19 @@ TEMPLATE_TEST_CASE("many large probabilities are not rounded", "[x86]", PQATTN_T
   }
 }
 
+TEMPLATE_TEST_CASE("the workspace of some rows holds that of fewer", "[x86]", PQATTN_TEST_X86_ISAS) {
+  for (const std::uint32_t dim : {4u, 64u, 1000u}) {
+    const pqattn::geometry shape{dim, dim / 4, 256};
+    std::size_t largest = 0;
+    for (std::size_t rows = 1; rows <= 40; ++rows) {
+      const std::size_t bytes = pqattn::x86::value_scratch_bytes<TestType>(shape, rows);
+      CHECK(bytes >= largest);
+      CHECK(bytes >= pqattn::x86::detail::carve_value_scratch(shape, rows, nullptr).size);
+      largest = bytes;
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a single probability returns its value", "[x86]", PQATTN_TEST_X86_ISAS) {
   pqattn_test::random_data random(3);
   for (const auto& shape : pqattn_test::coded_cases) {

@@ -135,10 +135,12 @@ class fetch_queue {
     due_ -= count;
   }
   void fetch(std::size_t count) noexcept {
-    for (std::size_t i = 0; i < count; ++i) {
-      lines_here();
-      fetch_from_memory(at_, 64);
-      skip(1);
+    while (count != 0) {
+      const std::size_t here = lines_here();
+      const std::size_t together = here < count ? here : count;
+      fetch_from_memory(at_, 64 * together);
+      skip(together);
+      count -= together;
     }
   }
 

@@ -114,6 +114,8 @@ struct avx2 {
         _mm_cvtsi128_si32(_mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(four, flip)), flip)));
   }
   static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm256_xor_si256(v, set32(-1))); }
+  /// The high byte of each word.
+  static PQATTN_ALWAYS_INLINE ints high_bytes(ints words) noexcept { return _mm256_srli_epi16(words, 8); }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept {
     return _mm256_srli_epi16(a, Count);
@@ -399,6 +401,10 @@ struct avx512bw {
     return avx2::smallest16(_mm256_min_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
   }
   static PQATTN_ALWAYS_INLINE int largest16(ints v) noexcept { return ~smallest16(_mm512_xor_si512(v, set32(-1))); }
+  /// By a product: on Zen 4 shifts take the pipes of permutes, and multipliers have nothing else to do.
+  static PQATTN_ALWAYS_INLINE ints high_bytes(ints words) noexcept {
+    return _mm512_mulhi_epu16(words, _mm512_set1_epi16(256));
+  }
   template <int Count>
   static PQATTN_ALWAYS_INLINE ints right16(ints a) noexcept {
     return _mm512_srli_epi16(a, Count);

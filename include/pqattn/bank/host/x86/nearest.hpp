@@ -290,6 +290,16 @@ PQATTN_NOINLINE void nearest_of_lanes(const Planes& planes, std::size_t plane, s
   }
 }
 
+/// Calls find<Width>(), where the loop over channels is unrolled for Width of them, or for none: Width 0.
+template <class Find>
+PQATTN_ALWAYS_INLINE void with_unrolled_width(std::size_t width, const Find& find) noexcept {
+  switch (width) {
+    case 2: find.template operator()<2>(); break;
+    case 4: find.template operator()<4>(); break;
+    default: find.template operator()<0>(); break;
+  }
+}
+
 /// Codes of `groups` groups from what nearest_of_lanes() found for each. Both registers' arrays are overwritten.
 template <class Isa>
 PQATTN_ALWAYS_INLINE void codes_of_least(typename Isa::floats (&least)[Isa::lanes],
@@ -327,11 +337,7 @@ class deferred_search {
     const auto find = [&]<std::size_t Width>() noexcept {
       nearest_of_lanes<Isa, Width, 1>(planes_, plane, width, count_, values, 0, &least_[waiting_], &index_[waiting_]);
     };
-    switch (width) {
-      case 2: find.template operator()<2>(); break;
-      case 4: find.template operator()<4>(); break;
-      default: find.template operator()<0>(); break;
-    }
+    with_unrolled_width(width, find);
     code_[waiting_] = code;
     if (++waiting_ == Isa::lanes) {
       finish();
@@ -360,30 +366,27 @@ class deferred_search {
 
 }  // namespace detail
 
-/// Nearest centroids of the sub-vectors of `groups` groups, at most Isa::lanes, which lie one after the other in each
-/// of Rows vectors, 1 or 2, `stride` apart from x on; codes of row r go to codes[r * code_stride] and after. Planes
-/// [at.plane(), at.plane() + width) hold the components of a group's `count` centroids. `at` moves past these groups.
-/// Reads whole runs of 64 entries, so planes must be padded to 64, entries past the last centroid repeating centroid 0,
-/// which then never win. A row's codes do not depend on the rows beside it. O(width * count) a row and group.
+/// Nearest centroids of the sub-vectors of a stage, which lie one after the other in each of Rows vectors, 1 or 2,
+/// `stride` apart from x on; codes of row r go to codes[r * code_stride] and after. Planes [at.plane(), at.plane() +
+/// width) hold the components of a group's centroids. `at` moves past the stage. Reads whole runs of 64 entries, so
+/// planes must be padded to 64, entries past the last centroid repeating centroid 0, which then never win. A row's
+/// codes do not depend on the rows beside it. O(width * count) a row and group.
 template <class Isa, std::size_t Rows, class Planes>
-inline void nearest_centroids(const Planes& planes, group_walk& at, std::size_t groups, std::size_t count,
-                              const float* x, std::size_t stride, std::uint16_t* codes,
-                              std::size_t code_stride) noexcept {
+inline void nearest_centroids(const Planes& planes, const geometry& shape, group_walk& at, const float* x,
+                              std::size_t stride, std::uint16_t* codes, std::size_t code_stride) noexcept {
   typename Isa::floats least[Rows][Isa::lanes];
   typename Isa::ints index[Rows][Isa::lanes];
-  for (std::size_t i = 0; i < groups; ++i, x += at.width(), at.next()) {
-    const auto find = [&]<std::size_t Width>() noexcept {
-      detail::nearest_of_lanes<Isa, Width, Rows>(planes, at.plane(), at.width(), count, x, stride, &least[0][i],
-                                                 &index[0][i]);
-    };
-    switch (at.width()) {
-      case 2: find.template operator()<2>(); break;
-      case 4: find.template operator()<4>(); break;
-      default: find.template operator()<0>(); break;
+  for (std::size_t done = 0; done < shape.subvectors; done += Isa::lanes) {
+    const std::size_t groups = shape.subvectors - done < Isa::lanes ? shape.subvectors - done : Isa::lanes;
+    for (std::size_t i = 0; i < groups; ++i, x += at.width(), at.next()) {
+      detail::with_unrolled_width(at.width(), [&]<std::size_t Width>() noexcept {
+        detail::nearest_of_lanes<Isa, Width, Rows>(planes, at.plane(), at.width(), shape.centroids, x, stride,
+                                                   &least[0][i], &index[0][i]);
+      });
     }
-  }
-  for (std::size_t row = 0; row < Rows; ++row, codes += code_stride) {
-    detail::codes_of_least<Isa>(least[row], index[row], groups, codes);
+    for (std::size_t row = 0; row < Rows; ++row) {
+      detail::codes_of_least<Isa>(least[row], index[row], groups, codes + row * code_stride + done);
+    }
   }
 }
 

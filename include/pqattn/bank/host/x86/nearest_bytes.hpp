@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Nearest centroids of byte codebooks in integers, where that is certain; the others by the search of nearest.hpp.
+// Nearest centroids of byte codebooks in integers, where that is certain; else by f32 distances of those that may be
+// nearest, or of all.
 //
 // With r = x - offset, the squared distance to a centroid of bytes b is, over the group's largest scale squared and
 // without what all centroids share, the sum over channels of b (w b - 2 y), w = scale^2 / largest^2, y = r scale /
@@ -186,39 +187,89 @@ PQATTN_ALWAYS_INLINE void reduce_to_two(typename Isa::ints* least, typename Isa:
   }
 }
 
-}  // namespace detail
+/// The nearest of the centroids whose sums are within certain_difference of the least, by distances as
+/// nearest_centroids() takes them; false where a lane may have more of them than its least, or all sums may be
+/// saturated.
+inline bool nearest_of_few(const byte_planes& planes, std::size_t plane, const float* x, __m512i least, __m512i second,
+                           std::uint16_t& code) noexcept {
+  const int smallest = _mm512_reduce_min_epi32(least);
+  const __m512i limit = _mm512_set1_epi32(smallest + certain_difference);
+  const bool saturated = smallest > (std::numeric_limits<std::int32_t>::max)() - certain_difference;
+  if (saturated || _mm512_cmple_epi32_mask(second, limit) != 0) {
+    return false;
+  }
+  alignas(64) std::int32_t sums[16];
+  _mm512_store_si512(sums, least);
+  float nearest = (std::numeric_limits<float>::max)();
+  for (std::uint32_t left = _mm512_cmple_epi32_mask(least, limit); left != 0; left &= left - 1) {
+    const auto k = static_cast<std::uint16_t>(sums[std::countr_zero(left)] & 255);
+    float distance = 0.0f;
+    for (std::size_t c = 0; c < integer_width; ++c) {
+      const auto number = static_cast<float>(planes.numbers[(plane + c) * planes.entries + k]);
+      const float difference = __builtin_fmaf(-number, planes.scale[plane + c], planes.relative(x[c], plane + c));
+      distance = c == 0 ? difference * difference : __builtin_fmaf(difference, difference, distance);
+    }
+    if (distance < nearest || (distance == nearest && k < code)) {
+      nearest = distance;
+      code = k;
+    }
+  }
+  return true;
+}
 
-/// nearest_centroids() of one vector for byte planes of a shape that suits_integers(): the same codes.
+/// Codes of `groups` groups from `plane` on, at most Isa::lanes.
 template <class Isa>
-inline void nearest_bytes(const byte_planes& planes, group_walk& at, std::size_t groups, std::size_t count,
-                          const float* x, std::uint16_t* codes) noexcept {
-  detail::integer_factors factors;
-  detail::prepare_integers(planes, at.plane(), groups * integer_width, x, factors);
-  const std::size_t first_plane = at.plane();
-  typename Isa::ints least[Isa::lanes];
-  typename Isa::ints second[Isa::lanes];
+PQATTN_NOINLINE void nearest_of_groups(const byte_planes& planes, std::size_t plane, std::size_t groups,
+                                       std::size_t count, const float* x, std::uint16_t* codes) noexcept {
+  integer_factors factors;
+  prepare_integers(planes, plane, groups * integer_width, x, factors);
+  __m512i least[Isa::lanes];
+  __m512i second[Isa::lanes];
+  __m512i of_lanes[2][Isa::lanes];  // the same before lanes are reduced
   for (std::size_t i = 0; i < Isa::lanes; ++i) {
     if (i < groups) {
-      detail::least_sums(planes, at.plane(), count, factors.weight + i * integer_width,
-                         factors.query + i * integer_width, least[i], second[i]);
-      at.next();
+      const std::size_t c = i * integer_width;
+      least_sums(planes, plane + c, count, factors.weight + c, factors.query + c, least[i], second[i]);
+      of_lanes[0][i] = least[i];
+      of_lanes[1][i] = second[i];
     } else {
       least[i] = second[i] = Isa::zero();
     }
   }
-  detail::reduce_to_two<Isa>(least, second);
+  reduce_to_two<Isa>(least, second);
   const auto there = static_cast<__mmask16>((1u << groups) - 1);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // lanes of the groups
   const __m512i found = _mm512_permutexvar_epi32(order, least[0]);
   const __m512i apart = _mm512_sub_epi32(_mm512_permutexvar_epi32(order, second[0]), found);
   _mm256_mask_storeu_epi16(codes, there, _mm512_cvtepi32_epi16(_mm512_and_si512(found, _mm512_set1_epi32(255))));
-  const __mmask16 unsure = _mm512_mask_cmple_epu32_mask(there, apart, _mm512_set1_epi32(detail::certain_difference));
-  detail::deferred_search<Isa> search(planes, count);
-  for (std::uint32_t left = unsure | factors.groups_outside(); left != 0; left &= left - 1) {
-    const auto group = static_cast<std::size_t>(std::countr_zero(left));
-    search.add(first_plane + group * integer_width, integer_width, x + group * integer_width, 1, codes + group);
+  const __mmask16 unsure = _mm512_mask_cmple_epu32_mask(there, apart, _mm512_set1_epi32(certain_difference));
+  const std::uint32_t outside = factors.groups_outside();
+  deferred_search<Isa> search(planes, count);
+  for (std::uint32_t left = unsure | outside; left != 0; left &= left - 1) {
+    const auto i = static_cast<std::size_t>(std::countr_zero(left));
+    const std::size_t c = i * integer_width;
+    if ((outside >> i & 1) != 0 ||
+        !nearest_of_few(planes, plane + c, x + c, of_lanes[0][i], of_lanes[1][i], codes[i])) {
+      search.add(plane + c, integer_width, x + c, 1, codes + i);
+    }
   }
   search.finish();
+}
+
+}  // namespace detail
+
+/// Codes of the sub-vectors of one vector, which lie one after the other from x on, for byte planes of a shape that
+/// suits_integers(): those that nearest_centroids() finds. `at` moves past the stage.
+template <class Isa>
+inline void nearest_bytes(const byte_planes& planes, const geometry& shape, group_walk& at, const float* x,
+                          std::uint16_t* codes) noexcept {
+  for (std::size_t done = 0; done < shape.subvectors; done += Isa::lanes) {
+    const std::size_t groups = shape.subvectors - done < Isa::lanes ? shape.subvectors - done : Isa::lanes;
+    detail::nearest_of_groups<Isa>(planes, at.plane(), groups, shape.centroids, x + done * integer_width, codes + done);
+    for (std::size_t i = 0; i < groups; ++i) {
+      at.next();
+    }
+  }
 }
 
 }  // namespace PQATTN_X86_UNIT

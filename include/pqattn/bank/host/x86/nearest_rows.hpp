@@ -218,6 +218,7 @@ PQATTN_NOINLINE void nearest_of_group(const byte_planes& planes, std::size_t pla
 template <class Isa>
 inline void nearest_of_rows(const byte_planes& planes, const geometry& shape, const float* values, std::size_t rows,
                             std::uint16_t* codes, std::size_t code_stride) noexcept {
+  static_assert(widest_row_search <= detail::deferred_search<Isa>::widest);
   detail::deferred_search<Isa> search(planes, shape.centroids);
   for (group_walk at(shape); !at.done(); at.next()) {
     const auto find = [&]<std::size_t Pairs>() noexcept {

@@ -178,7 +178,26 @@ inline void finish_block(const std::int32_t* sums, float factor, float offset, c
   }
 }
 
-/// Scores of up to Kernel::batch_for(rows) blocks that share a turn table.
+/// Pairs that are turned in one step; chunks are multiples of it.
+template <class Kernel>
+inline constexpr std::size_t pairs_at_once = Kernel::by_phase ? 8 : 4;
+/// Whether lines are fetched with the products of turned pairs too: where these take as long as turning.
+template <class Kernel>
+inline constexpr bool fetches_with_products = !Kernel::by_phase;
+/// Steps of `batches` batches of together `blocks` blocks: some pairs of a batch's blocks are turned, or a chunk of
+/// turned pairs of one block is multiplied. With each a few lines of what is read next are fetched; of many at once the
+/// queue of misses has no room for all.
+template <class Kernel>
+[[nodiscard]] constexpr std::size_t steps_of_batches(std::size_t pairs, std::size_t rows, std::size_t batches,
+                                                     std::size_t blocks) noexcept {
+  constexpr std::size_t together = pairs_at_once<Kernel>;
+  const std::size_t chunk = Kernel::chunk_for(pairs, rows);
+  const std::size_t products = (pairs + chunk - 1) / chunk * blocks;
+  return (pairs + together - 1) / together * batches + (fetches_with_products<Kernel> ? products : 0);
+}
+
+/// Scores of up to Kernel::batch_for(rows) blocks that share a turn table. Meanwhile the batch that follows and a share
+/// of `next` are fetched.
 template <class Kernel, unsigned Bits>
 inline void rotary_blocks(const rotary_book& book, const rope& rotation, const typename Kernel::table& turns,
                           const rotary_queries& queries, const slot_run& run, std::size_t block,
@@ -195,33 +214,43 @@ inline void rotary_blocks(const rotary_book& book, const rope& rotation, const t
                            scratch.offsets + b * queries.rows);
     }
   }
-  const std::size_t end = run.end_block();
   const std::size_t after = block + blocks;
-  const std::size_t batch = Kernel::batch_for(queries.rows);
-  const std::size_t ahead = end - after < batch ? end - after : batch;
+  fetch_queue following(
+      nullptr, 0, after < run.end_block() ? run.part(after, after + Kernel::batch_for(queries.rows)) : slot_run{});
+  following.share_among(steps_of_batches<Kernel>(book.count, queries.rows, 1, blocks));
+  const auto fetch_some = [&]() noexcept {
+    following.fetch_share();
+    next.fetch_share();
+  };
   const std::size_t chunk = Kernel::chunk_for(book.count, queries.rows);
   const std::size_t key_block = key_block_bytes<Kernel>(book.count, queries.rows);
   for (std::size_t pair = 0; pair < book.count; pair += chunk) {
     const std::size_t count = book.count - pair < chunk ? book.count - pair : chunk;
-    // The next batch is fetched meanwhile, a share of every block with each chunk.
-    const std::size_t from = run.block_bytes * pair / book.count;
-    const std::size_t to = run.block_bytes * (pair + count) / book.count;
-    for (std::size_t b = 0; b < ahead; ++b) {
-      fetch_from_memory(run.block(after + b) + from / 64 * 64, to - from / 64 * 64);
-    }
-    next.fetch_share();
     const auto sum_blocks = [&](const auto* rows, std::size_t row_stride, std::size_t block_stride) noexcept {
       for (std::size_t b = 0; b < blocks; ++b) {
+        if constexpr (fetches_with_products<Kernel>) {
+          fetch_some();
+        }
         Kernel::sum_block(scratch.keys + b * key_block, count, rows + b * block_stride, row_stride, queries.rows,
                           scratch.sums + b * queries.rows * slots, pair == 0);
       }
     };
+    constexpr std::size_t together = pairs_at_once<Kernel>;
+    for (std::size_t i = 0; i < count; i += together) {
+      const std::size_t first = pair + i;
+      const std::size_t some = count - i < together ? count - i : together;
+      std::byte* const keys = scratch.keys + i * Kernel::key_bytes;
+      fetch_some();
+      if constexpr (Kernel::by_phase) {
+        Kernel::template turn_keys<Bits>(book, turns, first, some, codes, blocks, scratch.queries + first, query_block,
+                                         keys);
+      } else {
+        Kernel::template turn_keys<Bits>(book, turns, first, some, codes, blocks, keys, key_block);
+      }
+    }
     if constexpr (Kernel::by_phase) {
-      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.queries + pair, query_block,
-                                       scratch.keys);
       sum_blocks(queries.tables + pair * Kernel::row_bytes, queries.padded * Kernel::row_bytes, 0);
     } else {
-      Kernel::template turn_keys<Bits>(book, turns, pair, count, codes, blocks, scratch.keys, key_block);
       sum_blocks(scratch.queries + pair, queries.padded, query_block);
     }
   }
@@ -262,8 +291,8 @@ inline bool rotary_score(const rotary_book& book, const rope& rotation, const vo
   return with_code_bits<typename Kernel::isa>(book.code_bits, [&]<unsigned Bits>() noexcept {
     auto scratch = detail::carve_rotary_scratch<Kernel>(book.count, rotation.pairs, queries.rows, workspace);
     const std::size_t batch = Kernel::batch_for(queries.rows);
-    const std::size_t chunk = Kernel::chunk_for(book.count, queries.rows);
-    next.share_among((run.end_block() - run.first_block() + batch - 1) / batch * ((book.count + chunk - 1) / chunk));
+    const std::size_t blocks = run.end_block() - run.first_block();
+    next.share_among(detail::steps_of_batches<Kernel>(book.count, queries.rows, (blocks + batch - 1) / batch, blocks));
     std::int64_t bases[Kernel::batch];
     std::size_t pending = 0;
     std::size_t block = run.first_block();

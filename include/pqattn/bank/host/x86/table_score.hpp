@@ -29,11 +29,16 @@ inline constexpr std::size_t scored_rows = widest_code<Isa> > 8 && Bits >= 8 ? 2
 template <class Isa, std::size_t Rows>
 inline constexpr std::size_t scored_blocks = (Isa::bytes == 64 ? 8 : 4) / Rows;
 
-/// Blocks whose codes stay in the second-level cache while all rows are scored.
+/// Blocks whose codes stay in the second-level cache while all rows are scored. Fewer where they come from memory
+/// meanwhile, which then is asked for them more evenly.
 inline constexpr std::size_t score_batch = 64;
+inline constexpr std::size_t far_score_batch = 16;
 
 /// Groups whose codes come into the first-level cache ahead of the one that is looked up.
 inline constexpr std::size_t groups_ahead = 4;
+
+/// Blocks whose codes come into the second-level cache ahead of those that are looked up, where they may lie in memory.
+inline constexpr std::size_t blocks_ahead = 8;
 
 /// Lines that are fetched meanwhile, one or two with each group: the more evenly, the fewer are lost.
 struct score_lines {
@@ -57,6 +62,7 @@ struct score_pass {
   std::size_t first;
   std::size_t groups;
   slot_run run;
+  bool far;  ///< whether codes that are looked up for the first time may lie in memory
   float* out;
   std::size_t stride;
 };
@@ -68,7 +74,7 @@ PQATTN_ALWAYS_INLINE void add_entries(const typename Isa::ints (&value)[Planes],
                                       typename Isa::ints (&sum)[2]) noexcept {
   if constexpr (Planes == 1) {
     Isa::add_to16(sum[0], value[0]);
-    Isa::add_to16(sum[1], Isa::template right16<8>(value[0]));
+    Isa::add_to16(sum[1], Isa::high_bytes(value[0]));
   } else {
     Isa::add_to16(sum[0], Isa::low8(value[0], value[1]));
     Isa::add_to16(sum[1], Isa::high8(value[0], value[1]));
@@ -136,10 +142,18 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
   using look = lookup<Isa, Bits, (Rows > 1)>;
   using ints = typename Isa::ints;
   const std::uint8_t* const tables = pass.tables.bytes + row * pass.row_bytes + pass.first * Planes * table_bytes(Bits);
+  // One row is done with a pass before all that was fetched for it is there.
+  const std::size_t last = pass.run.end_block() - 1;
+  const bool fetches_ahead = (pass.far || Rows == 1) && row == 0 && block + blocks_ahead <= last;
   const std::uint8_t* codes[Blocks];
+  const std::uint8_t* ahead[Blocks] = {};
   PQATTN_X86_UNROLL
   for (std::size_t b = 0; b < Blocks; ++b) {
     codes[b] = pass.run.block(block + b) + pass.first * 8 * Bits;
+    if (fetches_ahead) {
+      const std::size_t later = block + blocks_ahead + b;
+      ahead[b] = pass.run.block(later < last ? later : last) + pass.first * 8 * Bits;
+    }
   }
   for (std::size_t part = 0; part < parts<Isa>; ++part) {
     ints sum[Rows][Blocks][2];
@@ -150,6 +164,12 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
     for (std::size_t group = 0; group < pass.groups; ++group) {
       fetch_from_memory(lines.at + group * lines.step, 64);
       fetch_from_memory(lines.at + group * lines.step + lines.step / 2, 64);
+      if (fetches_ahead) {
+        PQATTN_X86_UNROLL
+        for (std::size_t b = 0; b < Blocks; ++b) {
+          fetch_from_memory(ahead[b] + group * 8 * Bits, 8 * Bits);
+        }
+      }
       const std::uint8_t* const of_group = tables + group * Planes * table_bytes(Bits);
       const auto table_of = [&](const std::uint8_t* here, std::size_t r, std::size_t i) PQATTN_X86_INLINE_LAMBDA {
         return look::load_table(here + r * pass.row_bytes + i * table_bytes(Bits));
@@ -188,7 +208,7 @@ PQATTN_NOINLINE void score_blocks(const score_pass& pass, std::size_t row, std::
 
 template <class Isa, unsigned Bits, std::size_t Planes>
 PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tables, const slot_run& run, float* out,
-                                 std::size_t stride, fetch_queue next) noexcept {
+                                 std::size_t stride, fetch_queue next, bool far) noexcept {
   const std::size_t row_bytes = row_table_bytes(shape, tables.precision);
   const std::size_t blocks = run.end_block() - run.first_block();
   std::size_t passes = 0;
@@ -198,9 +218,10 @@ PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tabl
   next.share_among((shape.groups() + summed_groups - 1) / summed_groups * passes);
   for (std::size_t first = 0; first < shape.groups(); first += summed_groups) {
     const std::size_t left = shape.groups() - first;
-    const score_pass pass{tables, row_bytes, first, left < summed_groups ? left : summed_groups, run, out, stride};
-    for (std::size_t done = 0; done < blocks; done += score_batch) {
-      const std::size_t batch = blocks - done < score_batch ? blocks - done : score_batch;
+    const score_pass pass{tables, row_bytes, first, left < summed_groups ? left : summed_groups, run, far, out, stride};
+    const std::size_t at_once = far ? far_score_batch : score_batch;
+    for (std::size_t done = 0; done < blocks; done += at_once) {
+      const std::size_t batch = blocks - done < at_once ? blocks - done : at_once;
       for_rows<scored_rows<Isa, Bits>>(tables.rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
         for_rows<scored_blocks<Isa, Rows>>(batch, [&]<std::size_t Blocks>(std::size_t block) noexcept {
           const score_lines lines = next_lines(next, pass.groups, tables.bytes);
@@ -214,16 +235,17 @@ PQATTN_NOINLINE void table_score(const geometry& shape, const score_tables& tabl
 
 }  // namespace detail
 
-/// out[row * stride + slot - run.first] = score of the slot. `next` is fetched meanwhile.
+/// out[row * stride + slot - run.first] = score of the slot. `next` is fetched meanwhile; `far`: whether the run's own
+/// codes may lie in memory.
 /// Returns false, and does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
 inline bool table_score(const geometry& shape, const score_tables& tables, const slot_run& run, float* out,
-                        std::size_t stride, const fetch_queue& next = {}) noexcept {
+                        std::size_t stride, const fetch_queue& next = {}, bool far = false) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     if (tables.precision == table_precision::words) {
-      detail::table_score<Isa, Bits, 2>(shape, tables, run, out, stride, next);
+      detail::table_score<Isa, Bits, 2>(shape, tables, run, out, stride, next, far);
     } else {
-      detail::table_score<Isa, Bits, 1>(shape, tables, run, out, stride, next);
+      detail::table_score<Isa, Bits, 1>(shape, tables, run, out, stride, next, far);
     }
   });
 }

@@ -33,9 +33,6 @@ inline namespace v0 {
 namespace x86 {
 inline namespace PQATTN_X86_UNIT {
 
-/// Blocks handled together, so that tables are loaded once.
-inline constexpr std::size_t value_batch = 16;
-
 /// Blocks that share steps: those of a tile.
 inline constexpr std::size_t most_value_blocks = 64;
 
@@ -52,16 +49,6 @@ struct known_sums {
 
 namespace detail {
 
-/// A probability above its row's limit.
-struct excess_slot {
-  const std::uint8_t* codes;  ///< of the block
-  std::uint32_t slot;
-  std::uint32_t row;
-  float excess;
-};
-/// As many are kept for the batch's look-ups, when the tables are near; more are looked up by themselves.
-inline constexpr std::size_t most_excess = 64;
-
 /// Workspace of value_sum.
 struct value_scratch {
   float* sums;           // (rows, planes): of bytes times steps; planes is stages * dim rounded up to 16
@@ -72,7 +59,6 @@ struct value_scratch {
   float* left;           // (rows): mass that may still be skipped
   float* carried;        // (rows, 64): what rounding left over, in steps
   float* excess;         // (rows, planes): sums of excess * byte
-  excess_slot* over;     // (most_excess): what has an excess and is not in the sums yet
   std::size_t planes;
   std::uint8_t* bytes;   // (batch, rows, 64): rounded probabilities
   std::int8_t* decoded;  // (batch, value_decoded, 64): components of a group, when many rows share them
@@ -86,6 +72,14 @@ inline constexpr std::size_t most_value_rows = 4;
 /// than one pass of dot products alone; see docs/performance.md for the crossing.
 inline constexpr std::size_t value_decoded = 4;
 
+/// Blocks handled together, so that tables are loaded and sums added up once: a whole tile where a few rows share
+/// look-ups. One row is done with a batch before all blocks of a tile come from memory, and decoded components of more
+/// blocks leave the first-level cache.
+inline constexpr std::size_t small_value_batch = 16;
+[[nodiscard]] constexpr std::size_t value_batch(std::size_t rows) noexcept {
+  return rows >= 2 && rows <= most_value_rows ? most_value_blocks : small_value_batch;
+}
+
 inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows, void* base) noexcept {
   carver memory(base, base == nullptr ? 0 : ~std::size_t{0});
   value_scratch out{};
@@ -94,13 +88,12 @@ inline value_scratch carve_value_scratch(const geometry& shape, std::size_t rows
   out.mass = memory.take<float>(rows);
   out.steps = memory.take<float>(rows);
   out.limits = memory.take<float>(rows);
-  out.above = memory.take<std::uint64_t>(value_batch * rows);
+  out.above = memory.take<std::uint64_t>(value_batch(rows) * rows);
   out.left = memory.take<float>(rows);
   out.carried = memory.take<float>(rows * slots);
   out.excess = memory.take<float>(rows * out.planes);
-  out.over = memory.take<excess_slot>(most_excess);
-  out.bytes = memory.take<std::uint8_t>(value_batch * rows * slots);
-  out.decoded = memory.take<std::int8_t>(value_batch * value_decoded * slots);
+  out.bytes = memory.take<std::uint8_t>(value_batch(rows) * rows * slots);
+  out.decoded = memory.take<std::int8_t>(rows > most_value_rows ? value_batch(rows) * value_decoded * slots : 0);
   out.size = memory.used();
   return out;
 }
@@ -125,23 +118,32 @@ struct value_block_list {
   [[nodiscard]] value_blocks all() const noexcept { return {index, codes, count}; }
 };
 
+/// Where a block's probabilities lie in a row, and which slots of the block the run has.
+struct block_place {
+  std::ptrdiff_t offset;
+  std::ptrdiff_t begin;
+  std::ptrdiff_t end;
+
+  block_place(const slot_run& run, std::size_t block) noexcept
+      : offset(run.offset_of(block)), begin(run.begin_in(block)), end(run.end_in(block)) {}
+  [[nodiscard]] bool whole() const noexcept { return end - begin == static_cast<std::ptrdiff_t>(slots); }
+};
+
 /// Loads the probabilities of one block and row; slots outside the run are 0 and not read.
 template <class Isa>
-PQATTN_ALWAYS_INLINE void load_probabilities(const float* row, const slot_run& run, std::size_t block,
+PQATTN_ALWAYS_INLINE void load_probabilities(const float* row, const block_place& place,
                                              typename Isa::floats* out) noexcept {
-  const std::ptrdiff_t begin = run.begin_in(block);
-  const std::ptrdiff_t end = run.end_in(block);
-  const float* at = row + run.offset_of(block);
+  const float* at = row + place.offset;
   constexpr auto lanes = static_cast<std::ptrdiff_t>(Isa::lanes);
   constexpr auto count = static_cast<std::ptrdiff_t>(slots) / lanes;
-  if (begin == 0 && end == static_cast<std::ptrdiff_t>(slots)) {
+  if (place.whole()) {
     PQATTN_X86_UNROLL
     for (std::ptrdiff_t i = 0; i < count; ++i) {
       out[i] = Isa::loadf(at + i * lanes);
     }
   } else {
     for (std::ptrdiff_t i = 0; i < count; ++i) {
-      out[i] = Isa::loadf_range(at + i * lanes, begin - i * lanes, end - i * lanes);
+      out[i] = Isa::loadf_range(at + i * lanes, place.begin - i * lanes, place.end - i * lanes);
     }
   }
 }
@@ -154,7 +156,7 @@ PQATTN_ALWAYS_INLINE typename Isa::floats masses_of_blocks(const float* row, con
   for (std::size_t i = 0; i < Isa::lanes; ++i) {
     if (i < count) {
       typename Isa::floats p[slots / Isa::lanes];
-      load_probabilities<Isa>(row, run, block + i, p);
+      load_probabilities<Isa>(row, {run, block + i}, p);
       sums[i] = fold_registers(p, Isa::addf);
     } else {
       sums[i] = Isa::setf(0.0f);
@@ -265,7 +267,7 @@ inline void measure(const float* row, const slot_run& run, const value_blocks& b
   }
   for (std::size_t b = 0; b < blocks.count; ++b) {
     floats p[registers];
-    load_probabilities<Isa>(row, run, blocks.index[b], p);
+    load_probabilities<Isa>(row, {run, blocks.index[b]}, p);
     PQATTN_X86_UNROLL
     for (std::size_t i = 0; i < registers; ++i) {
       sums[i] = Isa::addf(sums[i], p[i]);
@@ -291,13 +293,25 @@ PQATTN_ALWAYS_INLINE float inverse_step(float step) noexcept {
   return step > 1e-36f ? 1.0f / step : 0.0f;
 }
 
-/// What a call starts from. Carried remainders are in (-1/2, 1/2), apart from each other in neighbouring slots, and add
-/// up to 0.
+/// Remainders that the slots of a block start from: in (-1/2, 1/2), apart from each other in neighbouring slots, and
+/// adding up to 0.
+struct first_remainders {
+  float of[slots];
+
+  constexpr first_remainders() noexcept : of{} {
+    for (std::size_t i = 0; i < slots; ++i) {
+      of[i] = (static_cast<float>(i * 39 % slots) + 0.5f) / static_cast<float>(slots) - 0.5f;
+    }
+  }
+};
+
+/// What a call starts from.
 inline void clear_sums(const value_scratch& scratch, std::size_t rows) noexcept {
+  static constexpr first_remainders remainders;
   std::memset(scratch.sums, 0, scratch.planes * rows * sizeof(float));
   std::memset(scratch.excess, 0, scratch.planes * rows * sizeof(float));
-  for (std::size_t i = 0; i < rows * slots; ++i) {
-    scratch.carried[i] = (static_cast<float>(i * 39 % slots) + 0.5f) / static_cast<float>(slots) - 0.5f;
+  for (std::size_t row = 0; row < rows; ++row) {
+    std::memcpy(scratch.carried + row * slots, remainders.of, sizeof remainders.of);
   }
 }
 
@@ -326,11 +340,12 @@ PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks,
   std::uint8_t* bytes = scratch.bytes + first * slots;
   std::uint64_t* above = scratch.above + first;
   for (std::size_t b = 0; b < blocks.count; ++b, bytes += rows * slots, above += rows) {
+    const block_place place(run, blocks.index[b]);
     PQATTN_X86_UNROLL
     for (std::size_t row = 0; row < Rows; ++row) {
       floats p[registers];
       ints rounded[registers];
-      load_probabilities<Isa>(probabilities + (first + row) * stride, run, blocks.index[b], p);
+      load_probabilities<Isa>(probabilities + (first + row) * stride, place, p);
       above[row] = Isa::above(p, limit[row]);
       PQATTN_X86_UNROLL
       for (std::size_t i = 0; i < registers; ++i) {
@@ -354,46 +369,40 @@ PQATTN_NOINLINE void round_rows(const slot_run& run, const value_blocks& blocks,
   }
 }
 
-/// Adds to one group's sums what `count` probabilities have above their rows' limits.
+/// Adds the components that a slot's codes stand for, times `excess`. `codes`: of the slot's block.
 template <unsigned Bits>
-inline void add_excess(const std::int8_t* tables, std::size_t width, std::size_t code_at, std::size_t plane,
-                       const value_scratch& scratch, std::size_t count) noexcept {
-  for (std::size_t i = 0; i < count; ++i) {
-    const excess_slot& over = scratch.over[i];
-    const auto* codes = reinterpret_cast<const std::byte*>(over.codes + code_at);
-    const std::int8_t* value = tables + pqattn::detail::get_code(codes, Bits, over.slot);
-    float* sums = scratch.excess + over.row * scratch.planes + plane;
-    for (std::size_t c = 0; c < width; ++c) {
-      sums[c] = __builtin_fmaf(static_cast<float>(value[c * table_bytes(Bits)]), over.excess, sums[c]);
+PQATTN_NOINLINE void add_excess(const geometry& shape, const byte_codebook& book, const std::uint8_t* codes,
+                                std::size_t slot, float excess, float* sums) noexcept {
+  for (group_walk group(shape); !group.done(); group.next(), codes += 8 * Bits) {
+    const std::uint32_t code = pqattn::detail::get_code(reinterpret_cast<const std::byte*>(codes), Bits, slot);
+    const std::int8_t* entry = book.bytes + group.plane() * table_bytes(Bits) + code;
+    float* const at = sums + group.plane();
+    for (std::size_t c = 0; c < group.width(); ++c, entry += table_bytes(Bits)) {
+      at[c] = __builtin_fmaf(static_cast<float>(*entry), excess, at[c]);
     }
   }
 }
 
-/// Lists what probabilities of a batch have above their rows' limits. Returns how many are left on the list: when it is
-/// full they are added to the sums.
+/// The same for all that probabilities of a batch have above their rows' limits.
 template <unsigned Bits>
-inline std::size_t list_excess(const geometry& shape, const byte_codebook& book, const slot_run& run,
-                               const value_blocks& blocks, const float* probabilities, std::size_t stride,
-                               std::size_t rows, const value_scratch& scratch) noexcept {
-  std::size_t count = 0;
-  for (std::size_t row = 0; row < rows; ++row) {
-    const float* at = probabilities + row * stride;
-    for (std::size_t i = 0; i < blocks.count; ++i) {
-      for (std::uint64_t above = scratch.above[i * rows + row]; above != 0; above &= above - 1) {
-        if (count == most_excess) {
-          for (group_walk group(shape); !group.done(); group.next()) {
-            add_excess<Bits>(book.bytes + group.plane() * table_bytes(Bits), group.width(),
-                             std::size_t{group.group()} * 8 * Bits, group.plane(), scratch, count);
-          }
-          count = 0;
-        }
-        const int slot = std::countr_zero(above);
-        scratch.over[count++] = {blocks.codes[i], static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(row),
-                                 at[run.offset_of(blocks.index[i]) + slot] - scratch.limits[row]};
+inline void add_excesses(const geometry& shape, const byte_codebook& book, const slot_run& run,
+                         const value_blocks& blocks, const float* probabilities, std::size_t stride, std::size_t rows,
+                         const value_scratch& scratch) noexcept {
+  const std::uint64_t* above = scratch.above;
+  for (std::size_t i = 0; i < blocks.count; ++i, above += rows) {
+    std::uint64_t any = 0;
+    for (std::size_t row = 0; row < rows; ++row) {
+      any |= above[row];
+    }
+    for (std::size_t row = 0; any != 0 && row < rows; ++row) {
+      for (std::uint64_t left = above[row]; left != 0; left &= left - 1) {
+        const int slot = std::countr_zero(left);
+        const float probability = probabilities[row * stride + run.offset_of(blocks.index[i]) + slot];
+        add_excess<Bits>(shape, book, blocks.codes[i], static_cast<std::size_t>(slot),
+                         probability - scratch.limits[row], scratch.excess + row * scratch.planes);
       }
     }
   }
-  return count;
 }
 
 /// Adds the integer sums of a batch to the f32 sums of Count components and Rows rows, whose rows are `planes` apart.
@@ -614,7 +623,7 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
   for_rows<Isa::bytes == 64 ? 4 : 1>(rows, [&]<std::size_t Rows>(std::size_t row) noexcept {
     round_rows<Isa, Rows>(run, blocks, probabilities, stride, rows, row, scratch);
   });
-  const std::size_t over = list_excess<Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
+  add_excesses<Bits>(shape, book, run, blocks, probabilities, stride, rows, scratch);
   fetch_queue following(next.codes, next.count, run.block_bytes);
   following.share_among(shape.groups());
   for (group_walk group(shape); !group.done(); group.next()) {
@@ -626,7 +635,6 @@ inline void sum_batch(const geometry& shape, const byte_codebook& book, const va
     const std::int8_t* tables = book.bytes + group.plane() * table_bytes(Bits);
     float* sums = scratch.sums + group.plane();
     sum_group<Isa, Bits>(tables, group.width(), blocks, code_at, lines, rows, scratch, sums);
-    add_excess<Bits>(tables, group.width(), code_at, group.plane(), scratch, over);
   }
   following.fetch_due();
 }
@@ -648,8 +656,13 @@ inline void finish_values(const geometry& shape, const byte_codebook& book, std:
           return Isa::loadf_range(numbers + plane, 0, static_cast<std::ptrdiff_t>(count));
         };
         const auto sum = Isa::fma(step, of(sums), of(excess));
+        const auto total = Isa::fma(of(book.scale), sum, Isa::mulf(of(book.offset), mass));
+        if (shape.channel_order == nullptr && count == Isa::lanes) {
+          Isa::storef(out + position, Isa::addf(Isa::loadf(out + position), total));
+          continue;
+        }
         alignas(64) float added[Isa::lanes];
-        Isa::storef(added, Isa::fma(of(book.scale), sum, Isa::mulf(of(book.offset), mass)));
+        Isa::storef(added, total);
         for (std::size_t i = 0; i < count; ++i) {
           out[shape.channel(position + static_cast<std::uint32_t>(i))] += added[i];
         }
@@ -659,8 +672,8 @@ inline void finish_values(const geometry& shape, const byte_codebook& book, std:
 }
 
 /// Lists the blocks of a run of at most most_value_blocks that are not skipped; what the others hold is in scratch.mass
-/// then. The first codes of the first batch of what might have been skipped are fetched here; others are while they are
-/// summed.
+/// then. The first codes of the first small batch of what might have been skipped are fetched here; others are while
+/// they are summed.
 template <class Isa, unsigned Bits>
 inline void list_blocks(const slot_run& run, const float* probabilities, std::size_t stride, std::size_t rows,
                         bool skips, const value_scratch& scratch, value_block_list& list) noexcept {
@@ -677,7 +690,7 @@ inline void list_blocks(const slot_run& run, const float* probabilities, std::si
     const std::uint8_t* codes = run.block(block);
     list.index[list.count] = block;
     list.codes[list.count++] = codes;
-    if (skips && list.count <= value_batch) {
+    if (skips && list.count <= small_value_batch) {
       fetch_lines(codes, value_groups_ahead * 8 * Bits);
     }
   }
@@ -709,8 +722,8 @@ inline void find_steps(const slot_run& run, const value_blocks& blocks, const fl
 template <class Isa, unsigned Bits>
 inline void sum_run(const geometry& shape, const byte_codebook& book, const slot_run& run, const float* probabilities,
                     std::size_t stride, std::size_t rows, bool skips, float* out, std::size_t out_stride,
-                    std::size_t& skipped, const value_scratch& scratch, fetch_queue& next,
-                    const known_sums& known) noexcept {
+                    std::size_t& skipped, const value_scratch& scratch, fetch_queue& next, const known_sums& known,
+                    bool far) noexcept {
   value_block_list list;
   list_blocks<Isa, Bits>(run, probabilities, stride, rows, skips, scratch, list);
   skipped += run.end_block() - run.first_block() - list.count;
@@ -720,11 +733,13 @@ inline void sum_run(const geometry& shape, const byte_codebook& book, const slot
   const value_blocks blocks = list.all();
   find_steps<Isa>(run, blocks, probabilities, stride, rows, known, scratch);
   clear_sums(scratch, rows);
-  next.share_among((list.count + value_batch - 1) / value_batch * shape.groups());
-  for (std::size_t first = 0; first < list.count; first += value_batch) {
-    const std::size_t after = first + value_batch < list.count ? first + value_batch : list.count;
-    sum_batch<Isa, Bits>(shape, book, blocks.slice(first, value_batch), blocks.slice(after, value_batch), next, run,
-                         probabilities, stride, rows, scratch);
+  // Of what lies in memory a batch is fetched while the one before it is summed.
+  const std::size_t batch = far ? small_value_batch : value_batch(rows);
+  next.share_among((list.count + batch - 1) / batch * shape.groups());
+  for (std::size_t first = 0; first < list.count; first += batch) {
+    const std::size_t after = first + batch < list.count ? first + batch : list.count;
+    sum_batch<Isa, Bits>(shape, book, blocks.slice(first, batch), blocks.slice(after, batch), next, run, probabilities,
+                         stride, rows, scratch);
   }
   next.fetch_due();
   finish_values<Isa>(shape, book, rows, scratch, out, out_stride);
@@ -732,22 +747,25 @@ inline void sum_run(const geometry& shape, const byte_codebook& book, const slot
 
 }  // namespace detail
 
-/// Bytes of workspace for value_sum, aligned to 64.
+/// Bytes of workspace for value_sum of up to `rows` rows, aligned to 64.
 template <class Isa>
 [[nodiscard]] inline std::size_t value_scratch_bytes(const geometry& shape, std::size_t rows) noexcept {
-  return detail::carve_value_scratch(shape, rows, nullptr).size;
+  const std::size_t all = detail::carve_value_scratch(shape, rows, nullptr).size;
+  const std::size_t few = detail::carve_value_scratch(shape, detail::most_value_rows, nullptr).size;
+  return rows > detail::most_value_rows && few > all ? few : all;
 }
 
 /// out(row, channel) += sum over the run's slots of probabilities[row * stride + slot - run.first] * value.
 /// Probabilities are at least 0. `skip_mass`: null, or per row a mass; blocks, light ones first, are left out while
 /// their masses add up to at most that in every row, and counted in `skipped`. Any number of rows; look-ups are shared
-/// by all. `next` is fetched meanwhile. Without `known` the sums are found in a pass of their own. Returns false, and
+/// by all. `next` is fetched meanwhile; `far`: whether the run's own codes may lie in memory. Without `known` the sums
+/// are found in a pass of their own. Returns false, and
 /// does nothing, when the code width has no look-up in registers (above widest_code<Isa>).
 template <class Isa>
 inline bool value_sum(const geometry& shape, const byte_codebook& book, const slot_run& run, const float* probabilities,
                       std::size_t stride, std::size_t rows, const float* skip_mass, float* out, std::size_t out_stride,
-                      std::size_t& skipped, void* workspace, fetch_queue next = {},
-                      const known_sums& known = {}) noexcept {
+                      std::size_t& skipped, void* workspace, fetch_queue next = {}, const known_sums& known = {},
+                      bool far = false) noexcept {
   return with_code_bits<Isa>(shape.code_bits(), [&]<unsigned Bits>() noexcept {
     const auto scratch = detail::carve_value_scratch(shape, rows, workspace);
     if (skip_mass != nullptr) {
@@ -759,7 +777,7 @@ inline bool value_sum(const geometry& shape, const byte_codebook& book, const sl
       const slot_run part = run.part(block, block + most_value_blocks);
       detail::sum_run<Isa, Bits>(shape, book, part, probabilities + (part.first - run.first), stride, rows,
                                  skip_mass != nullptr, out, out_stride, skipped, scratch, next,
-                                 whole ? known : known_sums{});
+                                 whole ? known : known_sums{}, far);
     }
   });
 }
