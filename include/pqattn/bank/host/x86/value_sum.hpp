@@ -396,8 +396,8 @@ inline void add_excesses(const geometry& shape, const byte_codebook& book, const
     }
     for (std::size_t row = 0; any != 0 && row < rows; ++row) {
       for (std::uint64_t left = above[row]; left != 0; left &= left - 1) {
-        const int slot = std::countr_zero(left);
-        const float probability = probabilities[row * stride + run.offset_of(blocks.index[i]) + slot];
+        const auto slot = static_cast<std::ptrdiff_t>(std::countr_zero(left));
+        const float probability = (probabilities + row * stride)[run.offset_of(blocks.index[i]) + slot];
         add_excess<Bits>(shape, book, blocks.codes[i], static_cast<std::size_t>(slot),
                          probability - scratch.limits[row], scratch.excess + row * scratch.planes);
       }
